@@ -1,0 +1,328 @@
+"""Every configuration key: section, kind, bounds, default, which side reads it, and what it is for.
+
+The sections are dataclasses, so the table is also the type that the code uses. A section that both sides read is in two
+parts: `EnclaveX` travels to the enclave, `X` adds what only the host reads. `settings.py` checks documents against this
+table; docs/configuration.md and enclave-os.example.toml are generated from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal
+
+from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
+from enclave_os.wire.setting_kinds import (
+    GIB,
+    KIB,
+    MIB,
+    Choice,
+    Endpoint,
+    Flag,
+    Integer,
+    Json,
+    ListenEndpoint,
+    ListOf,
+    OptionalInteger,
+    Seconds,
+    ServerName,
+    Size,
+    Tables,
+    Text,
+    key,
+)
+
+WORKERS_MAX: Final = 64
+PEM_SIZE_MAX: Final = 16 * KIB
+KeyOrigin = Literal["generated", "imported"]
+CAPACITY: Final = Size(RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where the host listens and what it starts."""
+
+    listen: tuple[Endpoint, ...] = key(
+        ListOf(ListenEndpoint(), 1, 64),
+        ["0.0.0.0:443", "[::]:443"],
+        "host",
+        "Addresses and ports to listen on; port 0 lets the system choose one.",
+    )
+    port: int | None = key(
+        OptionalInteger(Integer(0, 65535)),
+        None,
+        "host",
+        "Replaces the port of every entry of `listen`; left out, their own ports count.",
+    )
+    backlog: int = key(
+        Integer(1, 65535),
+        1024,
+        "host",
+        "Connections that the kernel queues before the proxy accepts them; the kernel caps it at net.core.somaxconn.",
+    )
+    reuseport: bool = key(
+        Flag(),
+        False,
+        "host",
+        "Let other processes of the same user listen on the same ports (SO_REUSEPORT).",
+    )
+    workers: int = key(
+        Integer(1, WORKERS_MAX),
+        1,
+        "host",
+        "Enclave processes, each with its own region and rings.",
+    )
+    connections_max: int = key(
+        Integer(0, (1 << CONN_SLOT_BITS) - 1),
+        0,
+        "host",
+        "Client connections at once, all workers together; 0 takes what RLIMIT_NOFILE allows, with head-room.",
+    )
+    state_dir: str = key(
+        Text("a folder", 4096, empty=True),
+        "",
+        "host",
+        "Folder for what outlives a start. Empty: $STATE_DIRECTORY, or /var/lib/enclave-os for root, or "
+        "$XDG_STATE_HOME/enclave-os.",
+    )
+    enclave: str = key(
+        Choice(("auto", "simulated", "direct", "sgx")),
+        "auto",
+        "host",
+        "How the enclave runs; auto takes the best that this machine has.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnclaveRings:
+    """Waiting on the rings."""
+
+    spin_us: int = key(
+        Integer(0, 1000, "microseconds"),
+        0,
+        "both",
+        "How long a side looks again before it sleeps on the doorbell. Helps only where a core is to spare.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rings(EnclaveRings):
+    """The four rings of each worker's region. The largest record is half a ring."""
+
+    data_to_enclave: int = key(CAPACITY, "2MiB", "host", "TLS bytes from the clients.")
+    data_to_host: int = key(CAPACITY, "2MiB", "host", "TLS bytes to the clients.")
+    rpc_to_host: int = key(CAPACITY, "1MiB", "host", "The enclave's calls.")
+    rpc_to_enclave: int = key(CAPACITY, "1MiB", "host", "The host's replies.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnclaveTimeouts:
+    """Deadlines that the enclave keeps. All in seconds."""
+
+    handshake: float = key(
+        Seconds(0.05, 300), 10, "enclave", "From the connection to the end of its TLS handshake; then it is closed."
+    )
+    head: float = key(
+        Seconds(0.05, 300), 10, "enclave", "From a request's first byte to the end of its head; then 408 and close."
+    )
+    body: float = key(
+        Seconds(0.05, 3600), 60, "enclave", "From the end of the head to the last byte of the body; then 408 and close."
+    )
+    idle: float = key(
+        Seconds(0.05, 3600), 75, "enclave", "Between two requests on a kept connection; then it is closed."
+    )
+    request: float = key(Seconds(0.05, 3600), 30, "enclave", "From a whole request to the module's answer; then 503.")
+    write_stall: float = key(
+        Seconds(0.05, 3600), 30, "both", "How long a client may take nothing of what waits for it; then it is cut off."
+    )
+    drain: float = key(
+        Seconds(0.05, 3600), 30, "both", "From SIGTERM to the end of the last request; then the rest is cut off."
+    )
+    rpc: float = key(Seconds(0.05, 300), 5, "enclave", "From a call to the host to its reply; then the call fails.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts(EnclaveTimeouts):
+    """Deadlines: every wait has one. All in seconds."""
+
+    connect: float = key(Seconds(0.05, 300), 10, "host", "For the host to reach a target that the enclave connects to.")
+    host_idle: float = key(
+        Seconds(0.05, 7200),
+        120,
+        "host",
+        "A socket without a byte either way; the host's own net, so longer than every deadline of the enclave.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of what a client may make the enclave hold. Sizes per request unless they say otherwise."""
+
+    connections: int = key(
+        Integer(1, (1 << CONN_SLOT_BITS) - 1), 16384, "enclave", "Connections of one worker; more are refused at once."
+    )
+    head_bytes: int = key(
+        Size(KIB, 256 * KIB), "16KiB", "enclave", "Request line and header fields together; then 431."
+    )
+    headers: int = key(Integer(1, 1000), 100, "enclave", "Header fields; then 431.")
+    target_bytes: int = key(Size(64, 128 * KIB), "8KiB", "enclave", "The request target (path and query); then 414.")
+    body_bytes: int = key(Size(0, GIB), "16MiB", "enclave", "One body; then 413.")
+    body_memory_bytes: int = key(
+        Size(64 * KIB, 64 * GIB), "256MiB", "enclave", "All bodies of one worker that are in memory at once; then 503."
+    )
+    requests_in_flight: int = key(
+        Integer(1, 256),
+        16,
+        "enclave",
+        "Pipelined requests of one connection that are read ahead; more wait in the client's socket.",
+    )
+    write_buffer_bytes: int = key(
+        Size(32 * KIB, 64 * MIB),
+        "256KiB",
+        "both",
+        "What may wait for one slow client on each side before its connection is paused.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """The server's certificate."""
+
+    names: tuple[str, ...] = key(
+        ListOf(ServerName(), 1, 64),
+        ["localhost", "127.0.0.1", "::1"],
+        "enclave",
+        "DNS names and IP addresses in the certificate. Left out, the machine's host name is added.",
+    )
+    alpn: tuple[str, ...] = key(
+        ListOf(Choice(("http/1.1",)), 1, 1), ["http/1.1"], "enclave", "Application protocols, in order of preference."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """One `[[auth.issuers]]` table: whose bearer tokens (ES256) are accepted."""
+
+    issuer: str = key(Text("the token's `iss`", 256), ..., "enclave", "The claim `iss`, compared exactly.")
+    audience: str = key(Text("the token's `aud`", 256), ..., "enclave", "The claim `aud`, compared exactly.")
+    public_key_pem: str = key(
+        Text("a P-256 public key in PEM", PEM_SIZE_MAX, empty=True, lines=True),
+        "",
+        "enclave",
+        "The issuer's P-256 public key; this or `public_key_file`.",
+    )
+    public_key_file: str = key(
+        Text("a file", 4096, empty=True),
+        "",
+        "host",
+        "File with that key, relative to the configuration file; the host reads it at start.",
+    )
+    roles_claim: str = key(Text("a claim's name", 64), "roles", "enclave", "The claim that lists the roles.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Who may use the routes that need a role. Without an issuer nobody may."""
+
+    issuers: tuple[Issuer, ...] = key(
+        Tables("issuers of bearer tokens", 16, Issuer),
+        [],
+        "enclave",
+        "Issuers of bearer tokens; `enclave-os token keygen` prints one to paste.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modules:
+    """What the enclave serves. A module's own keys stand in `[module.<name>]` and are passed to it as they are."""
+
+    enabled: tuple[str, ...] = key(
+        ListOf(Text("a module's name", 64), 0, 64),
+        ["helloworld"],
+        "enclave",
+        "Modules by the names of their entry points, in the order in which they are asked.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnclaveLog:
+    """What the enclave logs."""
+
+    level: str = key(Choice(("debug", "info", "warning", "error")), "info", "both", "The least level that is logged.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log(EnclaveLog):
+    """The log, on stderr."""
+
+    format: str = key(Choice(("text", "json")), "text", "host", "Lines for people or for machines.")
+
+
+ModuleTables = Mapping[str, Mapping[str, Json]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration as the host uses it, checked."""
+
+    server: Server = Server()
+    rings: Rings = Rings()
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    tls: Tls = Tls()
+    auth: Auth = Auth()
+    modules: Modules = Modules()
+    module: ModuleTables = field(default_factory=dict)
+    log: Log = Log()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateAuthority:
+    """The CA that signs the enclave's leaves. The host has seen an imported key; nobody has seen a generated one."""
+
+    certificate_pem: str
+    key_pem: str = field(repr=False)
+    key_origin: KeyOrigin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnclaveSettings:
+    """What one worker's enclave was told at `run`: alleged by the host, but well-formed and within the bounds."""
+
+    worker_index: int
+    worker_count: int
+    ca: CertificateAuthority
+    rings: EnclaveRings = EnclaveRings()
+    timeouts: EnclaveTimeouts = EnclaveTimeouts()
+    limits: Limits = Limits()
+    tls: Tls = Tls()
+    auth: Auth = Auth()
+    modules: Modules = Modules()
+    module: ModuleTables = field(default_factory=dict)
+    log: EnclaveLog = EnclaveLog()
+
+
+SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "server": Server,
+        "rings": Rings,
+        "timeouts": Timeouts,
+        "limits": Limits,
+        "tls": Tls,
+        "auth": Auth,
+        "modules": Modules,
+        "log": Log,
+    }
+)
+ENCLAVE_SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "rings": EnclaveRings,
+        "timeouts": EnclaveTimeouts,
+        "limits": Limits,
+        "tls": Tls,
+        "auth": Auth,
+        "modules": Modules,
+        "log": EnclaveLog,
+    }
+)
