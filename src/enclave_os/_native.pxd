@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 cdef extern from "_native.h" nogil:
     const int ENCLAVE_OS_DEBUG
+    void eos_assert(bint holds)
     uint64_t eos_debug_loads()
     uint64_t eos_debug_stores()
     uint64_t eos_load_acquire(const uint64_t *word)

@@ -26,12 +26,13 @@
 #
 # Cost: a claim and commit touch shared memory only in the record itself; the cursor is stored once per publish.
 # It does not: block, ring the doorbell, allocate, know frames, or look inside a payload.
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from enclave_os._limits cimport RECORD_HEADER_SIZE
 from enclave_os._native cimport (
-    eos_copy_in, eos_copy_out, eos_exchange, eos_fence, eos_load_acquire, eos_load_relaxed,
+    eos_assert, eos_copy_in, eos_copy_out, eos_exchange, eos_fence, eos_load_acquire, eos_load_relaxed,
     eos_store_relaxed, eos_store_release,
 )
 
@@ -41,11 +42,13 @@ cdef enum:
     RING_FULL = -1        # weather: no room now
     RING_TOO_BIG = -2     # our caller's mistake: larger than a record can ever be
     RING_POISONED = -3    # the peer broke the contract; for good
-    RECORD_PADDING = 0xFFFFFFFF
     RING_PRODUCED_OFFSET = 0
     RING_CONSUMED_OFFSET = 128
     RING_CONSUMER_WAITS_OFFSET = 256
     RING_PRODUCER_WAITS_OFFSET = 384
+
+cdef enum:
+    RECORD_PADDING = 0xFFFFFFFF     # apart: one unsigned value would widen the type of the results above
 
 # Why a ring was poisoned, for the one typed error that names the guilty party.
 cdef enum:
@@ -56,6 +59,8 @@ cdef enum:
     LIE_RECORD_ZERO_WORD = 4
     LIE_PADDING = 5
     LIE_FRAME = 6           # set by the reader above: a frame that the contract does not allow
+    LIE_RPC_HEADER = 7      # set by the reader above: cut short, a wrong size, or a zero field that is not
+    LIE_LAST = 7
 
 cdef struct ring_producer_t:
     uint8_t *data               # shared, borrowed from the mapping
@@ -83,7 +88,8 @@ cdef struct ring_consumer_t:
     uint64_t consumed           # position after the last advance
     uint64_t released           # position that the peer may see
     uint64_t produced_seen      # last accepted value of the peer's cursor
-    uint64_t record_total       # header, payload and padding of the record under the finger
+    uint64_t record_total       # header, payload and padding of the peeked record; 0: none is
+    uint32_t record_size        # payload bytes of the peeked record, from the one load of its header
     int lie
 
 
@@ -91,7 +97,7 @@ cdef struct ring_consumer_t:
 
 cdef inline uint32_t ring_record_size_max(uint64_t capacity) noexcept nogil:
     # Half the ring: with padding before it a record of this size still fits once the ring is drained.
-    return <uint32_t>(capacity // 2 - RECORD_HEADER_SIZE)
+    return <uint32_t>((capacity >> 1) - RECORD_HEADER_SIZE)
 
 cdef inline uint64_t ring_record_total(uint32_t size) noexcept nogil:
     return RECORD_HEADER_SIZE + ((<uint64_t>size + 7) & ~<uint64_t>7)
@@ -155,6 +161,7 @@ cdef inline int ring_claim(ring_producer_t *p, uint32_t size, uint8_t **payload)
     # Reserve `size` payload bytes in one piece. RING_READY sets *payload (8-aligned, borrowed until commit or abort);
     # RING_FULL, RING_TOO_BIG and RING_POISONED leave it alone. Nothing is visible to the peer before commit and publish.
     cdef uint64_t offset, to_end, total
+    eos_assert(not p.claimed)
     if p.lie:
         return RING_POISONED
     if size > ring_record_size_max(p.capacity):
@@ -176,9 +183,15 @@ cdef inline int ring_claim(ring_producer_t *p, uint32_t size, uint8_t **payload)
     payload[0] = p.data + offset + RECORD_HEADER_SIZE
     return RING_READY
 
+cdef inline uint8_t *ring_claimed_payload(ring_producer_t *p) noexcept nogil:
+    # Where the open claim's payload starts: what ring_claim gave.
+    eos_assert(p.claimed)
+    return p.data + (0 if p.claim_skip else p.produced & (p.capacity - 1)) + RECORD_HEADER_SIZE
+
 cdef inline void ring_commit(ring_producer_t *p, uint32_t size) noexcept nogil:
     # Close the claim with `size` <= claimed payload bytes; visible after publish. On the enclave's side the payload was
     # written by eos_copy_out, which pads; the host may have let a socket write it, so its tail is zeroed here.
+    eos_assert(p.claimed and size <= p.claim_size)
     cdef uint64_t offset = 0 if p.claim_skip else p.produced & (p.capacity - 1)
     cdef uint8_t *record = p.data + offset
     if not p.wordwise and size & 7:
@@ -201,11 +214,13 @@ cdef inline bint ring_publish(ring_producer_t *p) noexcept nogil:
 
 cdef inline int ring_wait_for_room(ring_producer_t *p, uint32_t size) noexcept nogil:
     # Ask to be woken when the consumer releases. RING_FULL: asked, sleep on the doorbell. RING_READY: room came meanwhile.
-    # Publish first: a consumer that was shown nothing releases nothing.
+    # Publish first: a consumer that was shown nothing releases nothing. RING_TOO_BIG: that room can never come.
     cdef uint64_t total = ring_record_total(size)
     cdef uint64_t to_end = p.capacity - (p.produced & (p.capacity - 1))
     if p.lie:
         return RING_POISONED
+    if size > ring_record_size_max(p.capacity):
+        return RING_TOO_BIG
     if to_end < total:
         total += to_end
     eos_store_relaxed(p.producer_waits, 1)
@@ -213,6 +228,7 @@ cdef inline int ring_wait_for_room(ring_producer_t *p, uint32_t size) noexcept n
     if ring_look_for_room(p) == RING_POISONED:
         return RING_POISONED
     if p.produced + total - p.consumed_seen > p.capacity:
+        eos_assert(p.published == p.produced or p.published != p.consumed_seen)
         return RING_FULL
     eos_store_relaxed(p.producer_waits, 0)
     return RING_READY
@@ -233,10 +249,15 @@ cdef inline int ring_look_for_records(ring_consumer_t *c) noexcept nogil:
 
 cdef inline int ring_peek(ring_consumer_t *c, const uint8_t **payload, uint32_t *size) noexcept nogil:
     # The next record, in one piece: RING_READY sets *payload (8-aligned, SHARED: copy once, then look) and *size.
-    # RING_EMPTY, RING_POISONED leave them alone. The record stays until ring_advance and ring_release.
+    # RING_EMPTY, RING_POISONED leave them alone. The record stays until ring_advance and ring_release; peeking again
+    # gives the same answer without a second look at its header, which the peer may have changed meanwhile.
     cdef uint64_t offset, header, total, available
     if c.lie:
         return RING_POISONED
+    if c.record_total:
+        payload[0] = c.data + (c.consumed & (c.capacity - 1)) + RECORD_HEADER_SIZE
+        size[0] = c.record_size
+        return RING_READY
     while True:
         available = c.produced_seen - c.consumed
         if available == 0:
@@ -265,6 +286,7 @@ cdef inline int ring_peek(ring_consumer_t *c, const uint8_t **payload, uint32_t 
             c.lie = LIE_RECORD_SIZE
             return RING_POISONED
         c.record_total = total
+        c.record_size = <uint32_t>header
         payload[0] = c.data + offset + RECORD_HEADER_SIZE
         size[0] = <uint32_t>header
         return RING_READY
@@ -285,6 +307,7 @@ cdef inline bint ring_release(ring_consumer_t *c) noexcept nogil:
 
 cdef inline int ring_arm(ring_consumer_t *c) noexcept nogil:
     # Before sleeping. RING_EMPTY: armed, sleep on the doorbell. RING_READY: records came meanwhile, do not sleep.
+    # Release first: a producer that waits for the room we hold would wait as long as we sleep.
     if c.lie:
         return RING_POISONED
     eos_store_relaxed(c.consumer_waits, 1)
@@ -292,6 +315,7 @@ cdef inline int ring_arm(ring_consumer_t *c) noexcept nogil:
     if ring_look_for_records(c) == RING_POISONED:
         return RING_POISONED
     if c.produced_seen == c.consumed:
+        eos_assert(c.released == c.consumed)
         return RING_EMPTY
     eos_store_relaxed(c.consumer_waits, 0)
     return RING_READY
@@ -301,11 +325,16 @@ cdef inline void ring_disarm(ring_consumer_t *c) noexcept nogil:
     eos_store_relaxed(c.consumer_waits, 0)
 
 
-# The Python classes of _ring.pyx, for natives that are handed one and use its C end.
+# The Python classes of _ring.pyx, for natives that are handed one and use its C end. Single producer, single consumer
+# means one thread each: whoever drives `ring` from C does not call the object's methods meanwhile.
+@cython.final
 cdef class Producer:
     cdef ring_producer_t ring
-    cdef object _region     # keeps the mapping alive while we point into it
+    cdef object _region     # a memoryview: keeps the mapping alive while we point into it
+    cdef bint _owed         # a batch call published to a sleeping consumer: publish() will say so
 
+@cython.final
 cdef class Consumer:
     cdef ring_consumer_t ring
     cdef object _region
+    cdef bint _owed

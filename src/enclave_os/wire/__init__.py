@@ -1,1 +1,35 @@
+"""The wire: rings, frames and RPC headers, shared by host and enclave. The one Python door to `_ring` and `_codec`.
 
+No I/O, no clock, no crypto, no logging; standard library only.
+"""
+
+from enclave_os._codec import (
+    FrameReader,
+    FrameWriter,
+    decode_frame,
+    decode_rpc_reply,
+    decode_rpc_request,
+    encode_frame,
+    encode_rpc_reply,
+    encode_rpc_request,
+    is_frame_allowed,
+)
+from enclave_os._ring import EMPTY, FULL, READY, Consumer, Producer, create_ring
+
+__all__ = [
+    "EMPTY",
+    "FULL",
+    "READY",
+    "Consumer",
+    "FrameReader",
+    "FrameWriter",
+    "Producer",
+    "create_ring",
+    "decode_frame",
+    "decode_rpc_reply",
+    "decode_rpc_request",
+    "encode_frame",
+    "encode_rpc_reply",
+    "encode_rpc_request",
+    "is_frame_allowed",
+]

@@ -20,7 +20,6 @@ class Lie(IntEnum):
     PADDING = 5
     FRAME = 6
     RPC_HEADER = 7
-    RPC_SIZE = 8
 
 
 LIE_TEXTS: dict[Lie, str] = {
@@ -31,8 +30,7 @@ LIE_TEXTS: dict[Lie, str] = {
     Lie.RECORD_ZERO_WORD: "the zero word of a record's header is not zero",
     Lie.PADDING: "padding where no producer pads",
     Lie.FRAME: "a frame that the contract does not allow",
-    Lie.RPC_HEADER: "an RPC header that is cut short, or whose zero field is not zero",
-    Lie.RPC_SIZE: "an RPC header whose size is not its payload's",
+    Lie.RPC_HEADER: "an RPC header that is cut short, whose size is not its payload's, or whose zero field is not zero",
 }
 
 
