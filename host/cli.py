@@ -1,0 +1,189 @@
+"""The host's part of the command line: `serve` and `config`.
+
+`enclave-os` (the package `enclave_os_client`) executes this one for these two commands and passes its arguments on, so
+that the client works where no server is installed. Exit codes are those of sysexits.h, as service managers know them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from enclave_os import __version__
+from enclave_os.wire.setting_kinds import keys_of
+from enclave_os.wire.setting_table import SECTIONS
+from enclave_os.wire.settings import ConfigError
+
+from . import config, config_report
+
+EX_OK: Final = os.EX_OK
+EX_USAGE: Final = os.EX_USAGE
+EX_UNAVAILABLE: Final = os.EX_UNAVAILABLE
+EX_NOINPUT: Final = os.EX_NOINPUT
+EX_CONFIG: Final = os.EX_CONFIG
+
+SIMULATED_LINE: Final = (
+    "simulated: no SGX here; the enclave is an ordinary process, and this machine can read what it holds"
+)
+
+# The flags with a name of their own; `--set` reaches every other key.
+FLAGS: Final = (
+    ("server.listen", "--listen", "ADDRESS:PORT", "listen here; may be given again"),
+    ("server.port", "--port", "PORT", "replace the port of every address listened on; 0 lets the system choose"),
+    ("server.workers", "--workers", "N", "enclave processes"),
+    ("server.enclave", "--enclave", "HOW", "how the enclave runs"),
+    ("server.state_dir", "--state-dir", "FOLDER", "folder for what outlives a start"),
+    ("server.backlog", "--backlog", "N", "connections that the kernel queues"),
+    ("server.connections_max", "--connections-max", "N", "client connections at once; 0: what the system allows"),
+    ("rings.spin_us", "--spin-us", "US", "microseconds to look again before sleeping"),
+    ("log.level", "--log-level", "LEVEL", "the least level that is logged"),
+    ("log.format", "--log-format", "FORMAT", "log lines for people or for machines"),
+)
+
+SERVE_EXAMPLES: Final = """\
+examples:
+  enclave-os serve --port 8443                     serve on port 8443 of every address
+  enclave-os serve --listen 127.0.0.1:8443         serve to this machine only
+  enclave-os serve --config site.toml --workers 2  a configuration file, and two enclave processes
+  enclave-os serve --set timeouts.idle=20          any key of docs/configuration.md
+
+signals:
+  SIGTERM, SIGINT   stop accepting, finish the requests in flight, exit 0; a second one stops at once
+
+exit codes:
+  0 stopped as asked      64 wrong arguments        66 a named file cannot be read
+  69 no such enclave here 70 a bug, or the enclave failed again and again
+  71 the system refused (memory, descriptors)       75 another server holds the state folder or the port
+  77 not permitted (a port below 1024, say)         78 the configuration is wrong
+"""
+
+CONFIG_EXAMPLES: Final = """\
+examples:
+  enclave-os config check --config site.toml     every problem at once; exit code 78 if there is one
+  enclave-os config show                         every value and where it came from
+  enclave-os config show --json                  the same for machines
+  enclave-os config example > enclave-os.toml    a file with every key to start from
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the exit code of sysexits.h and without abbreviated flags, which would change meaning later."""
+
+    def __init__(self, **arguments: object) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **arguments,  # type: ignore[arg-type] # argparse's own keyword arguments, passed on
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns: the process's exit code."""
+    parsed = _parser().parse_args(arguments)
+    if parsed.command == "config" and parsed.action == "reference":
+        sys.stdout.write(config_report.reference())
+        return EX_OK
+    if parsed.command == "config" and parsed.action == "example":
+        sys.stdout.write(config_report.example())
+        return EX_OK
+    try:
+        loaded = _load(parsed)
+    except ConfigError as error:
+        for problem in str(error).splitlines():
+            print(f"enclave-os: {problem}", file=sys.stderr)
+        return EX_CONFIG
+    except OSError as error:
+        print(f"enclave-os: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EX_NOINPUT
+    if parsed.command == "config":
+        return _config(parsed, loaded)
+    return _serve(parsed, loaded)
+
+
+def _config(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
+    if parsed.action == "show":
+        sys.stdout.write(config_report.show_json(loaded) if parsed.json else config_report.show_text(loaded))
+    else:
+        source = f"file {loaded.file}" if loaded.file else "no file, so the defaults"
+        print(f"the configuration is right ({source}, {len(loaded.origins)} keys given)")
+    return EX_OK
+
+
+def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
+    how = loaded.settings.server.enclave
+    if how not in ("auto", "simulated"):
+        print(
+            f"enclave-os: server.enclave: this version cannot start an enclave the way {how!r} says; "
+            "only 'simulated' (or 'auto', which chooses it) is possible",
+            file=sys.stderr,
+        )
+        return EX_UNAVAILABLE
+    print(SIMULATED_LINE, file=sys.stderr, flush=True)
+    # Imported here: `config` must work where the natives were not built.
+    from .supervisor import serve
+
+    return serve(loaded.settings, ready_fd=parsed.ready_fd)
+
+
+def _load(parsed: argparse.Namespace) -> config.Loaded:
+    flags: dict[str, tuple[object, str]] = {}
+    for path, flag, _, _ in FLAGS:
+        given = getattr(parsed, path)
+        if given is not None:
+            section, _, name = path.partition(".")
+            kind = config.kind_of(section, name)
+            flags[path] = ([*given] if isinstance(given, list) else kind.from_text(given), flag)
+    if parsed.reuseport:
+        flags["server.reuseport"] = (True, "--reuseport")
+    flags |= config.read_assignments(parsed.set)
+    return config.load(
+        file=parsed.config,
+        environment=os.environ,
+        flags=flags,
+        folder=Path.cwd(),
+        host_name=platform.node(),
+        user_id=os.geteuid(),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="enclave-os", description="Serve HTTPS from inside an enclave: the host's commands.")
+    parser.add_argument("--version", action="version", version=f"enclave-os {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="start host and enclave and serve", epilog=SERVE_EXAMPLES)
+    _add_sources(serve)
+    serve.add_argument(
+        "--ready-fd", type=int, metavar="FD", help="write one line to this descriptor when the first worker serves"
+    )
+
+    actions = commands.add_parser("config", help="check and show the configuration", epilog=CONFIG_EXAMPLES)
+    names = actions.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_sources(names.add_parser("check", help="report every problem; exit code 78 if there is one"))
+    show = names.add_parser("show", help="print every value and where it came from")
+    _add_sources(show)
+    show.add_argument("--json", action="store_true", help="for machines")
+    names.add_parser("reference", help="print docs/configuration.md")
+    names.add_parser("example", help="print a configuration file with every key and its default")
+    return parser
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration file (docs/configuration.md)")
+    group = parser.add_argument_group("keys of the configuration, over file and environment")
+    for path, flag, metavar, text in FLAGS:
+        section, _, name = path.partition(".")
+        row = keys_of(SECTIONS[section])[name]
+        action = "append" if path == "server.listen" else "store"
+        group.add_argument(flag, dest=path, metavar=metavar, action=action, help=f"{text} ({row.kind.describe()})")
+    group.add_argument("--reuseport", action="store_true", help="share the ports with other processes of this user")
+    group.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="set any key")
