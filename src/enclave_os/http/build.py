@@ -1,0 +1,42 @@
+"""Requests without a client, for the tests of modules: composed as bytes and parsed like any other."""
+
+from collections.abc import Iterable
+
+from enclave_os.http._message import Request
+from enclave_os.http._parser import REFUSED, REQUEST, RequestParser
+from enclave_os.http.errors import HTTPError
+
+
+def make_request(
+    method: str,
+    target: str = "/",
+    headers: Iterable[tuple[str, str]] = (),
+    body: bytes = b"",
+    *,
+    host: str = "localhost",
+    peer: str = "",
+) -> Request:
+    """A request as the ingress would hand it to a module.
+
+    Args:
+        target: as on the wire, percent-encoded where need be.
+        headers: further fields; Host and Content-Length are added.
+        peer: the alleged address, "ip:port".
+    Raises:
+        HTTPError: the parser refuses it, with the status that a client would get.
+    """
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    raw = "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+    parser = RequestParser()
+    pos = 0
+    result = 0
+    while pos < len(raw) and result not in (REQUEST, REFUSED):
+        result, used = parser.feed(raw[pos:])
+        pos += used
+    if result != REQUEST or pos != len(raw):
+        raise HTTPError(parser.status or 400, parser.reason or "not exactly one request")
+    request = parser.take()
+    request.peer = peer
+    return request
