@@ -1,4 +1,4 @@
-# Frame and RPC headers: the C interface, inlined. Byte tables in docs/wire.md; the numbers' other copy is wire/frames.py.
+# Frame and RPC headers: the C interface, inlined. Byte tables in docs/wire.md; the numbers for Python: wire/frames.py.
 #
 #   data frame   u8 kind, u8 flags, u16 zero, u32 LE conn_id          8 bytes, one aligned word, then the payload
 #   RPC request  u64 req_id, u16 method, u16 zero, u32 size          16 bytes, two aligned words, then the payload
@@ -81,7 +81,7 @@ cdef inline bint frame_allowed(const frame_t *frame, uint32_t payload_size, bint
     return False
 
 
-# -- RPC headers: the first word is req_id, these are the second --------------------------------------------------------
+# -- RPC headers: the first word is req_id, these are the second ------------------------------------------------------
 
 cdef inline uint64_t rpc_request_word(uint16_t method, uint32_t size) noexcept nogil:
     return <uint64_t>method | (<uint64_t>size << 32)

@@ -68,7 +68,7 @@ def decode_frame(bytes record not None):
 
 
 def is_frame_allowed(kind, conn_id, payload_size, *, bint to_enclave):
-    """Whether such a frame may come this way: `frame_allowed` of the C interface, held equal to FRAME_RULES by a test."""
+    """Whether such a frame may come this way: `frame_allowed` of the C interface; a test holds FRAME_RULES equal."""
     cdef frame_t frame
     if not 0 <= kind <= 0xFF or not 0 <= conn_id <= 0xFFFFFFFF or not 0 <= payload_size <= 0xFFFFFFFF:
         raise UsageError("a field does not fit the wire")

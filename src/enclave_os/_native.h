@@ -4,7 +4,7 @@
  *   - one C access per call (volatile), so a value cannot be fetched twice by the compiler (threats.md RG4);
  *   - stores are whole aligned 8-byte words (INTEL-SA-00615, RG6): shared memory outside the enclave may be MMIO
  *     in disguise, and a narrower or unaligned store to it can leave stale enclave data in the fill buffers.
- * With ENCLAVE_OS_DEBUG the loads and stores are counted, so that tests can assert "read once", and alignment is checked.
+ * With ENCLAVE_OS_DEBUG loads and stores are counted, so that tests can assert "read once", and alignment is checked.
  */
 #ifndef ENCLAVE_OS_NATIVE_H
 #define ENCLAVE_OS_NATIVE_H
@@ -35,7 +35,7 @@ static uint64_t eos_shared_loads, eos_shared_stores;
 #define EOS_ASSERT_ALIGNED(p) ((void)0)
 #endif
 
-/* For mistakes of our own caller only, in the debug build only: a word of the peer's must never decide about abort(). */
+/* For mistakes of our own caller, in the debug build only: a word of the peer's must never decide about abort(). */
 static inline void eos_assert(int holds) {
 #if ENCLAVE_OS_DEBUG
     if (!holds) abort();

@@ -13,15 +13,15 @@
 #
 # Invariant: released <= consumed <= produced <= released + capacity, all modulo 2**64, all multiples of 8.
 #
-# Who owns what: each side keeps its own cursor and the geometry privately and never reads them back; the peer's cursor is
-# read with acquire, must move forward only and stay within the invariant, or the ring is poisoned for good. The size of
-# a record is read once, in one load with its zero word, and used from the private copy (threats.md RG1 to RG4).
+# Who owns what: each side keeps its own cursor and the geometry privately and never reads them back; the peer's cursor
+# is read with acquire, must move forward only and stay within the invariant, or the ring is poisoned for good. A size
+# is read once, in one load with its zero word, and used from the private copy (threats.md RG1 to RG4).
 #
 # Memory order: payload stores, then `produced` with release; the peer's acquire makes them visible. The wake-up needs
 # more, because it is a store followed by a load of another word on both sides (Dekker): the consumer stores
-# consumer_waits and then loads produced, the producer stores produced and then loads consumer_waits. Release and acquire
-# allow both loads to see the old values, and then both sides sleep; a full fence between store and load on both sides
-# forbids it (C11 7.17.4, x86 SDM vol. 3A 9.2.3.4). tests/wire/test_wakeup_model.py walks every interleaving.
+# consumer_waits and then loads produced, the producer stores produced and then loads consumer_waits. Release and
+# acquire allow both loads to see the old values, and then both sides sleep; a full fence between store and load on both
+# sides forbids it (C11 7.17.4, x86 SDM vol. 3A 9.2.3.4). tests/wire/test_wakeup_model.py walks every interleaving.
 # producer_waits is the same protocol with the roles exchanged.
 #
 # Cost: a claim and commit touch shared memory only in the record itself; the cursor is stored once per publish.
@@ -158,8 +158,8 @@ cdef inline int ring_look_for_room(ring_producer_t *p) noexcept nogil:
     return RING_READY
 
 cdef inline int ring_claim(ring_producer_t *p, uint32_t size, uint8_t **payload) noexcept nogil:
-    # Reserve `size` payload bytes in one piece. RING_READY sets *payload (8-aligned, borrowed until commit or abort);
-    # RING_FULL, RING_TOO_BIG and RING_POISONED leave it alone. Nothing is visible to the peer before commit and publish.
+    # Reserve `size` payload bytes in one piece; one claim at a time. RING_READY sets *payload (8-aligned, borrowed until
+    # commit or abort); RING_FULL, RING_TOO_BIG, RING_POISONED leave it alone. The peer sees nothing before the publish.
     cdef uint64_t offset, to_end, total
     eos_assert(not p.claimed)
     if p.lie:
@@ -213,8 +213,8 @@ cdef inline bint ring_publish(ring_producer_t *p) noexcept nogil:
     return eos_load_relaxed(p.consumer_waits) != 0 and eos_exchange(p.consumer_waits, 0) != 0
 
 cdef inline int ring_wait_for_room(ring_producer_t *p, uint32_t size) noexcept nogil:
-    # Ask to be woken when the consumer releases. RING_FULL: asked, sleep on the doorbell. RING_READY: room came meanwhile.
-    # Publish first: a consumer that was shown nothing releases nothing. RING_TOO_BIG: that room can never come.
+    # Ask to be woken when the consumer releases. RING_FULL: asked, sleep on the doorbell. RING_READY: room has come.
+    # Publish before sleeping: a consumer that was shown nothing releases nothing. RING_TOO_BIG: it can never come.
     cdef uint64_t total = ring_record_total(size)
     cdef uint64_t to_end = p.capacity - (p.produced & (p.capacity - 1))
     if p.lie:
@@ -228,7 +228,6 @@ cdef inline int ring_wait_for_room(ring_producer_t *p, uint32_t size) noexcept n
     if ring_look_for_room(p) == RING_POISONED:
         return RING_POISONED
     if p.produced + total - p.consumed_seen > p.capacity:
-        eos_assert(p.published == p.produced or p.published != p.consumed_seen)
         return RING_FULL
     eos_store_relaxed(p.producer_waits, 0)
     return RING_READY
@@ -307,7 +306,7 @@ cdef inline bint ring_release(ring_consumer_t *c) noexcept nogil:
 
 cdef inline int ring_arm(ring_consumer_t *c) noexcept nogil:
     # Before sleeping. RING_EMPTY: armed, sleep on the doorbell. RING_READY: records came meanwhile, do not sleep.
-    # Release first: a producer that waits for the room we hold would wait as long as we sleep.
+    # Release before sleeping: a producer that waits for the room we hold would wait as long as we do.
     if c.lie:
         return RING_POISONED
     eos_store_relaxed(c.consumer_waits, 1)
@@ -315,7 +314,6 @@ cdef inline int ring_arm(ring_consumer_t *c) noexcept nogil:
     if ring_look_for_records(c) == RING_POISONED:
         return RING_POISONED
     if c.produced_seen == c.consumed:
-        eos_assert(c.released == c.consumed)
         return RING_EMPTY
     eos_store_relaxed(c.consumer_waits, 0)
     return RING_READY

@@ -1,8 +1,8 @@
 # The ring's two ends for Python; layout, invariant, memory order and the C interface are in _ring.pxd.
 #
-# Who owns what: the region belongs to whoever mapped it; an end holds an exported buffer of it, so the mapping cannot be
-# closed under the end's pointers. An end is used by one thread at a time. Nothing here waits, and nothing allocates more
-# than the one `bytes` per record that it returns.
+# Who owns what: the region belongs to whoever mapped it; an end holds an exported buffer of it, so the mapping cannot
+# be closed under the end's pointers. An end is used by one thread at a time. Nothing here waits, and nothing allocates
+# more than the one `bytes` per record that it returns.
 #
 # Cost: about 40 ns a call, so take and give records in batches: produce_many, consume_many.
 cimport cython
@@ -11,7 +11,7 @@ from cpython.memoryview cimport PyMemoryView_GET_BUFFER
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from enclave_os._limits cimport RECORD_HEADER_SIZE, RING_CAPACITY_FLOOR, RING_CAPACITY_MAX, RING_CAPACITY_MIN, RING_HEADER_SIZE
+from enclave_os._limits cimport RING_CAPACITY_FLOOR, RING_CAPACITY_MAX, RING_CAPACITY_MIN, RING_HEADER_SIZE
 from enclave_os._native cimport (
     ENCLAVE_OS_DEBUG, eos_copy_in, eos_copy_out, eos_debug_loads, eos_debug_stores, eos_store_release,
 )
