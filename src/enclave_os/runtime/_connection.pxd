@@ -1,0 +1,294 @@
+# One client connection inside the enclave: its memory, its way out to the ring, and its place in the deadline lists.
+# C only, inlined into _ingress.pyx, which holds the state machine; nothing here knows HTTP or Python objects.
+#
+# The way out. OpenSSL hands finished TLS records to `connection_sink`, which copies them into the outgoing ring: the one
+# copy out of the enclave, in aligned words (eos_copy_out). OpenSSL never sees a pointer into shared memory. What the
+# ring has no room for, or what the host asked us to keep back (PAUSE), waits in the connection's `out` buffer.
+# Bound: the state machine stops writing as soon as `connection_blocked`, so `out` holds at most one handshake flight or
+# one body piece (BODY_PIECE) with its records' overhead.
+#
+# The deadline lists. Members of one class all wait equally long, so each list is in the order of expiry by
+# construction: appending is O(1), and only the first one can be due.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from enclave_os._codec cimport frame_word
+from enclave_os._limits cimport FRAME_HEADER_SIZE
+from enclave_os._native cimport eos_copy_in, eos_copy_out, eos_store_relaxed
+from enclave_os._ring cimport (
+    RING_FULL, RING_READY, ring_claim, ring_commit, ring_producer_t, ring_record_size_max, ring_wait_for_room,
+)
+from enclave_os._tls cimport tls_conn_t
+from enclave_os.http._parser cimport http_parser_t
+
+#   HANDSHAKE -> READING -> BUSY -> WRITING -> READING ...   and from each of them -> GONE
+cdef enum phase_t:
+    PHASE_HANDSHAKE     # TLS is not up yet
+    PHASE_READING       # between requests, or inside one: parser.state says which
+    PHASE_BUSY          # a module works on the request
+    PHASE_WRITING       # an answer is partly out
+    PHASE_GONE          # our CLOSE went out or is owed; a tombstone until the host's CLOSE
+
+cdef enum deadline_t:
+    DEADLINE_NONE
+    DEADLINE_HANDSHAKE
+    DEADLINE_HEAD
+    DEADLINE_BODY
+    DEADLINE_IDLE
+    DEADLINE_REQUEST
+    DEADLINE_WRITE
+    DEADLINE_COUNT
+
+# Control frames that a full ring made us owe; sent before anything else of the connection, CLOSE after its bytes.
+cdef enum owed_t:
+    OWE_CLOSE = 1
+    OWE_PAUSE = 2
+    OWE_RESUME = 4
+
+cdef enum:
+    BODY_PIECE = 16384          # plaintext bytes of a body written at once: one full TLS record
+
+cdef struct out_t:              # where every connection's ciphertext goes
+    ring_producer_t *ring
+    conn_t *blocked_first       # connections with bytes or frames that found no room, oldest first
+    conn_t *blocked_last
+    uint64_t full               # times the ring was full
+    uint64_t frames
+    uint64_t bytes
+
+cdef struct conn_t:
+    tls_conn_t *tls             # NULL when GONE
+    http_parser_t parser
+    uint8_t *held               # ciphertext that waits until the connection may read again (private copy)
+    uint32_t held_size
+    uint32_t held_capacity
+    uint32_t left_size
+    uint32_t left_used
+    uint8_t *left               # plaintext behind the request that is being answered (pipelining)
+    uint8_t *out                # ciphertext that found no room in the ring, or that the host asked us to keep
+    uint32_t out_size
+    uint32_t out_used
+    uint64_t since              # monotonic ns: start of the present deadline
+    conn_t *previous            # neighbours in the deadline list
+    conn_t *next
+    conn_t *blocked_next
+    out_t *sink
+    void *peer                  # str, owned: the alleged address
+    void *body                  # bytes, owned: the answer's body while it is partly out
+    void *task                  # Answer, owned: while a module works asynchronously
+    uint64_t body_used
+    uint64_t body_counted       # bytes of this request's body counted in the enclave-wide body memory
+    uint32_t conn_id
+    uint32_t serial             # requests begun; tells a late answer from the present one
+    uint16_t close_reason
+    uint8_t phase
+    uint8_t deadline
+    uint8_t owed
+    bint blocked                # in the blocked list
+    bint paused                 # the host asked us to stop sending
+    bint pause_sent             # we asked the host to stop sending
+    bint eof                    # the client sends no more
+    bint keep_alive
+    bint http10
+    bint is_head
+    bint served                 # answered at least one request
+    bint streaming              # the head of a streamed answer is out
+    bint host_closed            # the host's CLOSE came
+
+
+# -- the way out ------------------------------------------------------------------------------------------------------
+
+cdef inline bint connection_blocked(conn_t *conn) noexcept nogil:
+    return conn.out_size != 0 or conn.paused
+
+cdef inline void connection_block(conn_t *conn) noexcept nogil:
+    # Queue for the next flush. A paused connection queues too: its owed frames may still go.
+    cdef out_t *sink = conn.sink
+    if conn.blocked:
+        return
+    conn.blocked = True
+    conn.blocked_next = NULL
+    if sink.blocked_last == NULL:
+        sink.blocked_first = conn
+    else:
+        sink.blocked_last.blocked_next = conn
+    sink.blocked_last = conn
+
+cdef inline int out_room(out_t *sink, uint32_t size, uint8_t **payload) noexcept nogil:
+    # Claim, and when full ask to be woken: room that came meanwhile is taken at once.
+    cdef int got = ring_claim(sink.ring, size, payload)
+    if got == RING_FULL:
+        sink.full += 1
+        if ring_wait_for_room(sink.ring, size) == RING_READY:
+            got = ring_claim(sink.ring, size, payload)
+    return got
+
+cdef inline bint out_data(out_t *sink, uint32_t conn_id, const uint8_t *data, uint32_t size) noexcept nogil:
+    # One DATA frame, or False: no room.
+    cdef uint8_t *payload
+    if out_room(sink, FRAME_HEADER_SIZE + size, &payload) != RING_READY:
+        return False
+    eos_store_relaxed(<uint64_t *>payload, frame_word(2, conn_id))
+    eos_copy_out(payload + FRAME_HEADER_SIZE, data, size)
+    ring_commit(sink.ring, FRAME_HEADER_SIZE + size)
+    sink.frames += 1
+    sink.bytes += size
+    return True
+
+cdef inline bint out_control(out_t *sink, uint8_t kind, uint32_t conn_id, int reason) noexcept nogil:
+    # A frame without payload, or with a u16 close reason when reason >= 0. False: no room.
+    cdef uint8_t *payload
+    cdef uint32_t size = FRAME_HEADER_SIZE + (2 if reason >= 0 else 0)
+    if out_room(sink, size, &payload) != RING_READY:
+        return False
+    eos_store_relaxed(<uint64_t *>payload, frame_word(kind, conn_id))
+    if reason >= 0:
+        eos_store_relaxed(<uint64_t *>(payload + FRAME_HEADER_SIZE), <uint64_t>reason)
+    ring_commit(sink.ring, size)
+    sink.frames += 1
+    return True
+
+cdef inline int out_later(conn_t *conn, const uint8_t *data, size_t size) noexcept nogil:
+    cdef uint8_t *grown
+    if conn.out_used:
+        memcpy_down(conn.out, conn.out + conn.out_used, conn.out_size - conn.out_used)
+        conn.out_size -= conn.out_used
+        conn.out_used = 0
+    grown = <uint8_t *>realloc(conn.out, conn.out_size + size)
+    if grown == NULL:
+        return -1
+    conn.out = grown
+    memcpy(conn.out + conn.out_size, data, size)
+    conn.out_size += <uint32_t>size
+    connection_block(conn)
+    return 0
+
+cdef inline int connection_sink(void *arg, const uint8_t *data, size_t size) noexcept nogil:
+    # tls_sink_t: takes all of it. 0, or -1 when memory ran out.
+    cdef conn_t *conn = <conn_t *>arg
+    cdef uint32_t frame_max = ring_record_size_max(conn.sink.ring.capacity) - FRAME_HEADER_SIZE
+    cdef uint32_t piece
+    while size:
+        if connection_blocked(conn):
+            return out_later(conn, data, size)
+        piece = <uint32_t>size if size < frame_max else frame_max
+        if not out_data(conn.sink, conn.conn_id, data, piece):
+            return out_later(conn, data, size)
+        data += piece
+        size -= piece
+    return 0
+
+cdef inline bint connection_flush(conn_t *conn) noexcept nogil:
+    # Send what waits. True: nothing of this connection waits for room any more (it may still be paused).
+    cdef uint32_t frame_max = ring_record_size_max(conn.sink.ring.capacity) - FRAME_HEADER_SIZE
+    cdef uint32_t piece
+    if conn.owed & OWE_PAUSE:
+        if not out_control(conn.sink, 6, conn.conn_id, -1):
+            return False
+        conn.owed &= ~OWE_PAUSE
+    if conn.owed & OWE_RESUME:
+        if not out_control(conn.sink, 7, conn.conn_id, -1):
+            return False
+        conn.owed &= ~OWE_RESUME
+    if not conn.paused or conn.phase == PHASE_GONE:
+        while conn.out_used < conn.out_size:
+            piece = conn.out_size - conn.out_used
+            if piece > frame_max:
+                piece = frame_max
+            if not out_data(conn.sink, conn.conn_id, conn.out + conn.out_used, piece):
+                return False
+            conn.out_used += piece
+        if conn.out != NULL:
+            free(conn.out)
+            conn.out = NULL
+        conn.out_size = conn.out_used = 0
+        if conn.owed & OWE_CLOSE:
+            if not out_control(conn.sink, 4, conn.conn_id, conn.close_reason):
+                return False
+            conn.owed &= ~OWE_CLOSE
+    return True
+
+cdef inline void connection_owe(conn_t *conn, uint8_t what) noexcept nogil:
+    # A control frame: now if there is room and nothing waits before it, else as soon as there is.
+    if what == OWE_PAUSE and conn.owed & OWE_RESUME:
+        conn.owed &= ~OWE_RESUME
+        return
+    if what == OWE_RESUME and conn.owed & OWE_PAUSE:
+        conn.owed &= ~OWE_PAUSE
+        return
+    conn.owed |= what
+    if not connection_flush(conn):
+        connection_block(conn)
+
+
+# -- ciphertext held back ---------------------------------------------------------------------------------------------
+
+cdef inline int connection_hold(conn_t *conn, const uint8_t *data, size_t size, bint shared) noexcept nogil:
+    # Keep bytes that came while the connection may not read. 0, or -1 when memory ran out.
+    cdef uint8_t *grown
+    cdef size_t capacity
+    if conn.held_size + size > conn.held_capacity:
+        capacity = conn.held_size + size
+        capacity += capacity // 2
+        grown = <uint8_t *>realloc(conn.held, capacity)
+        if grown == NULL:
+            return -1
+        conn.held = grown
+        conn.held_capacity = <uint32_t>capacity
+    if shared:
+        eos_copy_in(conn.held + conn.held_size, data, size)
+    else:
+        memcpy(conn.held + conn.held_size, data, size)
+    conn.held_size += <uint32_t>size
+    return 0
+
+cdef inline void connection_unhold(conn_t *conn) noexcept nogil:
+    free(conn.held)
+    conn.held = NULL
+    conn.held_size = conn.held_capacity = 0
+
+
+# -- deadlines --------------------------------------------------------------------------------------------------------
+
+cdef struct deadlines_t:
+    conn_t *first[DEADLINE_COUNT]
+    conn_t *last[DEADLINE_COUNT]
+    uint64_t timeout_ns[DEADLINE_COUNT]
+
+cdef inline void deadline_clear(deadlines_t *lists, conn_t *conn) noexcept nogil:
+    if conn.deadline == DEADLINE_NONE:
+        return
+    if conn.previous == NULL:
+        lists.first[conn.deadline] = conn.next
+    else:
+        conn.previous.next = conn.next
+    if conn.next == NULL:
+        lists.last[conn.deadline] = conn.previous
+    else:
+        conn.next.previous = conn.previous
+    conn.previous = conn.next = NULL
+    conn.deadline = DEADLINE_NONE
+
+cdef inline void deadline_set(deadlines_t *lists, conn_t *conn, uint8_t deadline, uint64_t now) noexcept nogil:
+    # Start the clock of `deadline` anew.
+    deadline_clear(lists, conn)
+    conn.deadline = deadline
+    conn.since = now
+    conn.previous = lists.last[deadline]
+    if conn.previous == NULL:
+        lists.first[deadline] = conn
+    else:
+        conn.previous.next = conn
+    lists.last[deadline] = conn
+
+cdef inline conn_t *deadline_due(deadlines_t *lists, uint8_t deadline, uint64_t now) noexcept nogil:
+    # The first connection of this class whose time is up, or NULL.
+    cdef conn_t *conn = lists.first[deadline]
+    if conn != NULL and now >= conn.since and now - conn.since >= lists.timeout_ns[deadline]:
+        return conn
+    return NULL
+
+
+cdef extern from "string.h" nogil:
+    void *memcpy_down "memmove"(void *to, const void *from_, size_t size)

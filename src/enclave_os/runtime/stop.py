@@ -1,0 +1,61 @@
+"""The end of the process: whoever asks first says why, and the loop ends with that reason."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from dataclasses import dataclass
+
+from enclave_os.runtime.context import ExitCode
+from enclave_os.wire.errors import PeerProtocolError
+
+STUCK_SECONDS = 5.0  # a loop that does not end by itself in this time after the host is gone is ended
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why the process ends; `error` is None for an orderly end."""
+
+    code: ExitCode
+    error: BaseException | None = None
+
+
+class Stop:
+    """Set once, awaited once. `ask` is for the loop's thread, `watch_lifeline` has a thread of its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[Reason] = loop.create_future()
+
+    def ask(self, error: BaseException | None = None) -> None:
+        """End the process: orderly without an error, else with the code of the guilty party."""
+        if error is None:
+            self._set(Reason(ExitCode.OK))
+        elif isinstance(error, PeerProtocolError):
+            self._set(Reason(ExitCode.PROTOCOL, error))
+        else:
+            self._set(Reason(ExitCode.SOFTWARE, error))
+
+    async def wait(self) -> Reason:
+        """The first reason that was given."""
+        return await self._future
+
+    def watch_lifeline(self, descriptor: int) -> None:
+        """End the process when the host's end of this pipe closes, even if the loop is stuck.
+
+        A blocking reader in a thread, because under Gramine an inherited pipe cannot be watched by epoll.
+        """
+        threading.Thread(target=self._read_lifeline, args=(descriptor,), name="lifeline", daemon=True).start()
+
+    def _read_lifeline(self, descriptor: int) -> None:
+        while os.read(descriptor, 64):
+            pass  # nobody writes here; what comes is ignored, only the end counts
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(self._set, Reason(ExitCode.HOST_GONE))
+        done.wait(STUCK_SECONDS)
+        os._exit(ExitCode.HOST_GONE)
+
+    def _set(self, reason: Reason) -> None:
+        if not self._future.done():
+            self._future.set_result(reason)
