@@ -3,7 +3,7 @@ from typing import Any, Final, Never, TypeAlias, TypeVar, final, overload
 
 from typing_extensions import disjoint_base
 
-_Json: TypeAlias = None | bool | int | float | str | list[Any] | dict[str, Any]
+_Json: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 _T = TypeVar("_T")
 
 JSON_DEPTH_MAX: Final[int]

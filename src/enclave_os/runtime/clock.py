@@ -8,9 +8,9 @@ which says no rather than guess:
     up to 24 h ahead of the floor                      accepted, and becomes the floor
     more than 24 h ahead                               ClockUntrusted, until a manager confirms; the floor stays   CK3, CK5
 
-The 24 h are counted from the floor moved on by our own monotonic clock, so that a server that nobody asked for a week does
-not lock itself out. Under SGX the monotonic clock is the host's too: it can widen the step that is believed, never turn
-time back, and it cannot be told from a host whose wall clock runs fast from the start. A slow or frozen host clock
+So somebody has to look at the clock at least once a day: the runtime does, every minute. A process that was stopped for
+longer denies afterwards, and that is meant: under SGX the monotonic clock is the host's as well, so nothing in here can tell
+a long sleep from a jump, and a jump would let the host collect evidence dated in the future. A slow or frozen host clock
 prolongs tokens (CK6): stated, not cured here.
 """
 
@@ -54,7 +54,6 @@ class Clock:
         self._read_host_ns = read_host_ns
         self._read_monotonic_ns = read_monotonic_ns
         self._floor_ns = floor_ns
-        self._floor_at = read_monotonic_ns()
         self._date_second = -1
         self._date = b""
 
@@ -74,14 +73,10 @@ class Clock:
             ClockUntrusted: the host's answer cannot be believed; deny.
         """
         now = self._read()
-        if now <= self._floor_ns:
-            return self._floor_ns
-        monotonic = self._read_monotonic_ns()
-        if self._floor_ns and now - self._floor_ns - max(0, monotonic - self._floor_at) > STEP_NS_MAX:
+        if self._floor_ns and now - self._floor_ns > STEP_NS_MAX:
             raise ClockUntrusted("the host's clock is more than 24 h ahead of the floor; a manager must confirm it")
-        self._floor_ns = now
-        self._floor_at = monotonic
-        return now
+        self._floor_ns = max(now, self._floor_ns)
+        return self._floor_ns
 
     def confirm(self, claimed_ns: int) -> None:
         """Believe a step ahead after all: a manager named the time, and the host's clock agrees within 24 h.
@@ -93,9 +88,7 @@ class Clock:
         now = self._read()
         if abs(now - claimed_ns) > STEP_NS_MAX:
             raise ClockUntrusted("the host's clock is not where the manager says that time is")
-        if now > self._floor_ns:
-            self._floor_ns = now
-            self._floor_at = self._read_monotonic_ns()
+        self._floor_ns = max(now, self._floor_ns)
 
     def http_date(self) -> bytes:
         """The Date field: IMF-fixdate, 29 bytes (RFC 9110 5.6.7). For information, so it never fails.
