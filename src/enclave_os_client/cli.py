@@ -88,6 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileExistsError as error:
         print(f"enclave-os: {error.filename} exists already, and nothing is overwritten", file=sys.stderr)
         return os.EX_CANTCREAT
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). The rest goes nowhere, so that the interpreter's last flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return os.EX_OK
     except OSError as error:
         print(f"enclave-os: {error.filename}: {error.strerror}", file=sys.stderr)
         return os.EX_NOINPUT

@@ -62,7 +62,10 @@ def generate_key() -> KeyPair:
 
 
 def write_private_key(path: Path, pem: str) -> None:
-    """Write a new file that only its owner may read; nothing is overwritten. Raises: OSError: it exists, or cannot be."""
+    """Write a new file that only its owner may read.
+
+    Raises: OSError: it exists already (nothing is overwritten), or it cannot be made.
+    """
     # O_EXCL also refuses a symbolic link, so the key cannot be led elsewhere.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as stream:

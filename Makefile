@@ -1,0 +1,136 @@
+# One command each to set up, serve, test, measure and keep tidy. `make` alone lists them.
+#
+# Three builds, never mixed: fast (in place, what runs), debug (build/debug/lib: all checks live) and sanitize
+# (build/sanitize/lib: debug with AddressSanitizer and UBSan). The other two are reached by PYTHONPATH.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+ARGS ?=
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMPS := $(VENV)/.stamps
+RESULTS := build/results
+
+SOURCES := setup.py $(shell find src host third_party -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c')
+CODE := $(SOURCES) $(shell find src host -name '*.py' -o -name '*.pyi' -o -name py.typed)
+
+# The paranoid builds repeat the suites of the parts that are native or read what the host wrote.
+PARANOID_TESTS := tests/wire tests/enclave tests/hostile
+SANITIZED_TESTS := tests/wire tests/enclave tests/hostile
+ASAN := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
+
+PYTEST := $(PY) -m pytest -p no:cacheprovider
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'variables: PYTHON=python3.11  VENV=.venv  ARGS="flags of enclave-os serve, or of pytest"'
+
+# -- set up -----------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(STAMPS)/fast ## venv, pinned packages, fast build in place
+
+$(STAMPS)/venv:
+	@.ci/system "$(or $(PYTHON),python3)"
+	$(or $(PYTHON),python3) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/run: requirements/run.txt $(STAMPS)/venv
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(STAMPS)/test: requirements/test.txt $(STAMPS)/run
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# The package itself: only links into the checkout, so the extensions are left to the next rule.
+$(STAMPS)/package: pyproject.toml README.md $(STAMPS)/run
+	ENCLAVE_OS_ONLY=none $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(STAMPS)/fast: $(SOURCES) $(STAMPS)/package
+	$(PY) setup.py -q build_ext --inplace --parallel $(JOBS)
+	@touch $@
+
+build/debug/.stamp: $(CODE) pyproject.toml $(STAMPS)/run
+	ENCLAVE_OS_DEBUG=1 $(PY) setup.py -q build --build-lib build/debug/lib --build-temp build/debug/tmp --parallel $(JOBS)
+	@touch $@
+
+build/sanitize/.stamp: $(CODE) pyproject.toml $(STAMPS)/run
+	ENCLAVE_OS_SANITIZE=1 $(PY) setup.py -q build --build-lib build/sanitize/lib --build-temp build/sanitize/tmp --parallel $(JOBS)
+	@touch $@
+
+.PHONY: debug sanitize
+debug: build/debug/.stamp ## paranoid build, in build/debug/lib
+sanitize: build/sanitize/.stamp ## AddressSanitizer and UBSan build, in build/sanitize/lib
+
+# -- run --------------------------------------------------------------------------------------------------------------
+
+.PHONY: serve
+serve: $(STAMPS)/fast ## set everything up and serve on port 8443
+	@exec $(BIN)/enclave-os serve --port 8443 --state-dir state $(ARGS)
+
+# -- test -------------------------------------------------------------------------------------------------------------
+
+.PHONY: test test-fast test-debug test-sanitize
+test: ## set everything up and pass the tests: fast, paranoid and sanitizer builds
+	@rm -rf $(RESULTS)
+	@$(MAKE) --no-print-directory test-fast
+	@$(MAKE) --no-print-directory test-debug
+	@$(MAKE) --no-print-directory test-sanitize
+	@$(PY) .ci/total.py $(RESULTS)/*.xml
+
+test-fast: $(STAMPS)/fast $(STAMPS)/test ## the whole suite on the fast build
+	$(PYTEST) --junit-xml=$(RESULTS)/fast.xml $(ARGS)
+
+test-debug: build/debug/.stamp $(STAMPS)/fast $(STAMPS)/test ## the native and hostile parts on the paranoid build
+	PYTHONPATH=build/debug/lib $(PYTEST) --junit-xml=$(RESULTS)/debug.xml $(PARANOID_TESTS) $(ARGS)
+
+test-sanitize: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the same under AddressSanitizer and UBSan
+	$(ASAN) PYTHONPATH=build/sanitize/lib $(PYTEST) --junit-xml=$(RESULTS)/sanitize.xml $(SANITIZED_TESTS) $(ARGS)
+
+# -- measure ----------------------------------------------------------------------------------------------------------
+
+.PHONY: bench bench-peers
+bench: $(STAMPS)/fast $(STAMPS)/test ## measure everything (docs/performance.md, bench/README.md)
+	$(PYTEST) bench/ --benchmark-autosave $(ARGS)
+
+bench-peers: $(STAMPS)/bench ## install what the bench compares with: nginx, wrk, uvicorn, granian
+	@.ci/system "$(PYTHON)" nginx:nginx-light wrk:wrk
+
+# -- keep tidy --------------------------------------------------------------------------------------------------------
+
+.PHONY: tidy requirements docs annotate clean
+tidy: $(STAMPS)/fast $(STAMPS)/test ## ruff, mypy --strict, stubtest, layers
+	$(BIN)/ruff check .
+	$(PYTEST) -q tests/house $(ARGS)
+
+docs: $(STAMPS)/fast ## write the pages that are generated from the code
+	$(BIN)/enclave-os config reference > docs/configuration.md
+	$(BIN)/enclave-os config example > enclave-os.example.toml
+
+# uv resolves from pyproject.toml without building it, and writes the hashes of every wheel and sdist.
+UV_COMPILE = build/uv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make requirements" pyproject.toml
+requirements: $(STAMPS)/venv ## pin every dependency anew, with hashes
+	$(PY) -m venv build/uv && build/uv/bin/pip install -q uv
+	$(UV_COMPILE) --upgrade --extra build --extra test --extra bench -o requirements/bench.txt
+	$(UV_COMPILE) -c requirements/bench.txt --extra build --extra test -o requirements/test.txt
+	$(UV_COMPILE) -c requirements/bench.txt --extra build -o requirements/run.txt
+
+annotate: $(STAMPS)/fast ## where each native touches Python: HTML pages
+	@find build/cython-fast -name '*.html'
+
+clean: ## remove everything that was built, but not the venv and not state/
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis src/*.egg-info *.egg-info
+	find src host tests bench -name '__pycache__' -type d -prune -exec rm -rf {} +
+	find src host -name '*.so' -delete
+	rm -f $(STAMPS)/fast $(STAMPS)/package
