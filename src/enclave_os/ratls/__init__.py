@@ -1,1 +1,1 @@
-
+"""RA-TLS: what a connection proves itself with."""

@@ -1,0 +1,269 @@
+# The only file that declares OpenSSL symbols (3.0 or later, the system's libssl and libcrypto).
+#
+# The process shares one libssl with the `ssl` module of the standard library, so nothing here may change global state:
+# no configuration, no engines, no providers, and the error queue of the thread is left clean after every operation.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "openssl/crypto.h" nogil:
+    void OPENSSL_free(void *address)
+    void OPENSSL_cleanse(void *address, size_t size)
+    const char *OpenSSL_version(int kind)
+    int OPENSSL_VERSION
+
+cdef extern from "openssl/err.h" nogil:
+    unsigned long ERR_get_error()
+    unsigned long ERR_peek_last_error()
+    unsigned long ERR_peek_error()
+    void ERR_clear_error()
+    int ERR_GET_REASON(unsigned long code)
+    int ERR_GET_LIB(unsigned long code)
+    const char *ERR_reason_error_string(unsigned long code)
+
+cdef extern from "openssl/rand.h" nogil:
+    int RAND_bytes(unsigned char *to, int size)
+
+cdef extern from "openssl/sha.h" nogil:
+    unsigned char *SHA256(const unsigned char *data, size_t size, unsigned char *digest)
+    unsigned char *SHA1(const unsigned char *data, size_t size, unsigned char *digest)
+
+cdef extern from "openssl/asn1.h" nogil:
+    ctypedef struct ASN1_OBJECT:
+        pass
+
+cdef extern from "openssl/objects.h" nogil:
+    int NID_X9_62_prime256v1
+    int NID_secp384r1
+    const char *OBJ_nid2sn(int nid)
+
+cdef extern from "openssl/evp.h" nogil:
+    ctypedef struct EVP_PKEY:
+        pass
+    ctypedef struct EVP_PKEY_CTX:
+        pass
+    ctypedef struct EVP_MD:
+        pass
+    ctypedef struct EVP_MD_CTX:
+        pass
+    ctypedef struct ENGINE:
+        pass
+    int EVP_PKEY_EC
+    int EVP_PKEY_get_base_id(const EVP_PKEY *key)
+    EVP_PKEY *EVP_PKEY_new()
+    void EVP_PKEY_free(EVP_PKEY *key)
+    int EVP_PKEY_up_ref(EVP_PKEY *key)
+    int EVP_PKEY_eq(const EVP_PKEY *a, const EVP_PKEY *b)
+    int EVP_PKEY_get_group_name(const EVP_PKEY *key, char *name, size_t room, size_t *size)
+    size_t EVP_PKEY_get1_encoded_public_key(EVP_PKEY *key, unsigned char **point)
+    int EVP_PKEY_get_size(const EVP_PKEY *key)
+    EVP_PKEY_CTX *EVP_PKEY_CTX_new(EVP_PKEY *key, ENGINE *engine)
+    void EVP_PKEY_CTX_free(EVP_PKEY_CTX *context)
+    EVP_PKEY_CTX *EVP_PKEY_CTX_new_from_name(void *library, const char *name, const char *properties)
+    int EVP_PKEY_keygen_init(EVP_PKEY_CTX *context)
+    int EVP_PKEY_CTX_set_group_name(EVP_PKEY_CTX *context, const char *name)
+    int EVP_PKEY_generate(EVP_PKEY_CTX *context, EVP_PKEY **key)
+    int EVP_PKEY_sign_init(EVP_PKEY_CTX *context)
+    int EVP_PKEY_sign(EVP_PKEY_CTX *context, unsigned char *signature, size_t *size, const unsigned char *digest, size_t digest_size)
+    int EVP_PKEY_verify_init(EVP_PKEY_CTX *context)
+    int EVP_PKEY_verify(EVP_PKEY_CTX *context, const unsigned char *signature, size_t size, const unsigned char *digest, size_t digest_size)
+
+cdef extern from "openssl/bio.h" nogil:
+    ctypedef struct BIO:
+        pass
+    ctypedef struct BIO_METHOD:
+        pass
+    int BIO_TYPE_SOURCE_SINK
+    int BIO_CTRL_FLUSH
+    int BIO_CTRL_DUP
+    ctypedef int (*bio_write_t)(BIO *bio, const char *data, int size) noexcept nogil
+    ctypedef int (*bio_read_t)(BIO *bio, char *to, int room) noexcept nogil
+    ctypedef long (*bio_ctrl_t)(BIO *bio, int command, long number, void *pointer) noexcept nogil
+    BIO_METHOD *BIO_meth_new(int type, const char *name)
+    void BIO_meth_free(BIO_METHOD *method)
+    int BIO_meth_set_write(BIO_METHOD *method, bio_write_t write)
+    int BIO_meth_set_read(BIO_METHOD *method, bio_read_t read)
+    int BIO_meth_set_ctrl(BIO_METHOD *method, bio_ctrl_t ctrl)
+    BIO *BIO_new(const BIO_METHOD *method)
+    BIO *BIO_new_mem_buf(const void *data, int size)
+    int BIO_free(BIO *bio)
+    void BIO_set_data(BIO *bio, void *data)
+    void *BIO_get_data(BIO *bio)
+    void BIO_set_init(BIO *bio, int init)
+    void BIO_set_retry_read(BIO *bio)
+    void BIO_clear_retry_flags(BIO *bio)
+
+cdef extern from "openssl/x509.h" nogil:
+    ctypedef struct X509:
+        pass
+    ctypedef struct X509_NAME:
+        pass
+    ctypedef struct X509_STORE:
+        pass
+    ctypedef struct X509_VERIFY_PARAM:
+        pass
+    ctypedef struct STACK_OF_X509 "STACK_OF(X509)":
+        pass
+    X509 *d2i_X509(X509 **to, const unsigned char **data, long size)
+    int i2d_X509(const X509 *certificate, unsigned char **out)
+    void X509_free(X509 *certificate)
+    int X509_up_ref(X509 *certificate)
+    EVP_PKEY *X509_get0_pubkey(const X509 *certificate)
+    int i2d_X509_NAME(const X509_NAME *name, unsigned char **out)
+    X509_NAME *X509_get_subject_name(const X509 *certificate)
+    int i2d_PUBKEY(const EVP_PKEY *key, unsigned char **out)
+    EVP_PKEY *d2i_AutoPrivateKey(EVP_PKEY **to, const unsigned char **data, long size)
+    int X509_check_private_key(const X509 *certificate, const EVP_PKEY *key)
+    int X509_check_ca(X509 *certificate)
+
+cdef extern from *:
+    """
+    #include <openssl/x509.h>
+    static inline void eos_sk_X509_free(STACK_OF(X509) *stack) { sk_X509_pop_free(stack, X509_free); }
+    """
+    void OSSL_STACK_OF_X509_free "eos_sk_X509_free"(STACK_OF_X509 *stack) noexcept nogil
+
+cdef extern from "openssl/x509.h" nogil:
+    STACK_OF_X509 *sk_X509_new_null()
+    int sk_X509_push(STACK_OF_X509 *stack, X509 *certificate)
+    int sk_X509_num(const STACK_OF_X509 *stack)
+    X509 *sk_X509_value(const STACK_OF_X509 *stack, int index)
+
+cdef extern from "openssl/x509_vfy.h" nogil:
+    int X509_STORE_add_cert(X509_STORE *store, X509 *certificate)
+    int X509_V_OK
+    unsigned long X509_V_FLAG_X509_STRICT
+    const char *X509_verify_cert_error_string(long code)
+    int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM *parameters, const char *name, size_t size)
+    int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *parameters, const char *address)
+    int X509_VERIFY_PARAM_set_flags(X509_VERIFY_PARAM *parameters, unsigned long flags)
+
+cdef extern from "openssl/x509v3.h" nogil:
+    const ASN1_OCTET_STRING *X509_get0_subject_key_id(X509 *certificate)
+    unsigned int X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
+    ctypedef struct ASN1_OCTET_STRING:
+        pass
+    int ASN1_STRING_length(const void *string)
+    const unsigned char *ASN1_STRING_get0_data(const void *string)
+
+cdef extern from "openssl/pem.h" nogil:
+    ctypedef int (*pem_password_cb)(char *to, int room, int writing, void *arg) noexcept nogil
+    X509 *PEM_read_bio_X509(BIO *bio, X509 **to, pem_password_cb password, void *arg)
+
+cdef extern from "openssl/ssl.h" nogil:
+    ctypedef struct SSL:
+        pass
+    ctypedef struct SSL_CTX:
+        pass
+    ctypedef struct SSL_METHOD:
+        pass
+    ctypedef struct SSL_CIPHER:
+        pass
+    const SSL_METHOD *TLS_server_method()
+    const SSL_METHOD *TLS_client_method()
+    SSL_CTX *SSL_CTX_new(const SSL_METHOD *method)
+    void SSL_CTX_free(SSL_CTX *context)
+    int TLS1_3_VERSION
+    int SSL_CTX_set_min_proto_version(SSL_CTX *context, int version)
+    int SSL_CTX_set_max_proto_version(SSL_CTX *context, int version)
+    int SSL_CTX_set_ciphersuites(SSL_CTX *context, const char *names)
+    int SSL_CTX_set1_groups_list(SSL_CTX *context, const char *names)
+    int SSL_CTX_set1_sigalgs_list(SSL_CTX *context, const char *names)
+    int SSL_CTX_set_num_tickets(SSL_CTX *context, size_t count)
+    int SSL_CTX_set_session_cache_mode(SSL_CTX *context, int mode)
+    int SSL_SESS_CACHE_OFF
+    uint64_t SSL_CTX_set_options(SSL_CTX *context, uint64_t options)
+    uint64_t SSL_OP_NO_TICKET
+    uint64_t SSL_OP_NO_RENEGOTIATION
+    uint64_t SSL_OP_NO_COMPRESSION
+    uint64_t SSL_OP_CIPHER_SERVER_PREFERENCE
+    uint64_t SSL_OP_PRIORITIZE_CHACHA
+    long SSL_CTX_set_mode(SSL_CTX *context, long mode)
+    long SSL_MODE_RELEASE_BUFFERS
+    long SSL_MODE_NO_AUTO_CHAIN
+    long SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
+    void SSL_CTX_set_read_ahead(SSL_CTX *context, int on)
+    int SSL_CTX_set_max_early_data(SSL_CTX *context, uint32_t size)
+    long SSL_CTX_set_max_cert_list(SSL_CTX *context, long size)
+    void SSL_CTX_set_verify(SSL_CTX *context, int mode, void *callback)
+    void SSL_CTX_set_verify_depth(SSL_CTX *context, int depth)
+    int SSL_VERIFY_NONE
+    int SSL_VERIFY_PEER
+    X509_STORE *SSL_CTX_get_cert_store(SSL_CTX *context)
+    int SSL_CTX_set_alpn_protos(SSL_CTX *context, const unsigned char *list, unsigned int size)
+    ctypedef int (*alpn_select_t)(SSL *ssl, const unsigned char **chosen, unsigned char *chosen_size,
+                                  const unsigned char *offer, unsigned int offer_size, void *arg) noexcept nogil
+    void SSL_CTX_set_alpn_select_cb(SSL_CTX *context, alpn_select_t select, void *arg)
+    int SSL_select_next_proto(unsigned char **chosen, unsigned char *chosen_size, const unsigned char *server,
+                              unsigned int server_size, const unsigned char *client, unsigned int client_size)
+    int OPENSSL_NPN_NEGOTIATED
+    int SSL_TLSEXT_ERR_OK
+    int SSL_TLSEXT_ERR_ALERT_FATAL
+    ctypedef int (*client_hello_t)(SSL *ssl, int *alert, void *arg) noexcept nogil
+    void SSL_CTX_set_client_hello_cb(SSL_CTX *context, client_hello_t callback, void *arg)
+    int SSL_CLIENT_HELLO_SUCCESS
+    int SSL_CLIENT_HELLO_ERROR
+    int SSL_client_hello_get0_ext(SSL *ssl, unsigned int type, const unsigned char **data, size_t *size)
+    ctypedef int (*cert_cb_t)(SSL *ssl, void *arg) noexcept nogil
+    void SSL_CTX_set_cert_cb(SSL_CTX *context, cert_cb_t callback, void *arg)
+    ctypedef void (*msg_callback_t)(int written, int version, int content_type, const void *data, size_t size,
+                                    SSL *ssl, void *arg) noexcept nogil
+    void SSL_CTX_set_msg_callback(SSL_CTX *context, msg_callback_t callback)
+    ctypedef int (*custom_ext_add_t)(SSL *ssl, unsigned int type, unsigned int where, const unsigned char **data,
+                                     size_t *size, X509 *certificate, size_t index, int *alert,
+                                     void *arg) noexcept nogil
+    ctypedef void (*custom_ext_free_t)(SSL *ssl, unsigned int type, unsigned int where, const unsigned char *data,
+                                       void *arg) noexcept nogil
+    ctypedef int (*custom_ext_parse_t)(SSL *ssl, unsigned int type, unsigned int where, const unsigned char *data,
+                                       size_t size, X509 *certificate, size_t index, int *alert,
+                                       void *arg) noexcept nogil
+    int SSL_CTX_add_custom_ext(SSL_CTX *context, unsigned int type, unsigned int where, custom_ext_add_t add,
+                               custom_ext_free_t free_, void *add_arg, custom_ext_parse_t parse, void *parse_arg)
+    unsigned int SSL_EXT_CLIENT_HELLO
+    unsigned int SSL_EXT_TLS1_3_CERTIFICATE_REQUEST
+    unsigned int SSL_EXT_TLS1_3_ONLY
+    int SSL_AD_DECODE_ERROR
+    int SSL_AD_ILLEGAL_PARAMETER
+    int SSL_AD_INTERNAL_ERROR
+    int SSL_AD_NO_APPLICATION_PROTOCOL
+    const char *SSL_alert_desc_string_long(int value)
+
+    SSL *SSL_new(SSL_CTX *context)
+    void SSL_free(SSL *ssl)
+    int SSL_set_app_data(SSL *ssl, void *data)
+    void *SSL_get_app_data(const SSL *ssl)
+    void SSL_set_bio(SSL *ssl, BIO *read, BIO *write)
+    void SSL_set_accept_state(SSL *ssl)
+    void SSL_set_connect_state(SSL *ssl)
+    int SSL_do_handshake(SSL *ssl)
+    int SSL_is_init_finished(const SSL *ssl)
+    int SSL_read(SSL *ssl, void *to, int room)
+    int SSL_write_ex(SSL *ssl, const void *data, size_t size, size_t *written)
+    int SSL_shutdown(SSL *ssl)
+    int SSL_get_error(const SSL *ssl, int result)
+    int SSL_ERROR_NONE
+    int SSL_ERROR_SSL
+    int SSL_ERROR_WANT_READ
+    int SSL_ERROR_SYSCALL
+    int SSL_ERROR_ZERO_RETURN
+    int SSL_has_pending(const SSL *ssl)
+    int SSL_pending(const SSL *ssl)
+    int SSL_use_cert_and_key(SSL *ssl, X509 *certificate, EVP_PKEY *key, STACK_OF_X509 *chain, int override)
+    void SSL_certs_clear(SSL *ssl)
+    int SSL_set_tlsext_host_name(SSL *ssl, const char *name)
+    X509_VERIFY_PARAM *SSL_get0_param(SSL *ssl)
+    void SSL_set_hostflags(SSL *ssl, unsigned int flags)
+    long SSL_get_verify_result(const SSL *ssl)
+    X509 *SSL_get0_peer_certificate(const SSL *ssl)
+    STACK_OF_X509 *SSL_get_peer_cert_chain(const SSL *ssl)
+    void SSL_get0_alpn_selected(const SSL *ssl, const unsigned char **name, unsigned int *size)
+    const SSL_CIPHER *SSL_get_current_cipher(const SSL *ssl)
+    const char *SSL_CIPHER_standard_name(const SSL_CIPHER *cipher)
+    int SSL_get_negotiated_group(SSL *ssl)
+    int SSL_export_keying_material(SSL *ssl, unsigned char *out, size_t size, const char *label, size_t label_size,
+                                   const unsigned char *context, size_t context_size, int use_context)
+    int SSL_key_update(SSL *ssl, int kind)
+    int SSL_KEY_UPDATE_REQUESTED
+    int SSL_KEY_UPDATE_NOT_REQUESTED
+
+cdef extern from "openssl/tls1.h" nogil:
+    unsigned int TLSEXT_TYPE_server_name
+    unsigned int TLSEXT_TYPE_application_layer_protocol_negotiation

@@ -1,0 +1,877 @@
+# TLS 1.3 on OpenSSL over lent bytes: ciphertext goes in, plaintext comes out; no sockets, no clock, no log.
+#
+# OpenSSL sees the world through one BIO per connection. Its read side copies out of the lent input (which may lie in
+# memory that the host can change at any time) into OpenSSL's private buffer; its write side hands each finished TLS
+# record to the sink. So OpenSSL never holds a pointer into shared memory, and there is one copy each way.
+#
+# What is switched off, and stays off (threats.md TL1, TL2): every version but 1.3, tickets, session cache, resumption,
+# 0-RTT, renegotiation, compression, post-handshake authentication. A client's PSK offer finds no session and becomes a
+# full handshake, so that each connection is attested.
+#
+# Bounds (TL3): a ClientHello, with its retry, 64 KiB; 32 empty records in a row and 16 KiB of refused early data
+# (OpenSSL's own); key updates and tickets 32, and one more for each MiB of plaintext read.
+#
+# Every refusal reaches the peer as an alert (TL4): OpenSSL sends its own; where it sends none (bytes that are not TLS,
+# and our own bound before there are keys) we write the seven bytes of a plaintext alert.
+#
+# Invariant: a connection that failed once stays failed, and says whose fault it was.
+# Cost: 100 bytes read and 200 written, 1.7 us, of which OpenSSL has nearly all.
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcmp, memcpy
+
+from enclave_os._openssl cimport (
+    BIO, BIO_CTRL_DUP, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_free, BIO_get_data, BIO_meth_free,
+    BIO_meth_new, BIO_meth_set_ctrl, BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_new_mem_buf, BIO_set_data,
+    BIO_set_init, BIO_set_retry_read, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, OPENSSL_NPN_NEGOTIATED,
+    OPENSSL_VERSION, OPENSSL_cleanse, OPENSSL_free, OpenSSL_version, PEM_read_bio_X509, SSL, SSL_AD_ILLEGAL_PARAMETER,
+    SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_add_custom_ext, SSL_CTX_free,
+    SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_protos, SSL_CTX_set_alpn_select_cb,
+    SSL_CTX_set_cert_cb, SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_cert_list,
+    SSL_CTX_set_max_early_data, SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version, SSL_CTX_set_mode,
+    SSL_CTX_set_msg_callback, SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead,
+    SSL_CTX_set_session_cache_mode, SSL_CTX_set_verify, SSL_ERROR_WANT_READ, SSL_ERROR_ZERO_RETURN,
+    SSL_EXT_CLIENT_HELLO, SSL_EXT_TLS1_3_ONLY, SSL_KEY_UPDATE_NOT_REQUESTED, SSL_KEY_UPDATE_REQUESTED,
+    SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION,
+    SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
+    SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_CIPHER_standard_name, SSL_alert_desc_string_long, SSL_certs_clear,
+    SSL_client_hello_get0_ext, SSL_export_keying_material, SSL_free, SSL_get0_alpn_selected, SSL_get0_param,
+    SSL_get0_peer_certificate, SSL_get_app_data, SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group,
+    SSL_get_peer_cert_chain, SSL_get_verify_result, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_new,
+    SSL_read, SSL_select_next_proto, SSL_set_accept_state, SSL_set_app_data, SSL_set_bio, SSL_set_connect_state,
+    SSL_set_hostflags, SSL_set_tlsext_host_name, SSL_shutdown, SSL_use_cert_and_key, SSL_write_ex, STACK_OF_X509,
+    TLS1_3_VERSION, TLSEXT_TYPE_application_layer_protocol_negotiation, TLSEXT_TYPE_server_name, TLS_client_method,
+    TLS_server_method, X509, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_STORE_add_cert, X509_VERIFY_PARAM_set1_host,
+    X509_VERIFY_PARAM_set1_ip_asc, X509_VERIFY_PARAM_set_flags, X509_V_FLAG_X509_STRICT, X509_V_OK, X509_free,
+    X509_verify_cert_error_string, OBJ_nid2sn, i2d_X509, sk_X509_num, sk_X509_value,
+)
+from enclave_os._x509 cimport Identity
+
+import ipaddress
+
+from enclave_os.errors import ClientProtocolError, ConfigError, InternalError, ServerProtocolError
+from enclave_os.wire.errors import UsageError
+
+cdef enum:
+    CHALLENGE_EXTENSION = 0xFFBB
+    RECORD_HANDSHAKE = 22
+    RECORD_ALERT = 21
+    MESSAGE_NEW_SESSION_TICKET = 4
+    MESSAGE_ENCRYPTED_EXTENSIONS = 8
+    MESSAGE_KEY_UPDATE = 24
+    ALERT_FATAL = 2
+    ALERT_ILLEGAL_PARAMETER = 47
+    ALERT_DECODE_ERROR = 50
+    INT_SIZE_MAX = 0x7FFFFFFF
+
+GROUPS = "X25519:P-256"
+cdef const char *CIPHER_SUITES = "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
+HTTP_1_1 = b"http/1.1"
+
+
+# -- the BIO: where OpenSSL meets the lent bytes and the sink ------------------------------------------------------------
+
+cdef int on_bio_read(BIO *bio, char *to, int room) noexcept nogil:
+    cdef tls_conn_t *conn = <tls_conn_t *>BIO_get_data(bio)
+    cdef size_t size = conn.input_size
+    BIO_clear_retry_flags(bio)
+    if conn.refusal != TLS_REFUSED_NOT or room <= 0:
+        return -1
+    if size == 0:
+        conn.starved = True
+        BIO_set_retry_read(bio)
+        return -1
+    if size > <size_t>room:
+        size = <size_t>room
+    if not conn.answered and not conn.handshake_done:
+        # Before our answer nothing limits the peer but this; OpenSSL alone would buffer 128 KiB.
+        conn.handshake_size += <uint32_t>size
+        if conn.handshake_size > TLS_HANDSHAKE_SIZE_MAX:
+            conn.refusal = TLS_REFUSED_HANDSHAKE_SIZE
+            return -1
+    conn.copy_in(<uint8_t *>to, conn.input, size)
+    conn.input += size
+    conn.input_size -= size
+    return <int>size
+
+
+cdef int on_bio_write(BIO *bio, const char *data, int size) noexcept nogil:
+    cdef tls_conn_t *conn = <tls_conn_t *>BIO_get_data(bio)
+    BIO_clear_retry_flags(bio)
+    if size <= 0 or conn.refusal == TLS_REFUSED_BY_SINK:
+        return -1
+    if conn.sink(conn.sink_arg, <const uint8_t *>data, <size_t>size) != 0:
+        conn.refusal = TLS_REFUSED_BY_SINK
+        return -1
+    return size
+
+
+cdef long on_bio_ctrl(BIO *bio, int command, long number, void *pointer) noexcept nogil:
+    return command == BIO_CTRL_FLUSH or command == BIO_CTRL_DUP
+
+
+# -- callbacks of a handshake --------------------------------------------------------------------------------------------
+
+cdef void on_message(int written, int version, int content_type, const void *data, size_t size, SSL *ssl,
+                     void *arg) noexcept nogil:
+    # Every alert and every handshake message passes here, in both directions, decrypted.
+    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    cdef const uint8_t *message = <const uint8_t *>data
+    if conn == NULL:
+        return
+    if content_type == RECORD_ALERT and size == 2:
+        if written:
+            conn.alert_sent = <uint16_t>(message[0] << 8 | message[1])
+        else:
+            conn.alert_received = <uint16_t>(message[0] << 8 | message[1])
+    elif content_type == RECORD_HANDSHAKE and size > 0:
+        if written:
+            if message[0] == MESSAGE_ENCRYPTED_EXTENSIONS:
+                conn.answered = True
+        elif message[0] == MESSAGE_KEY_UPDATE or message[0] == MESSAGE_NEW_SESSION_TICKET:
+            # Each costs us a key schedule (10 us) and may oblige us to answer; OpenSSL does not count them.
+            conn.control_messages += 1
+            if conn.control_messages > TLS_CONTROL_MESSAGES_MAX + (conn.plaintext_size >> TLS_CONTROL_MESSAGES_PER_SHIFT):
+                conn.refusal = TLS_REFUSED_FLOOD
+
+
+cdef bytes server_name(const uint8_t *data, size_t size):
+    # ServerNameList with one host_name (RFC 6066 3). Anything else: None; OpenSSL refuses it after us.
+    if (
+        size < 5
+        or (<size_t>data[0] << 8 | data[1]) != size - 2
+        or data[2] != 0
+        or (<size_t>data[3] << 8 | data[4]) != size - 5
+    ):
+        return None
+    return PyBytes_FromStringAndSize(<const char *>data + 5, size - 5)
+
+
+cdef list protocol_names(const uint8_t *data, size_t size):
+    # ProtocolNameList (RFC 7301 3.1). Malformed: what could be read; OpenSSL refuses it after us.
+    cdef list names = []
+    cdef size_t at = 2
+    while at < size and 1 + <size_t>data[at] <= size - at:
+        names.append(PyBytes_FromStringAndSize(<const char *>data + at + 1, data[at]))
+        at += 1 + data[at]
+    return names
+
+
+cdef void keep_error(tls_conn_t *conn, object error) noexcept:
+    Py_XDECREF(conn.error)
+    Py_INCREF(error)
+    conn.error = <PyObject *>error
+
+
+cdef int on_client_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
+    # First thing after a ClientHello was put together from its records, however they were cut, and again for the second
+    # one after a HelloRetryRequest.
+    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    cdef const unsigned char *data = NULL
+    cdef size_t size = 0
+    cdef bint has_challenge = SSL_client_hello_get0_ext(ssl, CHALLENGE_EXTENSION, &data, &size) == 1
+    alert[0] = SSL_AD_ILLEGAL_PARAMETER
+    if has_challenge and size != TLS_CHALLENGE_SIZE:
+        # 17 or 64 chosen bytes could imitate the other bindings of evidence, so there is no other size.
+        conn.refusal = TLS_REFUSED_CHALLENGE_SIZE
+        return SSL_CLIENT_HELLO_ERROR
+    if conn.hello != NULL:
+        # RFC 8446 4.1.2: a second ClientHello may change only what the retry asks for. Evidence bound to a nonce that the
+        # peer may still change would be bound to nothing.
+        if has_challenge != conn.has_challenge or (
+            has_challenge and memcmp(data, conn.challenge, TLS_CHALLENGE_SIZE) != 0
+        ):
+            conn.refusal = TLS_REFUSED_HELLO_CHANGED
+            return SSL_CLIENT_HELLO_ERROR
+    conn.has_challenge = has_challenge
+    if has_challenge:
+        memcpy(conn.challenge, data, TLS_CHALLENGE_SIZE)
+    with gil:
+        return keep_hello(conn, ssl)
+
+
+cdef int keep_hello(tls_conn_t *conn, SSL *ssl) noexcept:
+    cdef const unsigned char *data = NULL
+    cdef size_t size = 0
+    cdef ClientHello hello
+    cdef bytes name = None
+    try:
+        if SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_server_name, &data, &size) == 1:
+            name = server_name(data, size)
+        if conn.hello != NULL:
+            if (<ClientHello>conn.hello).sni != name:
+                conn.refusal = TLS_REFUSED_HELLO_CHANGED
+                return SSL_CLIENT_HELLO_ERROR
+            return SSL_CLIENT_HELLO_SUCCESS
+        hello = ClientHello.__new__(ClientHello)
+        hello.sni = name
+        hello.challenge = (
+            PyBytes_FromStringAndSize(<char *>conn.challenge, TLS_CHALLENGE_SIZE) if conn.has_challenge else None
+        )
+        hello.alpn = []
+        if SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_application_layer_protocol_negotiation, &data, &size) == 1:
+            hello.alpn = protocol_names(data, size)
+        Py_INCREF(hello)
+        conn.hello = <PyObject *>hello
+        return SSL_CLIENT_HELLO_SUCCESS
+    except BaseException as error:
+        keep_error(conn, error)
+        conn.refusal = TLS_REFUSED_BY_CHOOSER
+        return SSL_CLIENT_HELLO_ERROR
+
+
+cdef int on_certificate(SSL *ssl, void *arg) noexcept nogil:
+    # After version, cipher, group and name were agreed, so that a hello which is refused anyway costs no certificate.
+    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    if conn.identity != NULL:
+        return 1        # the second ClientHello: chosen at the first, and still set
+    with gil:
+        return use_identity(conn, ssl)
+
+
+cdef int use_identity(tls_conn_t *conn, SSL *ssl) noexcept:
+    cdef Identity identity
+    try:
+        chosen = (<TLSContext>conn.context).choose(<ClientHello>conn.hello)
+        if not isinstance(chosen, Identity):
+            raise InternalError(f"the chooser gave a {type(chosen).__name__}, not an Identity")
+        identity = <Identity>chosen
+        if SSL_use_cert_and_key(ssl, identity.leaf, identity.key, identity.chain, 1) != 1:
+            raise InternalError("OpenSSL does not take the certificate")
+        memcpy(conn.spki_sha256, identity.spki_digest, 32)
+        Py_INCREF(identity)
+        conn.identity = <PyObject *>identity
+        return 1
+    except BaseException as error:
+        # Kept for tls_take_error: the handshake ends with internal_error, and the caller learns why.
+        keep_error(conn, error)
+        conn.refusal = TLS_REFUSED_BY_CHOOSER
+        return 0
+
+
+cdef int on_alpn(SSL *ssl, const unsigned char **chosen, unsigned char *chosen_size, const unsigned char *offer,
+                 unsigned int offer_size, void *arg) noexcept nogil:
+    # RFC 7301 3.2: a client that offers only what we do not speak gets no_application_protocol.
+    cdef tls_protocols_t *ours = <tls_protocols_t *>arg
+    if SSL_select_next_proto(<unsigned char **>chosen, chosen_size, ours.data, ours.size, offer,
+                             offer_size) != OPENSSL_NPN_NEGOTIATED:
+        return SSL_TLSEXT_ERR_ALERT_FATAL
+    return SSL_TLSEXT_ERR_OK
+
+
+cdef int on_add_challenge(SSL *ssl, unsigned int type, unsigned int where, const unsigned char **data, size_t *size,
+                          X509 *certificate, size_t index, int *alert, void *arg) noexcept nogil:
+    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    if not conn.has_challenge:
+        return 0
+    data[0] = conn.challenge
+    size[0] = TLS_CHALLENGE_SIZE
+    return 1
+
+
+# -- contexts ------------------------------------------------------------------------------------------------------------
+
+cdef class ClientHello:
+    """What a client said before a certificate is chosen. All of it is the client's word.
+
+    Attributes:
+        sni: the host name as sent: any case, a final dot, an IP address, empty; None when absent.
+        challenge: the 32 bytes of extension 0xFFBB, or None.
+        alpn: the protocols offered, in order.
+    """
+
+    def __repr__(self):
+        return f"<ClientHello sni={self.sni!r} challenge={self.challenge is not None} alpn={self.alpn!r}>"
+
+
+cdef class TLSContext:
+    """How connections of one kind are made: TLS 1.3 only, no resumption of any sort. Made by `server` or `client`.
+
+    Attributes:
+        is_server: which end.
+        verifies: whether a peer's certificate is checked (clients).
+    """
+
+    def __dealloc__(self):
+        SSL_CTX_free(self.context)
+        BIO_meth_free(self.method)
+
+    @staticmethod
+    def server(choose not None, *, protocols=(HTTP_1_1,), str groups not None=GROUPS):
+        """The serving end.
+
+        Args:
+            choose: called with the `ClientHello` once per connection, returns the `Identity` to show. What it raises ends
+                that handshake with internal_error and is kept for whoever runs the connection.
+            protocols: ALPN names served; a client that offers only others gets no_application_protocol.
+            groups: key agreement groups, OpenSSL names joined by colons, preferred first.
+        """
+        cdef TLSContext self = TLSContext.__new__(TLSContext)
+        self.is_server = True
+        self.choose = choose
+        self.context = SSL_CTX_new(TLS_server_method())
+        if self.context == NULL:
+            raise MemoryError
+        self.set_common(groups, protocols)
+        SSL_CTX_set_client_hello_cb(self.context, on_client_hello, NULL)
+        SSL_CTX_set_cert_cb(self.context, on_certificate, NULL)
+        SSL_CTX_set_alpn_select_cb(self.context, on_alpn, &self.protocols)
+        SSL_CTX_set_verify(self.context, SSL_VERIFY_NONE, NULL)
+        return self
+
+    @staticmethod
+    def client(*, bytes ca_pem=None, protocols=(HTTP_1_1,), str groups not None=GROUPS,
+               bint dangerously_skip_verification=False):
+        """The connecting end.
+
+        Args:
+            ca_pem: one or more CA certificates that a server's chain must lead to. No other is trusted: the system's
+                list is not read.
+            protocols: ALPN names offered; empty offers none.
+            groups: key agreement groups, preferred first; a key share is sent for the first.
+            dangerously_skip_verification: take any certificate. Whoever says so checks it by other means, or not at all.
+        Raises:
+            UsageError: neither or both of `ca_pem` and the dangerous flag.
+            ConfigError: `ca_pem` holds no certificate.
+        """
+        cdef TLSContext self = TLSContext.__new__(TLSContext)
+        if (ca_pem is None) != dangerously_skip_verification:
+            raise UsageError("a client context takes either ca_pem or dangerously_skip_verification=True")
+        self.verifies = not dangerously_skip_verification
+        self.context = SSL_CTX_new(TLS_client_method())
+        if self.context == NULL:
+            raise MemoryError
+        self.set_common(groups, protocols)
+        if ca_pem is not None:
+            self.trust(ca_pem)
+        if self.protocols.size and SSL_CTX_set_alpn_protos(self.context, self.protocols.data, self.protocols.size) != 0:
+            raise InternalError("OpenSSL does not take the protocols")
+        SSL_CTX_set_verify(self.context, SSL_VERIFY_PEER if self.verifies else SSL_VERIFY_NONE, NULL)
+        return self
+
+    cdef int set_common(self, str groups, protocols) except -1:
+        cdef bytes wire
+        self.method = BIO_meth_new(BIO_TYPE_SOURCE_SINK, b"enclave-os connection")
+        if self.method == NULL:
+            raise MemoryError
+        BIO_meth_set_read(self.method, on_bio_read)
+        BIO_meth_set_write(self.method, on_bio_write)
+        BIO_meth_set_ctrl(self.method, on_bio_ctrl)
+        if (
+            SSL_CTX_set_min_proto_version(self.context, TLS1_3_VERSION) != 1
+            or SSL_CTX_set_max_proto_version(self.context, TLS1_3_VERSION) != 1
+            or SSL_CTX_set_ciphersuites(self.context, CIPHER_SUITES) != 1
+            or SSL_CTX_set_num_tickets(self.context, 0) != 1
+            or SSL_CTX_set_max_early_data(self.context, 0) != 1
+        ):
+            ERR_clear_error()
+            raise InternalError("OpenSSL does not take the TLS 1.3 settings")
+        if SSL_CTX_set1_groups_list(self.context, groups.encode()) != 1:
+            ERR_clear_error()
+            raise UsageError(f"groups that OpenSSL does not know: {groups!r}")
+        SSL_CTX_set_session_cache_mode(self.context, SSL_SESS_CACHE_OFF)
+        SSL_CTX_set_options(self.context, SSL_OP_NO_TICKET | SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION
+                            | SSL_OP_CIPHER_SERVER_PREFERENCE)
+        # RELEASE_BUFFERS: an idle connection holds no 16 KiB buffers. NO_AUTO_CHAIN: we say what is sent; OpenSSL would
+        # otherwise build and verify a chain in every handshake. read_ahead: one BIO read per input, not two per record.
+        SSL_CTX_set_mode(self.context, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_NO_AUTO_CHAIN)
+        SSL_CTX_set_read_ahead(self.context, 1)
+        SSL_CTX_set_max_cert_list(self.context, TLS_HANDSHAKE_SIZE_MAX)
+        SSL_CTX_set_msg_callback(self.context, on_message)
+        # A server must register it too, though only clients add it: OpenSSL shows the hello callback no extension that
+        # nobody registered.
+        if SSL_CTX_add_custom_ext(self.context, CHALLENGE_EXTENSION, SSL_EXT_TLS1_3_ONLY | SSL_EXT_CLIENT_HELLO,
+                                  on_add_challenge, NULL, NULL, NULL, NULL) != 1:
+            raise InternalError("OpenSSL does not take the challenge extension")
+        for name in protocols:
+            if not 1 <= len(name) <= 255:
+                raise UsageError(f"an ALPN name has 1 to 255 bytes: {name!r}")
+        wire = b"".join([bytes((len(name),)) + name for name in protocols])
+        if len(wire) > PROTOCOLS_SIZE_MAX:
+            raise UsageError(f"ALPN names of more than {PROTOCOLS_SIZE_MAX} bytes")
+        memcpy(self.protocols.data, PyBytes_AS_STRING(wire), PyBytes_GET_SIZE(wire))
+        self.protocols.size = <unsigned int>PyBytes_GET_SIZE(wire)
+        return 0
+
+    cdef int trust(self, bytes ca_pem) except -1:
+        cdef BIO *bio = BIO_new_mem_buf(PyBytes_AS_STRING(ca_pem), <int>PyBytes_GET_SIZE(ca_pem))
+        cdef X509 *certificate
+        cdef int count = 0
+        if bio == NULL:
+            raise MemoryError
+        while True:
+            certificate = PEM_read_bio_X509(bio, NULL, NULL, NULL)
+            if certificate == NULL:
+                break
+            if X509_STORE_add_cert(SSL_CTX_get_cert_store(self.context), certificate) == 1:
+                count += 1
+            X509_free(certificate)
+        BIO_free(bio)
+        ERR_clear_error()
+        if count == 0:
+            raise ConfigError("no CA certificate in the PEM text")
+        return 0
+
+
+# -- connections ---------------------------------------------------------------------------------------------------------
+
+cdef tls_conn_t *tls_conn_new(TLSContext context, tls_copy_in_t copy_in, tls_sink_t sink, void *sink_arg) except NULL:
+    cdef tls_conn_t *conn = <tls_conn_t *>calloc(1, sizeof(tls_conn_t))
+    cdef BIO *bio = NULL
+    if conn == NULL:
+        raise MemoryError
+    conn.copy_in = copy_in
+    conn.sink = sink
+    conn.sink_arg = sink_arg
+    conn.server = context.is_server
+    Py_INCREF(context)
+    conn.context = <PyObject *>context
+    conn.ssl = SSL_new(context.context)
+    bio = BIO_new(context.method)
+    if conn.ssl == NULL or bio == NULL or SSL_set_app_data(conn.ssl, conn) != 1:
+        BIO_free(bio)
+        tls_conn_free(conn)
+        ERR_clear_error()
+        raise MemoryError
+    BIO_set_data(bio, conn)
+    BIO_set_init(bio, 1)
+    SSL_set_bio(conn.ssl, bio, bio)
+    if conn.server:
+        SSL_set_accept_state(conn.ssl)
+    else:
+        SSL_set_connect_state(conn.ssl)
+    return conn
+
+
+cdef void tls_conn_free(tls_conn_t *conn) noexcept:
+    if conn == NULL:
+        return
+    SSL_free(conn.ssl)
+    Py_XDECREF(conn.hello)
+    Py_XDECREF(conn.identity)
+    Py_XDECREF(conn.error)
+    Py_XDECREF(conn.context)
+    free(conn)
+
+
+cdef int fail(tls_conn_t *conn) noexcept nogil:
+    # The one way to fail: note the reason, leave the queue clean, and see that the peer got an alert.
+    cdef uint8_t alert[7]
+    conn.failed = True
+    if conn.reason == 0:
+        conn.reason = ERR_peek_error()
+    ERR_clear_error()
+    if (
+        conn.server and not conn.answered and conn.alert_sent == 0 and conn.alert_received == 0
+        and conn.refusal != TLS_REFUSED_BY_SINK
+    ):
+        # OpenSSL stays silent towards what does not look like TLS, and knows nothing of our own bound. No keys yet, so
+        # a plaintext alert is what the peer can read (RFC 8446 6 and 5.1: type 21, version 0x0303, 2 bytes).
+        alert[0] = RECORD_ALERT
+        alert[1] = 3
+        alert[2] = 3
+        alert[3] = 0
+        alert[4] = 2
+        alert[5] = ALERT_FATAL
+        alert[6] = ALERT_ILLEGAL_PARAMETER if conn.refusal == TLS_REFUSED_HANDSHAKE_SIZE else ALERT_DECODE_ERROR
+        conn.alert_sent = <uint16_t>(alert[5] << 8 | alert[6])
+        if conn.sink(conn.sink_arg, alert, sizeof(alert)) != 0:
+            conn.refusal = TLS_REFUSED_BY_SINK
+    return TLS_FAILED
+
+
+cdef void finish_handshake(tls_conn_t *conn) noexcept nogil:
+    # What only the handshake needed goes: certificate, key and chain are shared, and an idle connection stays small.
+    conn.handshake_done = True
+    if conn.server:
+        SSL_certs_clear(conn.ssl)
+    if conn.hello != NULL or conn.identity != NULL:
+        with gil:
+            Py_XDECREF(conn.hello)
+            Py_XDECREF(conn.identity)
+            conn.hello = NULL
+            conn.identity = NULL
+
+
+cdef int tls_read(tls_conn_t *conn, uint8_t *to, size_t room) noexcept nogil:
+    cdef size_t taken = 0
+    cdef size_t part
+    cdef int got
+    cdef int error
+    if conn.failed:
+        return TLS_FAILED
+    if room > INT_SIZE_MAX:
+        room = INT_SIZE_MAX
+    ERR_clear_error()       # another user of libssl in this thread may have left something there
+    if conn.input_size:
+        conn.starved = False
+    while taken < room:
+        part = room - taken
+        got = SSL_read(conn.ssl, to + taken, <int>part)
+        if not conn.handshake_done and SSL_is_init_finished(conn.ssl):
+            finish_handshake(conn)
+        if got > 0 and conn.refusal == TLS_REFUSED_NOT:
+            taken += <size_t>got
+            conn.plaintext_size += <size_t>got
+            if conn.input_size == 0 and SSL_has_pending(conn.ssl) == 0:
+                conn.starved = True     # spares OpenSSL the look into an empty input
+                return <int>taken
+            continue
+        error = SSL_get_error(conn.ssl, got)
+        if error == SSL_ERROR_WANT_READ and conn.refusal == TLS_REFUSED_NOT:
+            return <int>taken           # TLS_WANT_INPUT when nothing came
+        if error == SSL_ERROR_ZERO_RETURN and conn.refusal == TLS_REFUSED_NOT:
+            conn.closed = True
+            conn.input_size = 0         # RFC 8446 6.1: what follows a close_notify is ignored
+            return <int>taken if taken else TLS_CLOSED
+        # Plaintext of whole records before the one that broke is true; the caller hears of the failure next time.
+        fail(conn)
+        return <int>taken if taken else TLS_FAILED
+    return <int>taken
+
+
+cdef int tls_write(tls_conn_t *conn, const uint8_t *data, size_t size) noexcept nogil:
+    cdef size_t written = 0
+    if conn.failed or not conn.handshake_done or conn.close_sent:
+        return TLS_FAILED
+    if size == 0:
+        return 0
+    ERR_clear_error()
+    if SSL_write_ex(conn.ssl, data, size, &written) != 1 or written != size:
+        return fail(conn)
+    return 0
+
+
+cdef void tls_close(tls_conn_t *conn) noexcept nogil:
+    if conn.failed or not conn.handshake_done or conn.close_sent:
+        return
+    conn.close_sent = True
+    ERR_clear_error()
+    if SSL_shutdown(conn.ssl) < 0:
+        fail(conn)
+
+
+cdef bint tls_pending(tls_conn_t *conn) noexcept nogil:
+    if conn.failed or conn.closed:
+        return True
+    return conn.input_size != 0 or (not conn.starved and SSL_has_pending(conn.ssl) == 1)
+
+
+cdef object tls_take_error(tls_conn_t *conn):
+    cdef object error
+    if conn.error == NULL:
+        return None
+    error = <object>conn.error
+    Py_XDECREF(conn.error)
+    conn.error = NULL
+    return error
+
+
+REFUSALS = {
+    TLS_REFUSED_CHALLENGE_SIZE: "the challenge (extension 0xFFBB) is not exactly 32 bytes",
+    TLS_REFUSED_HELLO_CHANGED: "the second ClientHello differs from the first in challenge or server name",
+    TLS_REFUSED_HANDSHAKE_SIZE: "more than 64 KiB before the handshake was answered",
+    TLS_REFUSED_FLOOD: "a flood of key updates or tickets",
+    TLS_REFUSED_BY_SINK: "the ciphertext could not be passed on",
+    TLS_REFUSED_BY_CHOOSER: "no identity could be chosen",
+}
+
+
+cdef str alert_name(uint16_t alert):
+    return SSL_alert_desc_string_long(alert).decode().replace(" ", "_")
+
+
+cdef str tls_describe(tls_conn_t *conn):
+    cdef const char *reason
+    parts = []
+    if conn.refusal != TLS_REFUSED_NOT:
+        parts.append(REFUSALS[conn.refusal])
+    elif conn.reason:
+        reason = ERR_reason_error_string(conn.reason)
+        parts.append(reason.decode() if reason != NULL else "an error without a name")
+        if not conn.server and SSL_get_verify_result(conn.ssl) != X509_V_OK:
+            parts.append(X509_verify_cert_error_string(SSL_get_verify_result(conn.ssl)).decode())
+    if conn.alert_received:
+        parts.append(f"alert received: {alert_name(conn.alert_received)}")
+    if conn.alert_sent:
+        parts.append(f"alert sent: {alert_name(conn.alert_sent)}")
+    return ", ".join(parts) or "nothing is wrong"
+
+
+cdef int tls_export(tls_conn_t *conn, uint8_t *to, size_t size, const char *label, size_t label_size,
+                    const uint8_t *context, size_t context_size) noexcept nogil:
+    cdef int done
+    if not conn.handshake_done:
+        return -1
+    ERR_clear_error()
+    done = SSL_export_keying_material(conn.ssl, to, size, label, label_size, context, context_size, 1)
+    ERR_clear_error()
+    return 0 if done == 1 else -1
+
+
+# -- the engine: one connection for Python --------------------------------------------------------------------------------
+
+cdef void copy_private(uint8_t *to, const uint8_t *from_, size_t size) noexcept nogil:
+    memcpy(to, from_, size)
+
+
+cdef int append_output(void *arg, const uint8_t *data, size_t size) noexcept nogil:
+    cdef output_t *output = <output_t *>arg
+    cdef size_t room = output.room
+    cdef uint8_t *grown
+    if output.size + size > room:
+        while room < output.size + size:
+            room = room * 2 if room else 4096
+        grown = <uint8_t *>realloc(output.data, room)
+        if grown == NULL:
+            return -1
+        output.data = grown
+        output.room = room
+    memcpy(output.data + output.size, data, size)
+    output.size += size
+    return 0
+
+
+cdef class TLSEngine:
+    """One TLS 1.3 connection without a socket: bytes of the peer in, bytes for the peer out.
+
+    Feed what arrived, read until None, and send what `take_output` gives, after every call of any method. A client's
+    first `read` makes its ClientHello. Not thread-safe.
+    """
+
+    def __cinit__(self, TLSContext context not None, str server_hostname=None, bytes challenge=None):
+        """Make one connection.
+
+        Args:
+            context: server or client.
+            server_hostname: client: the DNS name or IP address to check and, for a name, to send as SNI. Required
+                when the context verifies.
+            challenge: client: 32 bytes for extension 0xFFBB.
+        Raises:
+            UsageError: an argument that this context cannot use.
+        """
+        self.context = context
+        if context.is_server and (server_hostname is not None or challenge is not None):
+            raise UsageError("server_hostname and challenge are for client contexts")
+        if context.verifies and server_hostname is None:
+            raise UsageError("a verifying client needs the server's name")
+        if challenge is not None and len(challenge) != TLS_CHALLENGE_SIZE:
+            raise UsageError(f"a challenge is {TLS_CHALLENGE_SIZE} bytes, not {len(challenge)}")
+        self.pending = b""
+        self.conn = tls_conn_new(context, copy_private, append_output, &self.output)
+        if challenge is not None:
+            self.conn.has_challenge = True
+            memcpy(self.conn.challenge, PyBytes_AS_STRING(challenge), TLS_CHALLENGE_SIZE)
+        if server_hostname is not None:
+            self.expect(server_hostname)
+
+    def __dealloc__(self):
+        tls_conn_free(self.conn)
+        free(self.output.data)
+
+    cdef int expect(self, str name) except -1:
+        cdef bytes encoded
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            address = None
+        try:
+            encoded = name.encode("ascii")
+        except UnicodeEncodeError:
+            raise UsageError(f"a host name in ASCII is needed (IDNA is the caller's): {name!r}") from None
+        if not encoded or b"\0" in encoded:
+            raise UsageError(f"not a host name: {name!r}")
+        if address is not None:
+            if X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(self.conn.ssl), encoded) != 1:
+                raise UsageError(f"not an address: {name!r}")
+            return 0
+        SSL_set_hostflags(self.conn.ssl, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
+        if (
+            X509_VERIFY_PARAM_set1_host(SSL_get0_param(self.conn.ssl), encoded, len(encoded)) != 1
+            or SSL_set_tlsext_host_name(self.conn.ssl, encoded) != 1
+        ):
+            ERR_clear_error()
+            raise UsageError(f"not a host name: {name!r}")
+        return 0
+
+    def feed(self, data not None):
+        """Take ciphertext that arrived; nothing happens before the next `read`."""
+        self.pending = self.pending[self.consumed:] + bytes(data) if self.consumed < len(self.pending) else bytes(data)
+        self.consumed = 0
+
+    def read(self, Py_ssize_t size_max=16384):
+        """Go on with the handshake, then decrypt.
+
+        Args:
+            size_max: the most plaintext bytes to return, 1 to 1 GiB.
+        Returns:
+            bytes: plaintext; empty when the peer has closed its direction (close_notify).
+            None: more input is needed.
+        Raises:
+            ClientProtocolError: as a server: the client broke TLS or was refused.
+            ServerProtocolError: as a client: the server did, or its certificate does not verify.
+            Exception: as a server: what `choose` raised.
+        """
+        cdef bytes plaintext
+        cdef bytes pending = self.pending
+        cdef int got
+        if not 1 <= size_max <= 1 << 30:
+            raise UsageError("read takes 1 to 2**30 bytes")
+        plaintext = PyBytes_FromStringAndSize(NULL, size_max)
+        self.conn.input = <const uint8_t *>PyBytes_AS_STRING(pending) + self.consumed
+        self.conn.input_size = <size_t>(PyBytes_GET_SIZE(pending) - self.consumed)
+        got = tls_read(self.conn, <uint8_t *>PyBytes_AS_STRING(plaintext), <size_t>size_max)
+        self.consumed = PyBytes_GET_SIZE(pending) - <Py_ssize_t>self.conn.input_size
+        self.conn.input_size = 0
+        if got > 0:
+            return plaintext[:got]
+        if got == TLS_WANT_INPUT:
+            return None
+        if got == TLS_CLOSED:
+            return b""
+        raise self.failure()
+
+    cdef object failure(self):
+        error = tls_take_error(self.conn)
+        if error is not None:
+            return error
+        return (ClientProtocolError if self.conn.server else ServerProtocolError)("TLS: " + tls_describe(self.conn))
+
+    def write(self, const uint8_t[::1] data not None):
+        """Encrypt all of `data`.
+
+        Raises:
+            UsageError: the handshake is not done, or `close` was called.
+            ClientProtocolError, ServerProtocolError: the connection has failed.
+        """
+        if not self.conn.failed and (not self.conn.handshake_done or self.conn.close_sent):
+            raise UsageError("write before the handshake is done, or after close")
+        if data.shape[0] and tls_write(self.conn, &data[0], <size_t>data.shape[0]) != 0:
+            raise self.failure()
+
+    def take_output(self):
+        """All bytes that are to go to the peer since the last call."""
+        cdef bytes data = PyBytes_FromStringAndSize(<char *>self.output.data, self.output.size)
+        self.output.size = 0
+        return data
+
+    def close(self):
+        """Say close_notify, once; reading may go on. Nothing is said before the handshake is done, or after a failure."""
+        tls_close(self.conn)
+
+    def update_keys(self, *, bint ask_peer=False):
+        """Change our sending key at the next write (RFC 8446 4.6.3), and ask the peer to change its own."""
+        if not self.conn.handshake_done or self.conn.failed or self.conn.close_sent:
+            raise UsageError("no key update before the handshake is done, or after close")
+        ERR_clear_error()
+        if SSL_key_update(self.conn.ssl, SSL_KEY_UPDATE_REQUESTED if ask_peer else SSL_KEY_UPDATE_NOT_REQUESTED) != 1:
+            fail(self.conn)
+            raise self.failure()
+
+    def export_keying_material(self, str label not None, bytes context not None, Py_ssize_t size):
+        """TLS exporter (RFC 8446 7.5): equal on both ends of this connection, and of no other.
+
+        Args:
+            label: ASCII.
+            context: may be empty; an absent context is the same as an empty one in TLS 1.3.
+            size: bytes wanted, 1 to 255.
+        Raises:
+            UsageError: the handshake is not done, or an argument is out of range.
+        """
+        cdef bytes name = label.encode("ascii")
+        cdef bytes material
+        if not 1 <= size <= 255:
+            raise UsageError("an exporter gives 1 to 255 bytes")
+        material = PyBytes_FromStringAndSize(NULL, size)
+        if tls_export(self.conn, <uint8_t *>PyBytes_AS_STRING(material), <size_t>size, name, len(name),
+                      <const uint8_t *>PyBytes_AS_STRING(context), <size_t>PyBytes_GET_SIZE(context)) != 0:
+            raise UsageError("no exporter before the handshake is done")
+        return material
+
+    @property
+    def handshake_done(self):
+        """Whether both Finished messages were exchanged."""
+        return bool(self.conn.handshake_done)
+
+    @property
+    def pending_plaintext(self):
+        """Whether a further `read` may return something without another `feed`."""
+        return self.consumed < len(self.pending) or bool(tls_pending(self.conn))
+
+    @property
+    def alert_sent(self):
+        """Description number of the last alert sent (RFC 8446 6), or None. 0 is close_notify."""
+        return self.conn.alert_sent & 0xFF if self.conn.alert_sent else None
+
+    @property
+    def alert_received(self):
+        """Description number of the last alert received, or None."""
+        return self.conn.alert_received & 0xFF if self.conn.alert_received else None
+
+    @property
+    def description(self):
+        """In words: why the connection failed."""
+        return tls_describe(self.conn)
+
+    @property
+    def cipher_suite(self):
+        """IANA name of the cipher suite, or None before it is agreed."""
+        if not self.conn.handshake_done:
+            return None
+        return SSL_CIPHER_standard_name(SSL_get_current_cipher(self.conn.ssl)).decode()
+
+    @property
+    def group(self):
+        """OpenSSL's short name of the key agreement group, or None."""
+        if not self.conn.handshake_done:
+            return None
+        return OBJ_nid2sn(SSL_get_negotiated_group(self.conn.ssl)).decode()
+
+    @property
+    def protocol(self):
+        """The ALPN protocol agreed, or None."""
+        cdef const unsigned char *name = NULL
+        cdef unsigned int size = 0
+        SSL_get0_alpn_selected(self.conn.ssl, &name, &size)
+        return PyBytes_FromStringAndSize(<const char *>name, size) if size else None
+
+    @property
+    def leaf_spki_sha256(self):
+        """As a server: SHA-256 over the SubjectPublicKeyInfo of the leaf that this connection shows; None before."""
+        cdef bytes digest = PyBytes_FromStringAndSize(<char *>self.conn.spki_sha256, 32)
+        return digest if any(digest) else None
+
+    @property
+    def peer_certificate_der(self):
+        """The peer's leaf certificate, DER, or None."""
+        cdef X509 *certificate = SSL_get0_peer_certificate(self.conn.ssl)
+        return None if certificate == NULL else encode(certificate)
+
+    @property
+    def peer_chain_der(self):
+        """What the peer sent, as a list of DER: for a client's engine the leaf comes first."""
+        cdef STACK_OF_X509 *chain = SSL_get_peer_cert_chain(self.conn.ssl)
+        cdef int index
+        if chain == NULL:
+            return []
+        return [encode(sk_X509_value(chain, index)) for index in range(sk_X509_num(chain))]
+
+
+cdef bytes encode(X509 *certificate):
+    cdef unsigned char *data = NULL
+    cdef int size = i2d_X509(certificate, &data)
+    if size <= 0:
+        ERR_clear_error()
+        raise InternalError("a peer's certificate cannot be encoded")
+    try:
+        return PyBytes_FromStringAndSize(<char *>data, size)
+    finally:
+        OPENSSL_free(data)
+
+
+def openssl_version():
+    """The version text of the libcrypto in use."""
+    return OpenSSL_version(OPENSSL_VERSION).decode()

@@ -1,0 +1,66 @@
+"""Errors of the trusted side, named by the guilty party.
+
+Each family says what to do: close that connection (`ClientProtocolError`), poison the channel (`HostProtocolError`, in
+`wire.errors`, since the wire itself raises its parent), refuse the operation, or stop. Texts go to logs: they never
+hold keys, plaintext or unescaped bytes of a peer.
+"""
+
+from enclave_os.wire.errors import HostProtocolError, UsageError
+
+__all__ = [
+    "AttestationError",
+    "ClientProtocolError",
+    "ClockUntrusted",
+    "ConfigError",
+    "EnclaveError",
+    "HostProtocolError",
+    "HostRefused",
+    "InternalError",
+    "SealBroken",
+    "ServerProtocolError",
+    "UsageError",
+]
+
+
+class EnclaveError(Exception):
+    """The family: something that the enclave refuses or cannot do, and it is known whose fault it is."""
+
+
+class ClientProtocolError(EnclaveError):
+    """The network client broke TLS or HTTP, or went over a limit: its connection is closed, nobody else is touched."""
+
+
+class ServerProtocolError(EnclaveError):
+    """A server that we connected to broke TLS, or its certificate does not stand up to the check we asked for."""
+
+
+class HostRefused(EnclaveError):
+    """The host answered a call with a failure status. Nothing is known about why: its word is an allegation.
+
+    Attributes:
+        status: the negative status as the host gave it.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ClockUntrusted(EnclaveError):
+    """The host's clock cannot carry a decision: whatever depends on time is denied."""
+
+
+class SealBroken(EnclaveError):
+    """An authentication tag does not match: what the host stored or sent is not what we sealed. Never "not found"."""
+
+
+class AttestationError(EnclaveError):
+    """Evidence that does not prove what it must."""
+
+
+class ConfigError(EnclaveError):
+    """The configuration cannot be served: the operator's text, key or certificate, not a bug of ours."""
+
+
+class InternalError(EnclaveError):
+    """Our own bug, or a library that failed where it cannot: stop."""

@@ -1,0 +1,72 @@
+"""Which certificate a connection shows: a fresh leaf under the enclave's CA, made when its ClientHello is read.
+
+One leaf for the whole enclave's names is all there is today: an unknown, odd or absent server name gets it as well, so
+that no name a client invents ever reaches a certificate, and nothing is cached under it.
+"""
+
+import base64
+import re
+from collections.abc import Callable, Iterable
+
+from enclave_os._tls import ClientHello
+from enclave_os._x509 import Identity, LeafMinter
+from enclave_os.errors import ConfigError
+
+LEAF_LIFETIME_S = 24 * 60 * 60
+"""A leaf serves one connection; 24 h let it outlive that, and a client's clock be wrong by hours."""
+
+MINUTE_S = 60
+
+_PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,40})-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END \1-----")
+
+
+def der_from_pem(pem: str, *labels: str) -> bytes:
+    """The first block of `pem` whose label is one of `labels`, as DER.
+
+    Raises:
+        ConfigError: there is no such block, or its content is not base64.
+    """
+    for found in _PEM_BLOCK.finditer(pem):
+        if found[1] in labels:
+            try:
+                return base64.b64decode("".join(found[2].split()), validate=True)
+            except ValueError as error:
+                raise ConfigError(f"the {found[1]} block is not base64") from error
+    raise ConfigError(f"no {' or '.join(labels)} block in the PEM text")
+
+
+class CertificateStore:
+    """Owns the enclave's CA key and answers each ClientHello with an identity.
+
+    Args:
+        certificate_pem: the CA certificate that signs leaves.
+        key_pem: its private key, PKCS#8 or SEC 1, without a password, on P-256 or P-384.
+        names: DNS names and IP addresses that the enclave answers to, at least one.
+        clock: seconds since the Unix epoch, in the enclave's own reckoning.
+        extensions: (dotted OID, raw value) pairs that every leaf carries.
+
+    Raises:
+        ConfigError: certificate and key are not a CA that can sign leaves.
+        UsageError: a name or OID that is none.
+    """
+
+    def __init__(
+        self,
+        certificate_pem: str,
+        key_pem: str,
+        names: Iterable[str],
+        clock: Callable[[], float],
+        extensions: Iterable[tuple[str, bytes]] = (),
+    ) -> None:
+        self._clock = clock
+        self._minter = LeafMinter(
+            der_from_pem(certificate_pem, "CERTIFICATE"),
+            der_from_pem(key_pem, "PRIVATE KEY", "EC PRIVATE KEY"),
+            list(names),
+            list(extensions),
+        )
+
+    def choose(self, hello: ClientHello) -> Identity:
+        """A fresh key and leaf for the connection that said `hello`; NotBefore is the minute that has begun."""
+        not_before = int(self._clock()) // MINUTE_S * MINUTE_S
+        return self._minter.mint(not_before, LEAF_LIFETIME_S)
