@@ -103,8 +103,9 @@ test-sanitize: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the same u
 bench: $(STAMPS)/fast $(STAMPS)/test ## measure everything (docs/performance.md, bench/README.md)
 	$(PYTEST) bench/ --benchmark-autosave $(ARGS)
 
-bench-peers: $(STAMPS)/bench ## install what the bench compares with: nginx, wrk, uvicorn, granian
+bench-peers: $(STAMPS)/bench $(STAMPS)/package ## install what the bench compares with: nginx, wrk, uvicorn, granian
 	@.ci/system "$(PYTHON)" nginx:nginx-light wrk:wrk
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e bench/module
 
 # -- keep tidy --------------------------------------------------------------------------------------------------------
 
