@@ -75,12 +75,13 @@ def test_every_header_bit_matters() -> None:
     for bit in range(64):
         changed = bytearray(record)
         changed[bit // 8] ^= 1 << bit % 8
-        try:
+        if bit >= 32 or (changed[0] in set(FrameKind) and not any(changed[1:4])):
             kind, conn_id, payload = decode_frame(bytes(changed))
-        except PeerProtocolError as error:
-            assert error.lie is Lie.FRAME
-            continue
-        assert encode_frame(kind, conn_id, payload) == changed
+            assert encode_frame(kind, conn_id, payload) == changed
+        else:
+            with pytest.raises(PeerProtocolError) as caught:
+                decode_frame(bytes(changed))
+            assert caught.value.lie is Lie.FRAME
     for kind in (0, 11, 255):
         with pytest.raises(PeerProtocolError):
             decode_frame(bytes([kind]) + record[1:])

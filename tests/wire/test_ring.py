@@ -4,12 +4,12 @@ import gc
 import mmap
 
 import pytest
+from tests.wire import native
+from tests.wire.rings import CONSUMED, CONSUMER_WAITS, PADDING, PRODUCED, PRODUCER_WAITS, U64, make_ring, pattern
 
 from enclave_os.wire import EMPTY, FULL, READY, Consumer, Producer, create_ring
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.limits import RING_CAPACITY_MAX, RING_CAPACITY_MIN, RING_HEADER_SIZE, record_size_max
-from tests.wire import native
-from tests.wire.rings import CONSUMED, CONSUMER_WAITS, PADDING, PRODUCED, PRODUCER_WAITS, U64, make_ring, pattern
 
 # Position 0, a position whose end wraps 2**64 inside the ring, and one whose padding does.
 STARTS = (0, U64 - 8, U64 - 64, U64 - 256)
