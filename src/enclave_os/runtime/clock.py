@@ -1,16 +1,16 @@
 """Time: the host's word, doubted. The one place of the enclave that asks for it (threats.md CK4).
 
-Wall time is an allegation. It is good for a Date field; a decision that rests on time (a token's expiry) asks `trusted_ns`,
-which says no rather than guess:
+Wall time is an allegation. It is good for a Date field; a decision that rests on time (a token's expiry) asks
+`trusted_ns`, which says no rather than guess:
 
-    read failed, 0, negative, or beyond 2**63 - 1 ns   ClockUntrusted                                   CK1
-    behind the floor                                   the floor: time stands still, never goes back     CK2
-    up to 24 h ahead of the floor                      accepted, and becomes the floor
-    more than 24 h ahead                               ClockUntrusted, until a manager confirms; the floor stays   CK3, CK5
+    CK1       read failed, 0, negative, beyond 2**63 - 1 ns   ClockUntrusted
+    CK2       behind the floor                                the floor: time stands still, it never goes back
+              up to 24 h ahead of the floor                   accepted, and becomes the floor
+    CK3, CK5  more than 24 h ahead                            ClockUntrusted until a manager confirms; the floor stays
 
-So somebody has to look at the clock at least once a day: the runtime does, every minute. A process that was stopped for
-longer denies afterwards, and that is meant: under SGX the monotonic clock is the host's as well, so nothing in here can tell
-a long sleep from a jump, and a jump would let the host collect evidence dated in the future. A slow or frozen host clock
+So somebody has to ask at least once a day: the runtime does, every minute. A process that was stopped for longer denies
+afterwards, and that is meant: under SGX the monotonic clock is the host's as well, so nothing in here can tell a long
+sleep from a jump, and a jump would let the host collect evidence dated in the future. A slow or frozen host clock
 prolongs tokens (CK6): stated, not cured here.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from enclave_os.errors import EnclaveError
+from enclave_os.errors import ClockUntrusted, EnclaveError, HostProtocolError
 
 NS_PER_SECOND: Final = 1_000_000_000
 STEP_NS_MAX: Final = 24 * 3600 * NS_PER_SECOND
@@ -29,15 +29,12 @@ _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-class ClockUntrusted(EnclaveError):
-    """The host's clock cannot carry a decision: whatever depends on time is denied."""
-
-
 class Clock:
     """Wall time with a floor that only rises, and monotonic time for deadlines.
 
     Args:
-        read_host_ns: nanoseconds since the Unix epoch as the host alleges them; may raise OSError or EnclaveError.
+        read_host_ns: nanoseconds since the Unix epoch as the host alleges them; what it raises of OSError, EnclaveError
+            or HostProtocolError is a failed read.
         floor_ns: the greatest time that is known to have been; 0 when nothing is known (first boot), and then the first
             plausible answer is believed.
         read_monotonic_ns: nanoseconds from an arbitrary start, never backwards.
@@ -108,7 +105,7 @@ class Clock:
     def _read(self) -> int:
         try:
             now = self._read_host_ns()
-        except (OSError, EnclaveError) as error:
+        except (OSError, EnclaveError, HostProtocolError) as error:
             raise ClockUntrusted(f"the host's clock failed: {type(error).__name__}") from error
         # bool is an int, and a float would pass the comparison: the host's answer came through a decoder, but be sure.
         if type(now) is not int or not 0 < now <= TIME_NS_MAX:

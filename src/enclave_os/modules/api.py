@@ -1,0 +1,179 @@
+"""What a module is, and what it is given. docs/modules.md writes one from an empty folder.
+
+A module answers requests. It reaches for nothing: whatever it may use is handed to `start`. It is trusted code,
+measured with the rest; a mistake in it costs its own request (500), never the enclave.
+"""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal, Protocol
+
+from enclave_os.errors import ConfigError
+from enclave_os.http import Request, Response
+
+MANAGER: Final = "manager"
+MONITORING: Final = "monitoring"
+
+DATA_PATH: Final = "/data"
+"""POST here goes to every module's `handle` in turn; the first answer wins."""
+
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z", re.ASCII)
+
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]*\Z", re.ASCII)
+_PARAMETER: Final = re.compile(r"\{([a-z_][a-z0-9_]*)\}\Z", re.ASCII)
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+
+
+class Clock(Protocol):
+    """Time as a module may ask for it; `runtime.clock.Clock` is the one there is."""
+
+    def monotonic(self) -> float:
+        """Seconds from an arbitrary start, for deadlines."""
+
+    def trusted_ns(self) -> int:
+        """Nanoseconds since the Unix epoch that a decision may rest on. Raises: ClockUntrusted: deny."""
+
+    def http_date(self) -> bytes:
+        """Date as IMF-fixdate, for information."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How this worker runs, for the routes that say so.
+
+    Attributes:
+        mode: how the enclave was started; only sgx keeps anything from the host.
+        evidence: what the certificate carries: "none", or the kind of quote.
+        ca: whose CA signs the leaf: "development", "generated" (inside) or "imported" (the host has seen its key).
+        ready: serving; False while starting and draining.
+        uptime_s: seconds since the worker began to serve.
+    """
+
+    mode: Literal["simulated", "direct", "sgx"]
+    evidence: str
+    ca: str
+    worker_index: int
+    worker_count: int
+    ready: bool
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What a module may use, made for it alone.
+
+    Attributes:
+        clock: the enclave's clock.
+        random: that many random bytes from the enclave's own source.
+        logger: lines go to the host, which may read, change and drop them: never log a secret or a plaintext.
+        config: the module's own section `[module.<name>]`, as the operator (and so the host) wrote it: check it.
+        modules: names of all modules, in the order in which they are asked.
+        status: how this worker runs, now.
+        counters: counters and gauges of this worker, now; names as in Prometheus, those of counters end in `_total`.
+        request_stop: begin a drain of the whole server; returns at once.
+    """
+
+    clock: Clock
+    random: Callable[[int], bytes]
+    logger: logging.Logger
+    config: Mapping[str, Any]
+    modules: tuple[str, ...]
+    status: Callable[[], Status]
+    counters: Callable[[], Mapping[str, int | float]]
+    request_stop: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method on one path.
+
+    Attributes:
+        method: upper case. GET answers HEAD as well; OPTIONS is answered from the table.
+        path: begins with "/", as it reads after percent-decoding; a segment `{name}` takes any one non-empty segment,
+            which the handler finds in `request.params["name"]`.
+        handler: called with the request; returns a Response, or is a coroutine function that does. Runs on the one
+            thread that serves everybody: what takes long must `await`.
+        role: who may call it; None is everybody. Checked before the handler is called.
+
+    Raises:
+        ConfigError: no such method, or a path that no request could match.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    role: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"route {self.path!r}: {self.method!r} is not one of {', '.join(METHODS)}")
+        if not self.path.startswith("/"):
+            raise ConfigError(f"route {self.path!r} does not begin with /")
+        names = []
+        for segment in self.path.split("/")[1:]:
+            parameter = _PARAMETER.match(segment)
+            if parameter:
+                names.append(parameter[1])
+            elif not _SEGMENT.match(segment) or segment in (".", ".."):
+                raise ConfigError(f"route {self.path!r}: no request can have the segment {segment!r}")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"route {self.path!r} names one parameter twice")
+
+    @property
+    def parameters(self) -> tuple[tuple[int, str], ...]:
+        """(index of the segment in `path.split("/")`, name) of each parameter."""
+        found = ((index, _PARAMETER.match(segment)) for index, segment in enumerate(self.path.split("/")))
+        return tuple((index, match[1]) for index, match in found if match)
+
+
+@dataclass(frozen=True, slots=True)
+class AppIdentity:
+    """One application with a name of its own in the certificate.
+
+    Attributes:
+        hostname: what clients connect to; the leaf for it carries the extensions below.
+        oids: extension OID in dotted form, and its raw value.
+    """
+
+    hostname: str
+    oids: Mapping[str, bytes]
+
+
+class Module:
+    """Base of all modules: override what you need.
+
+    The class is made by its entry point without arguments, `start` is called once before the first request and `stop`
+    once after the last. All calls come from one thread.
+
+    Attributes:
+        name: as the operator writes it in `modules.enabled`; equals the entry point's name.
+        routes: what it answers, read once after `start`.
+    """
+
+    name: ClassVar[str] = ""
+    routes: Sequence[Route] = ()
+
+    def start(self, services: Services) -> Awaitable[None] | None:
+        """Take what the module may use. May be a coroutine function. Raise ConfigError for a section that cannot be."""
+
+    def stop(self) -> Awaitable[None] | None:
+        """Let go of what `start` took. May be a coroutine function."""
+
+    def handle(self, request: Request) -> Response | Awaitable[Response | None] | None:
+        """Answer what no route answers, `POST /data` above all; None leaves it to the next module. May be async."""
+
+    def config_leaves(self) -> Mapping[str, bytes]:
+        """Name and data of what the operator chose for this module and clients must be able to see attested."""
+        return {}
+
+    def custom_oids(self) -> Mapping[str, bytes]:
+        """Certificate extensions of this module: OID in dotted form, and its raw value."""
+        return {}
+
+    def app_identities(self) -> Sequence[AppIdentity]:
+        """Applications of this module that have certificates of their own."""
+        return ()

@@ -1,0 +1,283 @@
+"""Bearer tokens: ES256 JWTs of the issuers that the configuration names (RFC 6750, 7519, 8725; threats.md JW1 to JW5).
+
+What is accepted is decided here and never by the token: one algorithm, keys from the configuration, claims by our own
+rules and our own clock. PyJWT checks the signature and nothing else, over text that was found canonical before.
+
+A token is judged as a whole: every check runs, whichever failed, the clock is read once and exactly one signature is
+verified (a decoy's, when there is nothing to verify), and each failure gets the same 401. A token's identity is its
+`jti`; the signature's bytes are no identity, since (r, n-s) verifies as well as (r, s) (JW3).
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from enclave_os.errors import ClockUntrusted, ConfigError
+from enclave_os.http import HTTPError, Request, Response, error_response, parse_json
+from enclave_os.modules.api import MANAGER, MONITORING, Clock
+from enclave_os.wire.setting_table import Issuer
+
+TOKEN_SIZE_MAX: Final = 16 * 1024
+LIFETIME_S_MAX: Final = 24 * 3600
+# An issuer's clock may be ahead of ours by this much; expiry has no such grace.
+SKEW_S_MAX: Final = 5
+NUMERIC_DATE_MAX: Final = 2**53  # JSON numbers are exact up to here (RFC 8259 6)
+SIGNATURE_SIZE: Final = 64  # r || s of P-256 (RFC 7518 3.4)
+KEY_ID_SIZE_MAX: Final = 256
+SUBJECT_SIZE_MAX: Final = 256
+ROLES_MAX: Final = 64
+ROLE_SIZE_MAX: Final = 64
+
+# Each would let the token choose its key or change how it is read (JW2).
+REFUSED_HEADERS: Final = frozenset({"jku", "x5u", "jwk", "x5c", "crit", "b64", "zip", "enc"})
+TOKEN_TYPES: Final = frozenset({"jwt", "at+jwt"})  # RFC 8725 3.11, RFC 9068 2.1
+
+UNAUTHORIZED: Final = error_response(
+    401, "a valid bearer token is required", (("WWW-Authenticate", 'Bearer realm="enclave-os"'),)
+)
+FORBIDDEN: Final = error_response(403, "the token does not carry the role that this route needs")
+UNCONFIGURED: Final = error_response(
+    403,
+    "no token issuer is configured; add [[auth.issuers]] with issuer, audience and public_key_pem to enclave-os.toml "
+    "(enclave-os token keygen prints one)",
+)
+
+_NS_PER_SECOND: Final = 1_000_000_000
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]+\Z", re.ASCII)
+_ES256: Final = jwt.PyJWS(algorithms=["ES256"])
+
+Verify = Callable[[str, ec.EllipticCurvePublicKey], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request comes from, as proved by its token.
+
+    Attributes:
+        token_id: the claim `jti`; "" when the token has none.
+        roles: from the issuer's roles claim; a manager is also `monitoring`.
+        expires_at: seconds since the Unix epoch.
+    """
+
+    issuer: str
+    subject: str
+    token_id: str
+    roles: frozenset[str]
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _TrustedKey:
+    issuer: str
+    audience: str
+    roles_claim: str
+    key_id: str
+    key: ec.EllipticCurvePublicKey
+
+
+def verify_es256(token: str, key: ec.EllipticCurvePublicKey) -> bool:
+    """Whether the signature of a compact JWS is `key`'s, by ES256 and nothing else."""
+    try:
+        _ES256.decode(token, key, algorithms=["ES256"])
+    except jwt.PyJWTError:
+        return False
+    return True
+
+
+class Authenticator:
+    """Judges bearer tokens.
+
+    Args:
+        issuers: the configuration's `[[auth.issuers]]`. One issuer may have several keys; then the token's `kid` must
+            be the key's thumbprint (RFC 7638).
+        clock: asked once a token.
+        verify: checks one signature.
+    Raises:
+        ConfigError: a key that is no P-256 public key, or that is there twice.
+    """
+
+    def __init__(self, issuers: Iterable[Issuer], clock: Clock, verify: Verify = verify_es256) -> None:
+        self._clock = clock
+        self._verify = verify
+        self._keys: dict[str, list[_TrustedKey]] = {}
+        for entry in issuers:
+            key = load_es256_key(entry.public_key_pem, f"auth.issuers: {entry.issuer}")
+            trusted = _TrustedKey(entry.issuer, entry.audience, entry.roles_claim, thumbprint(key), key)
+            others = self._keys.setdefault(entry.issuer, [])
+            if any(other.key_id == trusted.key_id for other in others):
+                raise ConfigError(f"auth.issuers: {entry.issuer}: the same key is there twice")
+            others.append(trusted)
+        # What is verified when a token gives nothing to verify, so that every refusal costs the same. The private half
+        # is forgotten here.
+        private = ec.generate_private_key(ec.SECP256R1())
+        self._decoy = private.public_key()
+        self._decoy_token = _ES256.encode(b"{}", private, algorithm="ES256")
+
+    def authorize(self, request: Request, role: str) -> Response | None:
+        """None lets the request pass, with `request.principal` set; a Response refuses it."""
+        if not self._keys:
+            return UNCONFIGURED
+        principal = self.authenticate(request)
+        if principal is None:
+            return UNAUTHORIZED
+        request.principal = principal
+        return None if role in principal.roles else FORBIDDEN
+
+    def authenticate(self, request: Request) -> Principal | None:
+        """Who the request's token proves; None without a token that stands up to every check."""
+        # Repeated fields come joined by ", ", and a token has no comma: two of them are none.
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        return self.judge(token)
+
+    def judge(self, token: str) -> Principal | None:
+        """Who `token` proves; None when any check fails."""
+        header, claims = _read(token)
+        shaped = _header_is_ours(header)
+        trusted = self._find(claims.get("iss"), header.get("kid"))
+        usable = shaped and trusted is not None
+        signed = self._verify(
+            token if usable else self._decoy_token, trusted.key if usable and trusted is not None else self._decoy
+        )
+        try:
+            now = self._clock.trusted_ns() // _NS_PER_SECOND
+        except ClockUntrusted:
+            now = -1
+        timely = _is_timely(claims, now)
+        subject = claims.get("sub")
+        named = type(subject) is str and 0 < len(subject) <= SUBJECT_SIZE_MAX
+        token_id = claims.get("jti", "")
+        meant = trusted is not None and _is_for(claims.get("aud"), trusted.audience)
+        roles = _roles(claims.get(trusted.roles_claim if trusted is not None else "roles", []))
+        if not (usable and signed and timely and named and meant) or roles is None or type(token_id) is not str:
+            return None
+        if MANAGER in roles:
+            roles |= {MONITORING}
+        return Principal(claims["iss"], claims["sub"], token_id, roles, claims["exp"])
+
+    def _find(self, issuer: object, key_id: object) -> _TrustedKey | None:
+        """The key that a token names, from the map that the configuration made; its names lead nowhere else."""
+        if type(issuer) is not str:
+            return None
+        keys = self._keys.get(issuer, [])
+        for trusted in keys:
+            if trusted.key_id == key_id:
+                return trusted
+        return keys[0] if len(keys) == 1 else None
+
+
+def load_es256_key(pem: str, whose: str) -> ec.EllipticCurvePublicKey:
+    """A P-256 public key from PEM; the loader refuses points off the curve (JW5).
+
+    Raises:
+        ConfigError: anything else, with `whose` in front.
+    """
+    try:
+        key = load_pem_public_key(pem.encode("utf-8"))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{whose}: the public key cannot be read: it must be PEM (BEGIN PUBLIC KEY)") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConfigError(f"{whose}: the public key is not on P-256, which ES256 needs")
+    return key
+
+
+def thumbprint(key: ec.EllipticCurvePublicKey) -> str:
+    """The key's JWK thumbprint (RFC 7638): base64url of SHA-256."""
+    point = key.public_numbers()
+    x, y = (_b64url(number.to_bytes(32, "big")) for number in (point.x, point.y))
+    members = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
+    return _b64url(hashlib.sha256(members.encode("ascii")).digest())
+
+
+def _b64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def _canonical(segment: str) -> bytes | None:
+    """The bytes of one segment: base64url without padding, blanks or stray trailing bits (RFC 7515 2, JW4)."""
+    if not _SEGMENT.match(segment):
+        return None
+    try:
+        data = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except binascii.Error:
+        return None
+    return data if _b64url(data) == segment else None
+
+
+def _object(data: bytes | None) -> dict[str, Any]:
+    """A JSON object read strictly, {} for anything else: an empty one fails every check that follows."""
+    if data is None:
+        return {}
+    try:
+        value = parse_json(data)
+    except HTTPError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a compact JWS, ({}, {}) unless its form is perfect."""
+    segments = token.split(".") if len(token) <= TOKEN_SIZE_MAX else []
+    if len(segments) != 3:
+        return {}, {}
+    header, claims, signature = (_canonical(segment) for segment in segments)
+    if header is None or claims is None or signature is None or len(signature) != SIGNATURE_SIZE:
+        return {}, {}
+    return _object(header), _object(claims)
+
+
+def _header_is_ours(header: dict[str, Any]) -> bool:
+    kind = header.get("typ", "JWT")
+    key_id = header.get("kid", "")
+    return (
+        header.get("alg") == "ES256"
+        and type(kind) is str
+        and kind.lower() in TOKEN_TYPES
+        and type(key_id) is str
+        and len(key_id) <= KEY_ID_SIZE_MAX
+        and REFUSED_HEADERS.isdisjoint(header)
+    )
+
+
+def _is_timely(claims: dict[str, Any], now: int) -> bool:
+    """Whether exp, iat and nbf are whole numbers that allow `now`, seconds since the Unix epoch; -1 is never."""
+    expires, issued = _numeric_date(claims.get("exp")), _numeric_date(claims.get("iat"))
+    begins = _numeric_date(claims.get("nbf", issued))
+    return (
+        min(expires, issued, begins) >= 0
+        and 0 < now < expires
+        and issued <= now + SKEW_S_MAX
+        and begins <= now + SKEW_S_MAX
+        and 0 < expires - issued <= LIFETIME_S_MAX
+        and 0 < expires - begins <= LIFETIME_S_MAX
+    )
+
+
+def _numeric_date(value: object) -> int:
+    """A NumericDate that is a whole number (RFC 7519 2 allows fractions; ours and every issuer's are whole), or -1."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= NUMERIC_DATE_MAX else -1
+
+
+def _is_for(audience: object, ours: str) -> bool:
+    if type(audience) is str:
+        return audience == ours
+    return type(audience) is list and all(type(name) is str for name in audience) and ours in audience
+
+
+def _roles(claim: object) -> frozenset[str] | None:
+    """The roles of a claim; None when it is not a list of names."""
+    if type(claim) is not list or len(claim) > ROLES_MAX:
+        return None
+    if not all(type(role) is str and 0 < len(role) <= ROLE_SIZE_MAX for role in claim):
+        return None
+    return frozenset(claim)

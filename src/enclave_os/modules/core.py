@@ -1,0 +1,125 @@
+"""The server's own routes: health, readiness, status, counters, shutdown (system.md 9). Always loaded, asked first."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from enclave_os import __version__
+from enclave_os.errors import InternalError
+from enclave_os.http import Request, Response, json_response
+from enclave_os.modules.api import MANAGER, MONITORING, Module, Route, Services
+
+READY: Final = Response(200, {"status": "ready"})
+NOT_READY: Final = Response(503, {"status": "not ready"})
+DRAINING: Final = Response(202, {"status": "draining"})
+
+METRIC_PREFIX: Final = "enclave_os_"
+METRIC_NAME: Final = re.compile(r"[a-z][a-z0-9_]*\Z", re.ASCII)
+# https://prometheus.io/docs/instrumenting/exposition_formats/: the text format's version, in Accept and Content-Type
+PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Core(Module):
+    """`/healthz` and `/readyz` for everybody, `/status` and `/metrics` for monitoring, `/shutdown` for a manager."""
+
+    name = "core"
+
+    def __init__(self) -> None:
+        self._services: Services | None = None
+        self._healthy: Response | None = None
+        self.routes = [
+            Route("GET", "/healthz", self.healthz),
+            Route("GET", "/readyz", self.readyz),
+            Route("GET", "/status", self.status, MONITORING),
+            Route("GET", "/metrics", self.metrics, MONITORING),
+            Route("POST", "/shutdown", self.shutdown, MANAGER),
+        ]
+
+    def start(self, services: Services) -> None:
+        """Take the services; what `/healthz` says is true for the whole run, so it is encoded once."""
+        self._services = services
+        status = services.status()
+        self._healthy = Response(
+            200,
+            {
+                "status": "ok",
+                "version": __version__,
+                "mode": status.mode,
+                "evidence": status.evidence,
+                "ca": status.ca,
+            },
+        )
+
+    def stop(self) -> None:
+        """Let go of the services."""
+        self._services = self._healthy = None
+
+    def healthz(self, request: Request) -> Response:
+        """Alive, and how much to believe: mode, evidence and CA, as the certificate says them too."""
+        if self._healthy is None:
+            raise InternalError("core is not started")
+        return self._healthy
+
+    def readyz(self, request: Request) -> Response:
+        """Whether to send more clients here."""
+        return READY if self._given().status().ready else NOT_READY
+
+    def status(self, request: Request) -> Response:
+        """What runs here."""
+        services = self._given()
+        status = services.status()
+        return Response(
+            200,
+            {
+                "version": __version__,
+                "mode": status.mode,
+                "evidence": status.evidence,
+                "ca": status.ca,
+                "worker": {"index": status.worker_index, "count": status.worker_count},
+                "ready": status.ready,
+                "uptime_seconds": round(status.uptime_s, 3),
+                "modules": list(services.modules),
+            },
+            headers=(("Cache-Control", "no-store"),),
+        )
+
+    def metrics(self, request: Request) -> Response:
+        """This worker's counters: JSON, or the Prometheus text format when Accept names it."""
+        services = self._given()
+        counters = services.counters()
+        index = services.status().worker_index
+        headers = (("Cache-Control", "no-store"), ("Vary", "Accept"))
+        if wants_prometheus(request.headers.get("accept", "")):
+            return Response(200, prometheus_text(counters, index), PROMETHEUS_TYPE, headers)
+        return json_response({"worker": index, "counters": dict(counters)}, headers=headers)
+
+    def shutdown(self, request: Request) -> Response:
+        """Begin the drain; this answer still goes out."""
+        self._given().request_stop()
+        return DRAINING
+
+    def _given(self) -> Services:
+        if self._services is None:
+            raise InternalError("core is not started")
+        return self._services
+
+
+def wants_prometheus(accept: str) -> bool:
+    """Whether an Accept field names a text format that Prometheus reads. `*/*` alone does not: JSON is the default."""
+    types = (part.partition(";")[0].strip().lower() for part in accept.split(","))
+    return any(kind in ("text/plain", "application/openmetrics-text") for kind in types)
+
+
+def prometheus_text(counters: Mapping[str, int | float], worker_index: int) -> str:
+    """The text exposition format 0.0.4: a type and a value for each name, labelled with the worker.
+
+    Raises:
+        InternalError: a name that Prometheus would not read.
+    """
+    lines = []
+    for name, value in counters.items():
+        if not METRIC_NAME.match(name):
+            raise InternalError(f"{name!r} is not a metric's name")
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines.append(f'# TYPE {METRIC_PREFIX}{name} {kind}\n{METRIC_PREFIX}{name}{{worker="{worker_index}"}} {value}\n')
+    return "".join(lines)

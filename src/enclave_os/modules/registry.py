@@ -1,0 +1,309 @@
+"""From a request to the module that answers it.
+
+    exact (method, path)  ->  pattern routes  ->  every module's `handle` in turn  ->  405 with Allow, or 404
+
+`respond` is the ingress's one Python call a request. Whatever a module does wrong stays here: it costs its request a
+500, and one log line with the module's name and the kind of error; the error's text might hold what a client sent in
+confidence.
+"""
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, Protocol
+
+from enclave_os.errors import ConfigError
+from enclave_os.http import HTTPError, Request, Response, error_response
+from enclave_os.modules.api import DATA_PATH, METHODS, NAME_PATTERN, Handler, Module, Route, Services
+from enclave_os.wire.setting_kinds import nearest
+
+ENTRY_POINT_GROUP: Final = "enclave_os.modules"
+
+NOT_FOUND: Final = error_response(404, "not found")
+UNANSWERED: Final = error_response(404, "no module answers this")
+INTERNAL_ERROR: Final = error_response(500, "internal error")
+
+# What a module may raise and only its request pays for. SystemExit is among it: a module does not stop the enclave.
+# Cancellation is not: it comes from the ingress, which cancels what is past its deadline.
+MODULE_FAILURES: Final = (Exception, SystemExit)
+
+
+class Authorizer(Protocol):
+    """Who may call a route that needs a role; `modules.auth.Authenticator` is the one there is."""
+
+    def authorize(self, request: Request, role: str) -> Response | None:
+        """None lets the request pass and sets its principal; a Response refuses it."""
+
+
+def load_modules(enabled: Iterable[str], found: Iterable[EntryPoint] | None = None) -> list[Module]:
+    """Make the modules that the configuration names, in that order.
+
+    Args:
+        enabled: names of entry points in the group `enclave_os.modules`.
+        found: the entry points to choose from; by default those that are installed.
+    Raises:
+        ConfigError: no such module, two of that name, or one that cannot be loaded or is none.
+    """
+    available: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP) if found is None else found:
+        if point.name in available and available[point.name].value != point.value:
+            raise ConfigError(f"two installed packages ship a module named {point.name!r}")
+        available[point.name] = point
+    modules = []
+    for name in enabled:
+        if name not in available:
+            raise ConfigError(f"modules.enabled: no module {name!r} is installed{nearest(name, sorted(available))}")
+        modules.append(_make(available[name]))
+    return modules
+
+
+def _make(point: EntryPoint) -> Module:
+    try:
+        made = point.load()()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"module {point.name!r} ({point.value}) cannot be loaded: {error}") from error
+    if not isinstance(made, Module):
+        raise ConfigError(f"module {point.name!r} ({point.value}) is not a Module")
+    if made.name != point.name:
+        raise ConfigError(f"module {point.name!r} ({point.value}) calls itself {made.name!r}")
+    return made
+
+
+class Registry:
+    """The modules of one worker, and the table that finds them.
+
+    Args:
+        modules: in the order in which they are asked.
+        authorizer: asked before every route that needs a role.
+        logger: for the one line that a failure costs.
+    Raises:
+        ConfigError: two modules of one name, or a name that is none.
+    """
+
+    def __init__(self, modules: Sequence[Module], authorizer: Authorizer, logger: logging.Logger) -> None:
+        names = [module.name for module in modules]
+        for name in names:
+            if not NAME_PATTERN.match(name):
+                raise ConfigError(f"{name!r} is not a module's name: lower-case letters, digits, - and _")
+            if names.count(name) > 1:
+                raise ConfigError(f"there are two modules named {name!r}")
+        self.modules = tuple(modules)
+        self._authorizer = authorizer
+        self._logger = logger
+        self._started: list[Module] = []
+        self._asked: tuple[Module, ...] = ()
+        self.failures = 0
+        """Requests that a module answered with an exception or with no Response."""
+        self._exact: dict[str, dict[str, Handler]] = {method: {} for method in METHODS}
+        self._owners: dict[tuple[str, str], str] = {}
+        self._patterns: dict[int, list[_Pattern]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules' names, in the order in which they are asked."""
+        return tuple(module.name for module in self.modules)
+
+    async def start(self, services_for: Callable[[Module], Services]) -> None:
+        """Start every module in order, then build the table. If one fails, those before it are stopped again.
+
+        Raises:
+            ConfigError: two routes for the same requests. Whatever a module's `start` raises goes through.
+        """
+        try:
+            for module in self.modules:
+                waiting = module.start(services_for(module))
+                if waiting is not None:
+                    await waiting
+                self._started.append(module)
+            self._build()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop what was started, last first. A module that fails to stop is logged and does not keep the others."""
+        while self._started:
+            module = self._started.pop()
+            try:
+                waiting = module.stop()
+                if waiting is not None:
+                    await waiting
+            except MODULE_FAILURES as error:
+                self._logger.error("module %s failed to stop: %s", module.name, type(error).__name__)
+
+    def respond(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
+        """The answer to `request`, or a coroutine that returns it. Neither raises, but for cancellation."""
+        handler = self._exact[request.method].get(request.path)
+        if handler is None:
+            return self._search(request)
+        try:
+            answer: object = handler(request)
+        except MODULE_FAILURES as error:
+            return self._failed(self._owners[request.method, request.path], error)
+        if isinstance(answer, Response):
+            return answer
+        owner = self._owners[request.method, request.path]
+        return self._finish(owner, answer) if inspect.isawaitable(answer) else self._wrong(owner, answer)
+
+    # -- the table ----------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self._asked = tuple(module for module in self.modules if type(module).handle is not Module.handle)
+        for module in self.modules:
+            for route in module.routes:
+                self._add(module, route)
+        for patterns in self._patterns.values():
+            patterns.sort(key=lambda pattern: pattern.method != "HEAD")  # before the GET that would answer it as well
+        for path, handler in self._exact["GET"].items():
+            if path not in self._exact["HEAD"]:
+                self._exact["HEAD"][path] = handler  # the ingress leaves the body out (RFC 9110 9.3.2)
+                self._owners["HEAD", path] = self._owners["GET", path]
+
+    def _add(self, module: Module, route: Route) -> None:
+        if (route.method, route.path) == ("POST", DATA_PATH):
+            raise ConfigError(f"module {module.name!r}: POST {DATA_PATH} goes to every module's handle, not to a route")
+        handler = route.handler if route.role is None else self._guard(route.handler, route.role)
+        pattern = _Pattern(route, handler, module.name)
+        other = self._owners.setdefault((route.method, pattern.shape), module.name)
+        same = [p for p in self._patterns.get(pattern.size, ()) if (p.method, p.shape) == (route.method, pattern.shape)]
+        if same or pattern.shape in self._exact[route.method]:
+            raise ConfigError(f"module {module.name!r}: module {other!r} answers {route.method} {route.path} already")
+        if pattern.parameters:
+            self._patterns.setdefault(pattern.size, []).append(pattern)
+        else:
+            self._exact[route.method][route.path] = handler
+
+    def _guard(self, handler: Handler, role: str) -> Handler:
+        authorize = self._authorizer.authorize
+
+        def guarded(request: Request) -> Response | Awaitable[Response]:
+            return authorize(request, role) or handler(request)
+
+        return guarded
+
+    # -- what no exact route answers ----------------------------------------------------------------------------------
+
+    def _search(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
+        segments = request.path.split("/")
+        for pattern in self._patterns.get(len(segments), ()):
+            if pattern.answers(request.method) and pattern.matches(segments):
+                request.params = {name: segments[index] for index, name in pattern.parameters}
+                try:
+                    answer: object = pattern.handler(request)
+                except MODULE_FAILURES as error:
+                    return self._failed(pattern.owner, error)
+                if isinstance(answer, Response):
+                    return answer
+                if inspect.isawaitable(answer):
+                    return self._finish(pattern.owner, answer)
+                return self._wrong(pattern.owner, answer)
+        return self._ask(request, 0)
+
+    def _ask(self, request: Request, first: int) -> Response | Coroutine[Any, Any, Response]:
+        """Every module's `handle` from index `first` on; goes on in a coroutine when one of them is async."""
+        for index in range(first, len(self._asked)):
+            module = self._asked[index]
+            try:
+                answer: object = module.handle(request)
+            except MODULE_FAILURES as error:
+                return self._failed(module.name, error)
+            if answer is None:
+                continue
+            if isinstance(answer, Response):
+                return answer
+            if inspect.isawaitable(answer):
+                return self._ask_on(request, index, answer)
+            return self._wrong(module.name, answer)
+        return self._nobody(request)
+
+    async def _ask_on(self, request: Request, index: int, waiting: Awaitable[object]) -> Response:
+        owner = self._asked[index].name
+        try:
+            answer = await waiting
+        except MODULE_FAILURES as error:
+            return self._failed(owner, error)
+        if isinstance(answer, Response):
+            return answer
+        if answer is not None:
+            return self._wrong(owner, answer)
+        rest = self._ask(request, index + 1)
+        return rest if isinstance(rest, Response) else await rest
+
+    def _nobody(self, request: Request) -> Response:
+        if request.path == "*":
+            return Response(204, headers=(("Allow", ", ".join(METHODS)),))  # OPTIONS * (RFC 9110 9.3.7)
+        allowed = self._allowed(request.path)
+        if not allowed:
+            return NOT_FOUND
+        if request.method == "OPTIONS":
+            return Response(204, headers=(("Allow", allowed),))
+        if request.method == "POST" and request.path == DATA_PATH:
+            return UNANSWERED
+        return error_response(405, "method not allowed", (("Allow", allowed),))
+
+    def _allowed(self, path: str) -> str:
+        """The value of Allow: every method that some route answers on this path; "" when none does."""
+        segments = path.split("/")
+        found = {method for method in METHODS if path in self._exact[method]}
+        found |= {p.method for p in self._patterns.get(len(segments), ()) if p.matches(segments)}
+        if path == DATA_PATH and self._asked:
+            found.add("POST")
+        if not found:
+            return ""
+        found |= {"OPTIONS"} | ({"HEAD"} if "GET" in found else set())
+        return ", ".join(method for method in METHODS if method in found)
+
+    # -- what a module does wrong -------------------------------------------------------------------------------------
+
+    async def _finish(self, owner: str, waiting: Awaitable[object]) -> Response:
+        try:
+            answer = await waiting
+        except MODULE_FAILURES as error:
+            return self._failed(owner, error)
+        return answer if isinstance(answer, Response) else self._wrong(owner, answer)
+
+    def _failed(self, owner: str, error: BaseException) -> Response:
+        if isinstance(error, HTTPError):
+            try:
+                return error_response(error.status, error.message, error.headers)
+            except (TypeError, ValueError) as mistake:  # what the module put into it cannot be sent
+                error = mistake
+        self.failures += 1
+        self._logger.error("module %s failed: %s", owner, type(error).__name__)
+        return INTERNAL_ERROR
+
+    def _wrong(self, owner: str, answer: object) -> Response:
+        self.failures += 1
+        self._logger.error("module %s returned no Response but %s", owner, type(answer).__name__)
+        return INTERNAL_ERROR
+
+
+class _Pattern:
+    """A route with parameters, taken apart.
+
+    Attributes:
+        size: number of segments.
+        shape: its path with nameless parameters: two routes of one shape would answer the same requests.
+    """
+
+    __slots__ = ("_literals", "handler", "method", "owner", "parameters", "shape", "size")
+
+    def __init__(self, route: Route, handler: Handler, owner: str) -> None:
+        segments = route.path.split("/")
+        self.method = route.method
+        self.handler = handler
+        self.owner = owner
+        self.parameters = route.parameters
+        self.size = len(segments)
+        names: Mapping[int, str] = dict(self.parameters)
+        self._literals = tuple((index, segment) for index, segment in enumerate(segments) if index not in names)
+        self.shape = "/".join("{}" if index in names else segment for index, segment in enumerate(segments))
+
+    def answers(self, method: str) -> bool:
+        return method == self.method or (method == "HEAD" and self.method == "GET")
+
+    def matches(self, segments: Sequence[str]) -> bool:
+        return all(segments[index] == text for index, text in self._literals) and all(
+            segments[index] for index, _ in self.parameters
+        )
