@@ -14,7 +14,7 @@ from enclave_os._limits cimport FRAME_HEADER_SIZE, RING_CAPACITY_MAX, RPC_METHOD
 
 # A record never exceeds half the largest ring; no encoder makes a larger one.
 cdef enum:
-    RECORD_SIZE_MAX = RING_CAPACITY_MAX // 2 - _limits.RECORD_HEADER_SIZE
+    RECORD_SIZE_MAX = (RING_CAPACITY_MAX >> 1) - _limits.RECORD_HEADER_SIZE
 
 
 def limits():
