@@ -1,0 +1,182 @@
+"""The RPC dispatcher: one thread that answers the calls of all workers, each request with exactly one reply.
+
+It sleeps in epoll on one doorbell per worker. Awake, it takes requests in bounded batches, runs their handlers, and
+publishes the replies of a batch at once. Replies that find data.to_enclave full wait in a bounded queue; a worker whose
+queue is full has its requests left in the ring until it takes replies, and the others are served meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from enclave_os.wire import EMPTY, FULL, Consumer, Producer, decode_rpc_request, encode_rpc_reply
+from enclave_os.wire.errors import PeerProtocolError, UsageError
+from enclave_os.wire.rpc import METHODS, Method, Status
+
+from .doorbell import Doorbell, ring, silence
+from .handlers import Handler, Refused
+from .shared_memory import Region
+
+REQUESTS_PER_TURN_MAX: Final = 256
+REQUEST_BYTES_PER_TURN_MAX: Final = 1 << 20
+REPLIES_WAITING_MAX: Final = 1024
+COMMAND_SECONDS_MAX: Final = 5.0
+
+
+class Registry:
+    """Handlers by method: only what `METHODS` declares, each at most once."""
+
+    def __init__(self, handlers: Mapping[Method, Handler]) -> None:
+        for method in handlers:
+            if method not in METHODS:
+                raise UsageError(f"{method!r} is not declared in wire.rpc.METHODS")
+        self._handlers = dict(handlers)
+
+    def answer(self, method: int, payload: bytes) -> tuple[Status, bytes]:
+        """Run the handler of a request; sizes of both payloads are checked against the declaration."""
+        handler = self._handlers.get(method)  # type: ignore[call-overload] # an int finds the IntEnum, or nothing
+        if handler is None:
+            return Status.UNKNOWN_METHOD, b""
+        spec = METHODS[Method(method)]
+        if not spec.request_size_min <= len(payload) <= spec.request_size_max:
+            return Status.BAD_REQUEST, b""
+        try:
+            reply = handler(payload)
+        except Refused as refusal:
+            return refusal.status, b""
+        except (OSError, ValueError):
+            return Status.FAILED, b""
+        if not spec.reply_size_min <= len(reply) <= spec.reply_size_max:
+            return Status.FAILED, b""
+        return Status.OK, reply
+
+
+@dataclass(slots=True)
+class _Worker:
+    index: int
+    doorbell: Doorbell
+    requests: Consumer
+    replies: Producer
+    registry: Registry
+    waiting: deque[bytes] = field(default_factory=deque)
+    more: bool = True
+
+
+class RPCDispatcher:
+    """Answers the RPC channels of any number of workers from one thread.
+
+    Args:
+        on_lie: called in the dispatcher's thread, once per worker, when its channel is poisoned.
+    """
+
+    def __init__(self, on_lie: Callable[[int, PeerProtocolError], None]) -> None:
+        self._on_lie = on_lie
+        self._epoll = select.epoll()
+        self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._control, select.EPOLLIN)
+        self._workers: dict[int, _Worker] = {}
+        self._lock = threading.Lock()  # held by the thread while it works, by callers while they change the table
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="rpc-dispatcher", daemon=True)
+        self.calls = 0
+        self.refusals = 0
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it. Replies that wait for room are lost."""
+        self._stopping = True
+        ring(self._control)
+        if self._thread.is_alive():
+            self._thread.join(COMMAND_SECONDS_MAX)
+        self._epoll.close()
+        os.close(self._control)
+
+    def add_worker(self, index: int, region: Region, doorbell: Doorbell, registry: Registry) -> None:
+        """Serve a worker's RPC channel from now on. Raises: UsageError: the index is in use."""
+        ours, theirs = region.layout.rpc.to_host, region.layout.rpc.to_enclave
+        worker = _Worker(
+            index,
+            doorbell,
+            Consumer(region.buffer, ours.header_offset, ours.data_offset, ours.capacity),
+            Producer(region.buffer, theirs.header_offset, theirs.data_offset, theirs.capacity, False),
+            registry,
+        )
+        with self._lock:
+            if index in self._workers:
+                raise UsageError(f"worker {index} is attached already")
+            self._workers[index] = worker
+            self._epoll.register(doorbell.rpc_to_host, select.EPOLLIN)
+        ring(self._control)
+
+    def remove_worker(self, index: int) -> None:
+        """Forget a worker; afterwards nothing here touches its region or doorbell."""
+        with self._lock:
+            worker = self._workers.pop(index, None)
+            if worker is not None:
+                self._epoll.unregister(worker.doorbell.rpc_to_host)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            with self._lock:
+                sleep = self._turn()
+            self._epoll.poll(-1 if sleep else 0)
+            silence(self._control)
+
+    def _turn(self) -> bool:
+        """Serve every worker once; whether all of them are armed."""
+        sleep = True
+        for worker in list(self._workers.values()):
+            try:
+                silence(worker.doorbell.rpc_to_host)
+                worker.requests.disarm()
+                self._serve(worker)
+                sleep = self._arm(worker) and sleep
+            except PeerProtocolError as error:
+                del self._workers[worker.index]
+                self._epoll.unregister(worker.doorbell.rpc_to_host)
+                self._on_lie(worker.index, error)
+        return sleep
+
+    def _serve(self, worker: _Worker) -> None:
+        owed = False
+        worker.more = False
+        if self._send_waiting(worker) and len(worker.waiting) < REPLIES_WAITING_MAX:
+            records = worker.requests.consume_many(
+                min(REQUESTS_PER_TURN_MAX, REPLIES_WAITING_MAX - len(worker.waiting)), REQUEST_BYTES_PER_TURN_MAX
+            )
+            worker.more = bool(records)
+            for record in records:
+                req_id, method, payload = decode_rpc_request(record)
+                status, reply = worker.registry.answer(method, payload)
+                self.calls += 1
+                self.refusals += status != Status.OK
+                worker.waiting.append(encode_rpc_reply(req_id, status, reply))
+            self._send_waiting(worker)
+        owed = worker.requests.release()
+        if worker.replies.publish() or owed:
+            worker.doorbell.ring_enclave()
+
+    def _send_waiting(self, worker: _Worker) -> bool:
+        """Put waiting replies in the ring; whether all fit."""
+        while worker.waiting:
+            if worker.replies.produce(worker.waiting[0]) == FULL:
+                return False
+            worker.waiting.popleft()
+        return True
+
+    def _arm(self, worker: _Worker) -> bool:
+        """Prepare to sleep; False if there is something to do at once."""
+        if worker.more:
+            return False
+        if worker.waiting:
+            return worker.replies.wait_for_room(len(worker.waiting[0])) == FULL
+        return worker.requests.arm() == EMPTY

@@ -1,0 +1,430 @@
+"""The supervisor: makes the regions, starts the enclave processes, watches and restarts them, and ends all in order.
+
+A worker's life, and what moves it (every wait has a deadline):
+
+    DOWN ──(due)──> STARTING ──READY──> SERVING ──our drain──> DRAINING ──drained──> ENDING ──exit──> DOWN
+      ^                │ exit, deadline     │ exit, lie              │ deadline          │ deadline: SIGKILL
+      └────────────────┴────────────────────┴────────────────────────┴───────────────────┘
+
+Worker 0 starts first; the others follow when it serves. A worker that dies is started again with a growing delay, until
+a signal ends the server. An enclave that never served is not started again: its configuration, or its build, is wrong.
+
+Signals: SIGTERM, SIGINT (and the enclave's STOP call) drain; a second one ends at once with 128 + its number. SIGHUP is
+logged and ignored: the configuration is read once, since the enclave's part of it is what it attests.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from enclave_os.wire.errors import PeerProtocolError
+from enclave_os.wire.layout import EntryResult, Slot, plan_region
+from enclave_os.wire.rpc import LogLevel, Method
+from enclave_os.wire.setting_table import Settings
+from enclave_os.wire.settings import ConfigError, enclave_document
+
+from .ca import DevelopmentCA, open_development_ca
+from .doorbell import Doorbell, ring, silence
+from .enclave_process import COMMAND, EnclaveProcess, describe_exit
+from .handlers.log import Log, log_handler
+from .handlers.stop import stop_handler
+from .handlers.time import tell_time
+from .rpc_dispatcher import Registry, RPCDispatcher
+from .service_manager import notify, say_ready
+from .shared_memory import Region, region_folder, region_label, remove_leftovers
+from .state import StateError, StateFolder, StateTaken
+from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
+
+START_SECONDS_MAX: Final = 30.0  # from the process's start to READY
+END_SECONDS_MAX: Final = 5.0  # from `shutdown` to the process's end
+STEADY_SECONDS: Final = 30.0  # a worker that served this long starts with a clean record
+DELAYS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before the n-th start in a row
+
+EX_SOFTWARE: Final = os.EX_SOFTWARE
+EX_OSERR: Final = os.EX_OSERR
+EX_TEMPFAIL: Final = os.EX_TEMPFAIL
+EX_NOPERM: Final = os.EX_NOPERM
+EX_CONFIG: Final = os.EX_CONFIG
+
+
+class Phase(Enum):
+    """Where a worker is in its life."""
+
+    DOWN = "down"
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    ENDING = "ending"
+
+
+@dataclass(slots=True)
+class _Life:
+    """What one start of a worker owns."""
+
+    region: Region
+    doorbell: Doorbell
+    process: EnclaveProcess
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One worker over all its lives; `due` is when its phase runs out, monotonic seconds, None for never."""
+
+    index: int
+    phase: Phase = Phase.DOWN
+    due: float | None = None
+    life: _Life | None = None
+    failures: int = 0
+    serving_since: float = field(default=0.0)
+
+
+def serve(
+    settings: Settings,
+    ready_fd: int | None = None,
+    *,
+    command: Sequence[str] = COMMAND,
+    folder: Path | None = None,
+) -> int:
+    """Serve until a signal ends it. Main thread only.
+
+    Args:
+        settings: the checked configuration; `server.state_dir` is absolute.
+        ready_fd: gets one line with the addresses when the first worker serves, and is closed.
+        command: the enclave process, and `folder` where regions lie: only tests give others.
+    Returns: the exit code: 0 ended as asked, or one of sysexits.h (see `enclave-os serve --help`), or 128 + the number
+        of the second signal.
+    """
+    log = Log(json_lines=settings.log.format == "json", level=LogLevel[settings.log.level.upper()])
+    try:
+        raise_descriptor_limit()
+        with StateFolder(Path(settings.server.state_dir)) as state:
+            regions = region_folder(folder) if folder else region_folder()
+            return Supervisor(settings, log, state.path, regions, command).run(ready_fd)
+    except StateTaken as error:
+        log.error(str(error))
+        return EX_TEMPFAIL
+    except (StateError, ConfigError) as error:
+        log.error(str(error))
+        return EX_CONFIG
+    except ListenError as error:
+        log.error(str(error))
+        return _listen_exit(error.__cause__)
+    except OSError as error:
+        log.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return EX_NOPERM if isinstance(error, PermissionError) else EX_OSERR
+    finally:
+        log.flush()
+
+
+class Supervisor:
+    """Everything that one server owns; `run` is its whole life."""
+
+    def __init__(
+        self, settings: Settings, log: Log, state_folder: Path, folder: Path, command: Sequence[str]
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        self._state_folder = state_folder
+        self._folder = folder
+        self._command = command
+        rings = settings.rings
+        self._layout = plan_region(
+            data_to_enclave=rings.data_to_enclave,
+            data_to_host=rings.data_to_host,
+            rpc_to_host=rings.rpc_to_host,
+            rpc_to_enclave=rings.rpc_to_enclave,
+        )
+        for name in remove_leftovers(folder):
+            log.info(f"removed region {name}, whose server is dead")
+        self._ca = open_development_ca(state_folder)
+        # Made before anything is started, so that a configuration that cannot be passed stops us here.
+        count = settings.server.workers
+        self._documents = [enclave_document(settings, i, count, self._ca.authority) for i in range(count)]
+        self._workers = [_Worker(index) for index in range(count)]
+        self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._asked_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._dispatcher = RPCDispatcher(lambda index, error: self._ask(lambda: self._rpc_lie(index, error)))
+        self._proxy = TCPProxy(settings, lambda error: self._ask(lambda: self._proxy_failed(error)))
+        self._selector = selectors.DefaultSelector()
+        self._ready_fd: int | None = None
+        self._served = False
+        self._stopping = False
+        self._exit_code = 0
+        self._end_now = False
+
+    def run(self, ready_fd: int | None) -> int:
+        """Start, watch, end. Returns the exit code; whatever happens, processes are reaped and regions unlinked."""
+        self._ready_fd = ready_fd
+        wake, wake_end = socket.socketpair()
+        wake.setblocking(False)
+        wake_end.setblocking(False)
+        before = {number: signal.signal(number, _leave_to_loop) for number in _SIGNALS}
+        wakeup_before = signal.set_wakeup_fd(wake_end.fileno(), warn_on_full_buffer=False)
+        self._selector.register(wake, selectors.EVENT_READ, lambda: self._on_signals(wake))
+        self._selector.register(self._asked_fd, selectors.EVENT_READ, self._on_asked)
+        self._selector.register(self._proxy.event_fd, selectors.EVENT_READ, self._on_proxy)
+        try:
+            self._announce()
+            self._dispatcher.start()
+            self._proxy.start()
+            self._start(self._workers[0])
+            while not self._finished():
+                for key, _ in self._selector.select(self._seconds_left()):
+                    key.data()
+                self._expire()
+            return self._exit_code
+        finally:
+            self._end_all()
+            signal.set_wakeup_fd(wakeup_before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._selector.close()
+            wake.close()
+            wake_end.close()
+            os.close(self._asked_fd)
+
+    # -- what wakes us ------------------------------------------------------------------------------------------------
+
+    def _ask(self, action: Callable[[], None]) -> None:
+        """Have the main thread do something. Any thread."""
+        self._asked.put(action)
+        ring(self._asked_fd)
+
+    def _on_asked(self) -> None:
+        silence(self._asked_fd)
+        while not self._asked.empty():
+            self._asked.get()()
+
+    def _on_signals(self, wake: socket.socket) -> None:
+        for number in wake.recv(64):
+            name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                self._log.warning("SIGHUP ignored: restart to read the configuration again")
+            elif number not in _SIGNALS:
+                continue
+            elif self._stopping:
+                self._log.warning(f"{name} again: ending at once")
+                self._exit_code = 128 + number
+                self._end_now = True
+            else:
+                self._stop(f"{name}: draining; send it again to end at once")
+
+    def _on_proxy(self) -> None:
+        for index, event in self._proxy.events():
+            worker = self._workers[index]
+            if event == "ready" and worker.phase is Phase.STARTING:
+                self._serves(worker)
+            elif event == "drained" and worker.phase in (Phase.SERVING, Phase.DRAINING):
+                self._end(worker)
+            elif event == "broken" and worker.life is not None:
+                where, lie = self._proxy.worker_lie(index)
+                self._log.error(f"worker {index}: {PeerProtocolError(lie, where)}")
+                worker.life.process.kill()
+
+    def _rpc_lie(self, index: int, error: PeerProtocolError) -> None:
+        worker = self._workers[index]
+        self._log.error(f"worker {index}: {PeerProtocolError.from_peer(error, 'the RPC channel')}")
+        if worker.life is not None:
+            worker.life.process.kill()
+
+    def _proxy_failed(self, error: OSError) -> None:
+        self._log.error(f"the TCP proxy ended: {error}")
+        self._exit_code = EX_OSERR
+        self._end_now = True
+
+    def _on_exit(self, worker: _Worker) -> None:
+        """The process of a worker has ended."""
+        life, phase = worker.life, worker.phase
+        if life is None:
+            return
+        how, results = self._release(worker, life)
+        if self._stopping:
+            if phase is not Phase.ENDING:
+                self._log.warning(f"worker {worker.index} {how}")
+            return
+        if not self._served:
+            self._log.error(f"worker {worker.index} {how} before it served{_reason(results)}; not started again")
+            refused = EntryResult.BAD_CONFIGURATION in results or how.endswith(f" {EX_CONFIG}")
+            self._exit_code = EX_CONFIG if refused else EX_SOFTWARE
+            self._end_now = True
+            return
+        if phase is Phase.SERVING and time.monotonic() - worker.serving_since >= STEADY_SECONDS:
+            worker.failures = 0
+        delay = DELAYS[min(worker.failures, len(DELAYS) - 1)]
+        worker.failures += 1
+        worker.due = time.monotonic() + delay
+        again = f"; {worker.failures} times in a row, starting again in {delay:g} s" if delay else "; starting again"
+        self._log.error(f"worker {worker.index} {how}{_reason(results)}{again}")
+
+    # -- a worker's life ----------------------------------------------------------------------------------------------
+
+    def _start(self, worker: _Worker) -> None:
+        region = Region(self._folder, region_label(self._state_folder, worker.index), self._layout)
+        try:
+            region.call_channels()
+            region.call_run(self._documents[worker.index])
+            doorbell = Doorbell()
+            # Attached before the process exists: its first frame finds somebody.
+            self._proxy.add_worker(worker.index, region, doorbell)
+            self._dispatcher.add_worker(worker.index, region, doorbell, self._registry(worker.index))
+            process = EnclaveProcess(self._command, region=region.name, doorbell=doorbell, mode="simulated")
+        except OSError:
+            region.unlink()
+            raise
+        worker.life = _Life(region, doorbell, process)
+        worker.phase = Phase.STARTING
+        worker.due = time.monotonic() + START_SECONDS_MAX
+        self._selector.register(process.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
+        self._log.info(f"worker {worker.index} started, process {process.pid}")
+
+    def _registry(self, index: int) -> Registry:
+        return Registry(
+            {
+                Method.TIME: tell_time,
+                Method.LOG: log_handler(self._log, index),
+                Method.STOP: stop_handler(lambda: self._ask(lambda: self._stop("the enclave asked to be stopped"))),
+            }
+        )
+
+    def _serves(self, worker: _Worker) -> None:
+        worker.phase = Phase.SERVING
+        worker.due = None
+        worker.serving_since = time.monotonic()
+        if worker.life is not None:
+            worker.life.region.forget_document()
+        self._log.info(f"worker {worker.index} serves")
+        if self._served:
+            return
+        self._served = True
+        for other in self._workers[1:]:
+            self._start(other)
+        notify("READY=1")
+        if self._ready_fd is not None:
+            say_ready(self._ready_fd, " ".join(f"https://{address}" for address in self._proxy.addresses))
+            self._ready_fd = None
+
+    def _end(self, worker: _Worker) -> None:
+        """Call `shutdown`."""
+        if worker.life is None or worker.phase is Phase.ENDING:
+            return
+        worker.life.region.call_shutdown()
+        worker.life.doorbell.ring_enclave()
+        worker.phase = Phase.ENDING
+        worker.due = time.monotonic() + END_SECONDS_MAX
+
+    def _release(self, worker: _Worker, life: _Life) -> tuple[str, list[EntryResult | None]]:
+        """Take back everything that a life owned; how the process ended, and what it answered in its slots."""
+        worker.life, worker.phase, worker.due = None, Phase.DOWN, None
+        self._selector.unregister(life.process.pidfd)
+        pid = life.process.pid
+        how = f"(process {pid}) {describe_exit(life.process.reap())}"
+        results = [_result(life.region, slot) for slot in (Slot.INIT_CHANNEL, Slot.INIT_DATA_CHANNEL, Slot.RUN)]
+        self._proxy.detach_worker(worker.index)
+        self._dispatcher.remove_worker(worker.index)
+        life.region.unlink()
+        life.doorbell.close()
+        return how, results
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _stop(self, why: str) -> None:
+        """Begin to drain."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._log.info(why)
+        notify("STOPPING=1")
+        self._proxy.drain()
+        due = time.monotonic() + self._settings.timeouts.drain
+        for worker in self._workers:
+            if worker.phase is Phase.SERVING:
+                worker.phase, worker.due = Phase.DRAINING, due
+            elif worker.phase is Phase.STARTING:
+                self._end(worker)
+            elif worker.phase is Phase.DOWN:
+                worker.due = None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for worker in self._workers:
+            if worker.due is None or now < worker.due:
+                continue
+            worker.due = None
+            if worker.phase is Phase.DOWN:
+                self._start(worker)
+            elif worker.phase is Phase.DRAINING:
+                left = self._proxy.worker_connections(worker.index)
+                self._log.warning(f"worker {worker.index}: {left} connections did not end in time and are cut off")
+                self._end(worker)
+            elif worker.life is not None:
+                what = "READY" if worker.phase is Phase.STARTING else "its end"
+                self._log.error(f"worker {worker.index}: no {what} in time; killed")
+                worker.life.process.kill()
+
+    def _seconds_left(self) -> float | None:
+        dues = [worker.due for worker in self._workers if worker.due is not None]
+        return max(0.0, min(dues) - time.monotonic()) if dues else None
+
+    def _finished(self) -> bool:
+        return self._end_now or (self._stopping and all(worker.life is None for worker in self._workers))
+
+    def _end_all(self) -> None:
+        for worker in self._workers:
+            if worker.life is not None:
+                worker.life.process.kill()
+                self._release(worker, worker.life)
+        self._proxy.stop()
+        self._dispatcher.stop()
+
+    def _announce(self) -> None:
+        addresses = ", ".join(f"https://{address}" for address in self._proxy.addresses)
+        self._log.info(f"listening on {addresses}; at most {self._proxy.connections_max} connections")
+        self._log.info(_ca_line(self._ca))
+        port = self._proxy.addresses[0].port
+        self._log.info(f"try: curl --cacert {self._ca.root_file} https://localhost:{port}/healthz")
+
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _leave_to_loop(_number: int, _frame: FrameType | None) -> None:
+    """The wakeup descriptor carries the number to the loop; nothing may be done here, in the middle of anything."""
+
+
+def _result(region: Region, slot: Slot) -> EntryResult | None:
+    try:
+        return region.result(slot)
+    except ValueError:
+        return EntryResult.FAILED  # a number that does not exist is a failure too
+
+
+def _reason(results: Sequence[EntryResult | None]) -> str:
+    refused = [result.name for result in results if result]
+    return f": it answered {', '.join(refused)} (its reason is above)" if refused else ""
+
+
+def _ca_line(ca: DevelopmentCA) -> str:
+    what = "made a development CA" if ca.created else "development CA"
+    return f"{what}: clients trust {ca.root_file}; not for production: this host knows its key"
+
+
+def _listen_exit(cause: BaseException | None) -> int:
+    if not isinstance(cause, OSError):
+        return EX_OSERR
+    if cause.errno == errno.EADDRINUSE:
+        return EX_TEMPFAIL
+    if isinstance(cause, PermissionError):
+        return EX_NOPERM
+    return EX_CONFIG if cause.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) else EX_OSERR
