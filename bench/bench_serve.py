@@ -38,6 +38,8 @@ IDLE_COUNT_SHORT: Final = 200
 IDLE_SECONDS: Final = 5.0
 WARM_CONNECTIONS: Final = 256
 WARMUP_SECONDS: Final = 0.3
+SLOW_CLIENTS: Final = 200
+DEAF_CLIENTS: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,13 @@ class Case:
     nagle: bool = False
     split: bool = False
     wrk: bool = False
+    disturbed: bool = False
 
     def plan(self, server: Running) -> Plan:
         """What to do to this server. Raises: Skipped: it has no such route."""
         path = {"small": server.small_path, "blob": server.blob_path, "sink": server.sink_path}[self.body]
         if path is None:
-            raise Skipped("the module of bench/module is not installed; `make bench-peers` installs it")
+            raise Skipped(load.NO_MODULE)
         upload = 0 if self.body != "sink" else 100 if self.split else 1 << 20
         return Plan(
             mode=self.mode, path=path, connections=self.connections, upload=upload, rate=self.rate, nagle=self.nagle,
@@ -73,6 +76,8 @@ CASES: Final = (
     Case("keepalive-64", "keep-alive, 64 connections", "request", 64),
     Case("wrk-64", "keep-alive, 64 connections, wrk", "request", 64, wrk=True),
     Case("paced-64", "keep-alive, 64 connections, 4,000 requests a second", "request", 64, rate=4000),
+    Case("disturbed-64", "the same beside 200 clients that send a byte a second and one that never reads", "request",
+         64, rate=4000, disturbed=True),
     Case("connect-8", "full handshake and one request, 8 at a time", "connection", 8, mode="connect"),
     Case("download-4", "1 MiB response, 4 connections", "MiB", 4, body="blob"),
     Case("upload-4", "1 MiB request, 4 connections", "MiB", 4, body="sink"),
@@ -89,7 +94,13 @@ def measure(server: Running, case: Case, round_index: int, seconds: float) -> Sa
     sample = Sample(server=server.name, case=case.name, round=round_index)
     try:
         plan = case.plan(server)
-        result = load.run_wrk(server, plan, seconds) if case.wrk else load.run(server, plan, seconds, WARMUP_SECONDS)
+        if case.wrk:
+            result = load.run_wrk(server, plan, seconds)
+        elif case.disturbed:
+            with load.slow_clients(server, SLOW_CLIENTS, DEAF_CLIENTS):
+                result = load.run(server, plan, seconds, WARMUP_SECONDS)
+        else:
+            result = load.run(server, plan, seconds, WARMUP_SECONDS)
     except Skipped as reason:
         sample.skipped = str(reason)
         return sample
@@ -134,6 +145,9 @@ def measure_idle(server: Running, count: int, seconds: float) -> IdleSample:
                 )
     except LoadFailed as error:
         sample.failed = str(error)
+    except PermissionError as error:
+        # The enclave is not dumpable, so only root may see its memory map.
+        sample.failed = f"{error.filename} may not be read; measure as root"
     return sample
 
 
@@ -180,8 +194,11 @@ def run_all(
         for sample in interleave(running, cases, rounds, seconds):
             run.samples.append(sample)
             print(report.progress(sample), file=sys.stderr)
-        for server in running if idle else ():
-            run.idle.append(measure_idle(server, idle, idle_seconds))
+    # On servers started anew: memory that the load above had freed would be taken again and not count as growth.
+    for name in run.servers if idle else ():
+        print(f"idle: {idle} connections to {name}", file=sys.stderr)
+        with servers([name], Run.begin(command=sys.argv, rounds=1, seconds=0)) as running:
+            run.idle += [measure_idle(server, idle, idle_seconds) for server in running]
     return run
 
 

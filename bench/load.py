@@ -13,6 +13,7 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SOURCES: Final = (ROOT / "bench" / "load.c", ROOT / "bench" / "histogram.h")
 BUILD: Final = ROOT / "build" / "bench"
 STALL_MS: Final = 35  # STALL_NS of load.c
 IDLE_OPENING_SECONDS: Final = 240.0
+NO_MODULE: Final = "the module of bench/module is not installed; `make bench-peers` installs it"
 GRACE_SECONDS: Final = 30.0
 WRK_TIMES: Final = {"us": 1e3, "ms": 1e6, "s": 1e9, "m": 6e10}
 
@@ -166,16 +168,32 @@ def run_wrk(server: Running, plan: Plan, seconds: float) -> Result:
     )
 
 
-@contextlib.contextmanager
-def idle_connections(server: Running, count: int) -> Iterator[None]:
+def idle_connections(server: Running, count: int) -> contextlib.AbstractContextManager[None]:
     """Hold `count` TLS connections, each after one request, from a process with its own descriptor limit.
 
     Raises: LoadFailed: they could not be opened, or one was closed before the block ended.
     """
-    command = [
-        str(build()), "idle", "--port", str(server.port), "--path", server.small_path, "--connections", str(count),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [str(build()), "idle", "--port", str(server.port), "--path", server.small_path]
+    return _held([*command, "--connections", str(count)], count)
+
+
+def slow_clients(server: Running, slow: int, deaf: int) -> contextlib.AbstractContextManager[None]:
+    """Have `slow` clients that send a byte a second, and `deaf` ones that ask for MiBs and never read, around a block.
+
+    Raises: LoadFailed: they could not begin. Skipped: the server has no MiB to ask for.
+    """
+    if server.blob_path is None:
+        raise Skipped(NO_MODULE)
+    command = [sys.executable, "-m", "bench.slow", str(server.port), server.small_path, server.blob_path]
+    return _held([*command, str(slow), str(deaf)], None)
+
+
+@contextlib.contextmanager
+def _held(command: list[str], expected: int | None) -> Iterator[None]:
+    """Run clients that say "ready", until their stdin ends; `expected` of them must be left then."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise AssertionError("three pipes were asked for")
         try:
@@ -186,8 +204,8 @@ def idle_connections(server: Running, count: int) -> Iterator[None]:
             yield
             process.stdin.close()
             found = json.loads(process.stdout.readline())
-            if found["errors"] or found["held"] != count:
-                raise LoadFailed(f"{found['held']} of {count} still open at the end; {found['first_error']}")
+            if expected is not None and found["held"] != expected:
+                raise LoadFailed(f"{found['held']} of {expected} still open at the end; {found['first_error']}")
         finally:
             if process.poll() is None and not process.stdin.closed:
                 process.kill()

@@ -22,7 +22,7 @@ ROLE_COLOURS: Final = {"server": "#999999", "proxy": "#cccccc", "host": "#56b4e9
 LATENCY_COLOURS: Final = {"p50": "#009e73", "p99": "#e69f00", "p99.9": "#d55e00"}
 COLUMNS: Final = 2
 STALL_CASES: Final = ("nagle-1", "nagle-split-1")  # of interest for their stalls, which are in the table
-LATENCY_CASES: Final = ("keepalive-1", "keepalive-8", "keepalive-64", "paced-64")
+LATENCY_CASES: Final = ("keepalive-1", "keepalive-8", "keepalive-64", "paced-64", "disturbed-64")
 
 
 def _values(run: Run, server: str, case: str, figure: Callable[[Sample], float]) -> tuple[float, float, float]:

@@ -1,8 +1,9 @@
-"""What bench_serve.py asks for: a small answer, a MiB down, a MiB up. The peers give the same (bench/applications.py)."""
+"""What bench_serve.py asks for: a small answer, a MiB down, a MiB up. bench/applications.py gives the same."""
 
 from typing import Final
 
-from enclave_os.modules.api import Module, Request, Response, Route
+from enclave_os.http import Request, Response
+from enclave_os.modules.api import Module, Route
 
 SMALL: Final = b'{"greeting": "' + b"x" * 84 + b'"}'
 BLOB: Final = b"b" * (1 << 20)
@@ -11,7 +12,7 @@ JSON: Final = "application/json"
 
 
 class Bench(Module):
-    """Each answer is a new Response, as an application would make it; only the bodies are constants, as at the peers."""
+    """Each answer is a new Response, as an application makes it; only the bodies are constants, as at the peers."""
 
     name = "bench"
 
