@@ -404,7 +404,7 @@ def dump_table(table: type, section: object) -> dict[str, Json]:
 def nearest(name: object, names: Iterable[str]) -> str:
     """The end of an error message: the nearest right name, or all of them."""
     known = list(names)
-    near = get_close_matches(str(name), known, n=1, cutoff=0.6)
+    near = get_close_matches(str(name)[:SHOWN_VALUE_SIZE_MAX], known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known here: {', '.join(known)}" if known else ""

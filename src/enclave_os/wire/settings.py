@@ -267,7 +267,7 @@ def _with_home(problems: dict[str, str]) -> dict[str, str]:
     told: dict[str, str] = {}
     for path, text in problems.items():
         name = path.rpartition(".")[2]
-        misplaced = "is not a key here" in text and path.count(".") == 1 and name in homes
+        misplaced = text.startswith("is not a key here") and path.count(".") == 1 and name in homes
         told[path] = f"is not a key here; did you mean {' or '.join(homes[name])}?" if misplaced else text
     return told
 
