@@ -29,6 +29,7 @@ TABLE = [
     ("enclave_os._codec", "src/enclave_os/_codec.pyx", [], []),
     ("enclave_os._tls", "src/enclave_os/_tls.pyx", OPENSSL, []),
     ("enclave_os._x509", "src/enclave_os/_x509.pyx", OPENSSL, []),
+    ("enclave_os.http._head", "src/enclave_os/http/_head.pyx", [], []),
     ("enclave_os.http._message", "src/enclave_os/http/_message.pyx", [], []),
     (
         "enclave_os.http._parser",

@@ -14,8 +14,6 @@ from libc.string cimport memcpy
 
 from enclave_os.http.errors import HTTPError
 
-# RFC 9110 5.6.2
-cdef frozenset TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 # Written by us from what we know (framing, connection, date), or given by its own argument.
 cdef frozenset OWN_FIELDS = frozenset((
     "connection", "content-length", "content-type", "date", "keep-alive", "proxy-connection", "te", "trailer",
@@ -37,6 +35,11 @@ cdef dict PHRASES = {
     431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway",
     503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported", 507: "Insufficient Storage",
 }
+
+# Status line and Content-Type as encoded before, by (status, content_type).
+cdef dict PREFIXES = {}
+cdef enum:
+    PREFIXES_MAX = 64
 
 
 cdef inline uint8_t lower(uint8_t byte) noexcept nogil:
@@ -208,6 +211,7 @@ def _no_constant(name):
     raise ValueError("not a JSON number")
 
 
+cdef object encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 cdef object DECODER = json.JSONDecoder(object_pairs_hook=_unique_members, parse_constant=_no_constant)
 
 
@@ -263,7 +267,8 @@ cdef bytes checked_name(str name):
     if not name:
         raise ValueError("a header name is empty")
     for c in name:
-        if c not in TOKEN:
+        # RFC 9110 5.6.2
+        if not (c"0" <= c <= c"9" or c"a" <= c <= c"z" or c"A" <= c <= c"Z" or c in "!#$%&'*+-.^_`|~"):
             raise ValueError("a header name holds a character that is not a token's")
     if name.lower() in OWN_FIELDS:
         raise ValueError(f"the header {name} is written by the server itself")
@@ -293,7 +298,7 @@ cdef class Response:
             data = body.encode("utf-8")
             default = "text/plain; charset=utf-8"
         elif isinstance(body, (dict, list)):
-            data = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+            data = (<str>encode_json(body)).encode("utf-8")
             default = "application/json"
         else:
             raise TypeError("body is not bytes, str, dict or list")
@@ -305,7 +310,7 @@ cdef class Response:
             content_type = default
         self.content_type = content_type
         self.streaming = False
-        self.headers = tuple([(name, value) for name, value in headers])
+        self.headers = tuple([(name, value) for name, value in headers]) if headers else ()
         self.head = encode_head(self)
 
     def __repr__(self):
@@ -333,19 +338,48 @@ cdef class StreamingResponse(Response):
 
 cdef bytes encode_head(Response response):
     # Everything but Date, Connection and the empty line.
-    cdef str phrase = PHRASES.get(response.status, "")
-    cdef list parts = [f"HTTP/1.1 {response.status} {phrase}\r\n".encode("ascii")]
-    if response.content_type is not None:
-        parts.append(b"Content-Type: " + checked_value(response.content_type) + b"\r\n")
-    for name, value in response.headers:
-        parts.append(checked_name(name) + b": " + checked_value(value) + b"\r\n")
-    if response.streaming:
-        pass                                            # response_write_head knows whether it may be chunked
-    elif response.status == 204 or response.status == 304:
-        pass                                            # RFC 9110 8.6: must not (204), need not (304)
-    else:
-        parts.append(b"Content-Length: %d\r\n" % len(response.body))
-    return b"".join(parts)
+    cdef bytes head = status_and_type(response.status, response.content_type)
+    cdef uint8_t[40] line
+    if response.headers:
+        head += b"".join([
+            checked_name(name) + b": " + checked_value(value) + b"\r\n" for name, value in response.headers
+        ])
+    # No length for 204 (must not) and 304 (need not: RFC 9110 8.6); response_write_head frames what is streamed.
+    if response.streaming or response.status == 204 or response.status == 304:
+        return head
+    return head + (<const char *>line)[:write_length(PyBytes_GET_SIZE(response.body), line)]
+
+
+cdef bytes status_and_type(int status, str content_type):
+    # Most answers of a module share these lines, so they are kept; a type made up per request cannot fill the memory.
+    cdef tuple key = (status, content_type)
+    cdef object lines = PREFIXES.get(key)
+    if lines is None:
+        lines = f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode("ascii")
+        if content_type is not None:
+            lines += b"Content-Type: " + checked_value(content_type) + b"\r\n"
+        if len(PREFIXES) < PREFIXES_MAX:
+            PREFIXES[key] = lines
+    return <bytes>lines
+
+
+cdef Py_ssize_t write_length(uint64_t size, uint8_t *out) noexcept nogil:
+    # 16 bytes of name, at most 20 digits, CRLF
+    cdef uint8_t[20] digits
+    cdef int n = 0
+    cdef int i
+    while True:
+        digits[n] = c"0" + <uint8_t>(size % 10)
+        n += 1
+        size //= 10
+        if size == 0:
+            break
+    memcpy(out, b"Content-Length: ", 16)
+    for i in range(n):
+        out[16 + i] = digits[n - 1 - i]
+    out[16 + n] = c"\r"
+    out[17 + n] = c"\n"
+    return 18 + n
 
 
 cdef Py_ssize_t response_write_head(
@@ -439,8 +473,7 @@ def json_response(value, int status=200, headers=()):
 
     Raises: ValueError, TypeError: not JSON.
     """
-    data = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
-    return Response(status, data, "application/json", headers)
+    return Response(status, (<str>encode_json(value)).encode("utf-8"), "application/json", headers)
 
 
 def error_response(int status, str message not None, headers=()):

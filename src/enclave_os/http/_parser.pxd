@@ -4,7 +4,7 @@
 #       |                 |            `--no body-----------------------^
 #       `-----------------+--------------- refused ---> REFUSED (for good: nothing after it is ever parsed, HT1)
 #
-# Two parsers must agree on every head: llhttp sees each byte first, in its strict mode, then `read_head` reads the whole
+# Two parsers must agree on every head: llhttp sees each byte first, in its strict mode, then _head reads the whole
 # head again by our own, narrower rules (RFC 9112 2.2, 3, 5, 6). What either refuses is refused, and so is a head on which the
 # two differ about method, version or framing. Chunked bodies are framed by llhttp, watched byte by byte from outside.
 #
@@ -15,18 +15,9 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from enclave_os.http._head cimport http_limits_t
+from enclave_os.http._llhttp cimport llhttp_t
 from enclave_os.http._message cimport Request
-
-cdef extern from "llhttp.h" nogil:
-    ctypedef struct llhttp_t:
-        void *data
-        void *settings
-        uint64_t content_length
-        uint8_t type
-        uint8_t method
-        uint8_t http_major
-        uint8_t http_minor
-        uint16_t flags
 
 # What http_parser_feed returns.
 cdef enum:
@@ -43,29 +34,12 @@ cdef enum:
     HTTP_DONE = 3
     HTTP_AT_REFUSAL = 4
 
-# http_parser_t.method; the names are METHOD_NAMES in _parser.pyx, in this order
-cdef enum:
-    METHOD_GET = 0
-    METHOD_HEAD = 1
-    METHOD_POST = 2
-    METHOD_PUT = 3
-    METHOD_PATCH = 4
-    METHOD_DELETE = 5
-    METHOD_OPTIONS = 6
-
-cdef struct http_limits_t:
-    uint32_t head_size_max      # bytes of request line and fields with their ends; trailers and chunk extensions count too
-    uint32_t header_count_max   # fields, and trailers
-    uint32_t target_size_max    # bytes of the request target
-    uint64_t body_size_max      # bytes, declared or chunked
-
 cdef struct http_parser_t:
     llhttp_t llhttp
     const http_limits_t *limits     # borrowed: outlives the parser
     # in flight only
     uint8_t *partial                # malloc'ed head so far, NULL when a head came whole
-    PyObject *head                  # owned bytes: the complete head
-    PyObject *path                  # owned str: the decoded path
+    PyObject *request               # owned Request, from the end of its head on
     PyObject *body                  # owned bytes of body_room, NULL when there is no body yet
     uint64_t body_size              # bytes buffered so far
     uint64_t body_room              # bytes that `body` can hold
@@ -73,25 +47,17 @@ cdef struct http_parser_t:
     const char *reason              # static text; NULL when not refused
     uint32_t partial_size
     uint32_t partial_room
-    uint32_t target_offset          # all offsets are into `head`
-    uint32_t target_size
-    uint32_t query_offset           # first byte after "?"
-    uint32_t query_size
-    uint32_t fields_offset          # first byte after the request line
-    uint32_t host_offset
-    uint32_t host_size
     uint32_t overhead               # bytes of trailers and of over-long chunk size lines, on top of the head
     uint32_t line_size              # bytes of this chunk size line or trailer line so far
     uint32_t header_count
     uint16_t status                 # of the refusal
     uint8_t state
-    uint8_t method
-    uint8_t http_minor              # 0 or 1
     uint8_t blank                   # of the one CRLF allowed before a request line: 0 none, 1 CR, 2 CRLF
     uint8_t phase                   # PHASE_* inside a chunked body
     uint8_t before                  # the framing byte before this one
     uint8_t event                   # set by llhttp's callbacks
     bint keep_alive                 # what the client wants, by version and Connection
+    bint http10
     bint is_head                    # HEAD: the response carries no body
     bint chunked
 

@@ -1,0 +1,1 @@
+# C interface only: see _head.pxd.
