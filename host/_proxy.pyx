@@ -449,6 +449,7 @@ cdef void frame_to_host(proxy_t *p, worker_t *worker, frame_t frame, const uint8
             return
         worker.state = W_READY
         worker.drain_owed = p.draining
+        p.more = True       # clients may wait to be accepted
         tell(p, worker, EVENT_READY)
         return
     if frame.kind == FRAME_DRAIN:
@@ -875,13 +876,15 @@ cdef void turn(proxy_t *p) noexcept nogil:
     p.more = False
     p.forwarded = False
     count(&p.count.turns, 1)
+    for i in range(p.workers_high):
+        worker = p.worker[i]
+        if worker != NULL and worker.state != W_BROKEN and worker.blocked:
+            look_for_room(p, worker)
     accept_all(p)
     for i in range(p.workers_high):
         worker = p.worker[i]
         if worker == NULL or worker.state == W_BROKEN:
             continue
-        if worker.blocked:
-            look_for_room(p, worker)
         put_all_owed(p, worker)
         read_sockets(p, worker)
         if worker.state == W_BROKEN:
