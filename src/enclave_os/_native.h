@@ -161,7 +161,7 @@ static inline void eos_copy_in(uint8_t *to, const uint8_t *from, size_t size) {
         uint64_t w = *(const volatile uint64_t *)(from - skew);
         size_t n = 8 - skew < size ? 8 - skew : size;
         EOS_COUNT_LOADS(1);
-        memcpy(to, (const uint8_t *)&w + skew, n);
+        for (i = 0, w >>= 8 * skew; i < n; i++, w >>= 8) to[i] = (uint8_t)w;
         to += n;
         from += n;
         size -= n;
