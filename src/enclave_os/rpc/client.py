@@ -162,19 +162,21 @@ class RPCClient:
 
     def _reply(self, record: bytes) -> None:
         req_id, status, payload = decode_rpc_reply(record)
-        pending = self._pending.pop(req_id, None)
+        pending = self._pending.get(req_id)
         if pending is None:
             if req_id in self._late:
                 del self._late[req_id]
                 self.late_replies += 1
                 return
             raise HostProtocolError(f"a reply to call {req_id}, which is not pending")
-        pending.timer.cancel()
         spec, future = pending.spec, pending.future
         if status > 0 or status not in Status._value2member_map_:
             raise HostProtocolError(f"{spec.method.name}: status {status} does not exist")
         if status == Status.OK and not spec.reply_size_min <= len(payload) <= spec.reply_size_max:
             raise HostProtocolError(f"{spec.method.name}: {len(payload)} bytes of reply")
+        # Only now: a lie above must find its caller still pending, to be told.
+        del self._pending[req_id]
+        pending.timer.cancel()
         if future is None or future.done():
             return
         if status == Status.OK:

@@ -123,6 +123,7 @@ cdef class Ingress:
                  region not None, size_t shutdown_offset, int doorbell_in, int doorbell_out, TLSContext tls not None,
                  respond, loop, http_date, on_rpc, on_stop, report, limits, timeouts, uint64_t spin_us=0):
         cdef uint8_t[::1] view = region
+        cdef int index
         self._from_host, self._to_host, self._rpc_from_host = from_host, to_host, rpc_from_host
         self._region = view
         if shutdown_offset % 8 or shutdown_offset + 8 > <size_t>view.shape[0]:
@@ -139,13 +140,12 @@ cdef class Ingress:
         self._connections_max = limits["connections"]
         # A host that goes on sending after PAUSE has at most one ring's worth in flight (system.md 4).
         self._held_max = HOLD_PAUSE + self._from_host.ring.capacity
-        for index, name in ((DEADLINE_HANDSHAKE, "handshake"), (DEADLINE_HEAD, "head"), (DEADLINE_BODY, "body"),
-                            (DEADLINE_IDLE, "idle"), (DEADLINE_REQUEST, "request"), (DEADLINE_WRITE, "write_stall")):
+        for index, name in ((<int>DEADLINE_HANDSHAKE, "handshake"), (<int>DEADLINE_HEAD, "head"), (<int>DEADLINE_BODY, "body"),
+                            (<int>DEADLINE_IDLE, "idle"), (<int>DEADLINE_REQUEST, "request"), (<int>DEADLINE_WRITE, "write_stall")):
             self._deadlines.timeout_ns[index] = <uint64_t>(timeouts[name] * 1e9)
         self._spin_ns = spin_us * 1000
         self._out.ring = &self._to_host.ring
         self._now = eos_monotonic_ns()
-        self._ready_owed = True
 
     def __dealloc__(self):
         cdef uint32_t slot
@@ -160,7 +160,8 @@ cdef class Ingress:
     # -- what the loop calls --------------------------------------------------------------------------------------
 
     def start(self):
-        """Tell the host that connections are welcome (READY, once) and take the first turn."""
+        """Tell the host that connections are welcome: READY, once. Before it, `on_wake` arms the doorbell for RPC."""
+        self._ready_owed = True
         self.on_wake()
 
     def on_doorbell(self):
@@ -243,7 +244,7 @@ cdef class Ingress:
             "connections_flooded_total": self._flooded, "deadlines_expired_total": self._timeouts,
             "handshakes_total": self._handshakes, "handshakes_failed_total": self._handshakes_failed,
             "requests_total": self._requests, "requests_refused_total": self._refused,
-            "module_failures_total": self._failures, "frames_in_total": self._frames_in,
+            "answers_failed_total": self._failures, "frames_in_total": self._frames_in,
             "frames_out_total": self._out.frames, "frames_dropped_total": self._dropped,
             "bytes_in_total": self._bytes_in, "bytes_out_total": self._out.bytes,
             "ring_full_total": self._out.full, "doorbell_wakes_total": self._wakes,
@@ -254,6 +255,11 @@ cdef class Ingress:
     def live(self):
         """Connections that are not yet closed on our side."""
         return self._live
+
+    @property
+    def draining(self):
+        """Whether a drain was asked for."""
+        return self._draining
 
     @property
     def drained(self):

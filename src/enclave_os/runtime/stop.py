@@ -39,7 +39,7 @@ class Stop:
 
     async def wait(self) -> Reason:
         """The first reason that was given."""
-        return await self._future
+        return await asyncio.shield(self._future)  # many may wait; one that is cancelled does not end it for the others
 
     def watch_lifeline(self, descriptor: int) -> None:
         """End the process when the host's end of this pipe closes, even if the loop is stuck.
