@@ -4,6 +4,12 @@
 # no configuration, no engines, no providers, and the error queue of the thread is left clean after every operation.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+cdef extern from *:
+    """
+    /* EC_KEY and EC_KEY_METHOD are deprecated in 3.0 and have no successor that is as fast: see LeafMinter. */
+    #define OPENSSL_SUPPRESS_DEPRECATED
+    """
+
 cdef extern from "openssl/crypto.h" nogil:
     void OPENSSL_free(void *address)
     void OPENSSL_cleanse(void *address, size_t size)
@@ -23,8 +29,11 @@ cdef extern from "openssl/rand.h" nogil:
     int RAND_bytes(unsigned char *to, int size)
 
 cdef extern from "openssl/sha.h" nogil:
-    unsigned char *SHA256(const unsigned char *data, size_t size, unsigned char *digest)
-    unsigned char *SHA1(const unsigned char *data, size_t size, unsigned char *digest)
+    ctypedef struct SHA256_CTX:
+        pass
+    int SHA256_Init(SHA256_CTX *state)
+    int SHA256_Update(SHA256_CTX *state, const void *data, size_t size)
+    int SHA256_Final(unsigned char *digest, SHA256_CTX *state)
 
 cdef extern from "openssl/asn1.h" nogil:
     ctypedef struct ASN1_OBJECT:
@@ -57,14 +66,38 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_PKEY_get_size(const EVP_PKEY *key)
     EVP_PKEY_CTX *EVP_PKEY_CTX_new(EVP_PKEY *key, ENGINE *engine)
     void EVP_PKEY_CTX_free(EVP_PKEY_CTX *context)
-    EVP_PKEY_CTX *EVP_PKEY_CTX_new_from_name(void *library, const char *name, const char *properties)
-    int EVP_PKEY_keygen_init(EVP_PKEY_CTX *context)
-    int EVP_PKEY_CTX_set_group_name(EVP_PKEY_CTX *context, const char *name)
-    int EVP_PKEY_generate(EVP_PKEY_CTX *context, EVP_PKEY **key)
     int EVP_PKEY_sign_init(EVP_PKEY_CTX *context)
     int EVP_PKEY_sign(EVP_PKEY_CTX *context, unsigned char *signature, size_t *size, const unsigned char *digest, size_t digest_size)
-    int EVP_PKEY_verify_init(EVP_PKEY_CTX *context)
-    int EVP_PKEY_verify(EVP_PKEY_CTX *context, const unsigned char *signature, size_t size, const unsigned char *digest, size_t digest_size)
+    int EVP_PKEY_assign(EVP_PKEY *key, int kind, void *inner)
+
+cdef extern from "openssl/ec.h" nogil:
+    ctypedef struct EC_GROUP:
+        pass
+    ctypedef struct EC_KEY:
+        pass
+    ctypedef struct EC_KEY_METHOD:
+        pass
+    EC_GROUP *EC_GROUP_new_by_curve_name(int nid)
+    void EC_GROUP_free(EC_GROUP *group)
+    EC_KEY *EC_KEY_new()
+    void EC_KEY_free(EC_KEY *key)
+    int EC_KEY_set_group(EC_KEY *key, const EC_GROUP *group)
+    int EC_KEY_generate_key(EC_KEY *key)
+    const EC_KEY_METHOD *EC_KEY_OpenSSL()
+    EC_KEY_METHOD *EC_KEY_METHOD_new(const EC_KEY_METHOD *of)
+    void EC_KEY_METHOD_free(EC_KEY_METHOD *method)
+    int EC_KEY_set_method(EC_KEY *key, const EC_KEY_METHOD *method)
+    int i2o_ECPublicKey(const EC_KEY *key, unsigned char **out)
+
+cdef extern from "openssl/provider.h" nogil:
+    ctypedef struct OSSL_LIB_CTX:
+        pass
+    ctypedef struct OSSL_PROVIDER:
+        pass
+    OSSL_LIB_CTX *OSSL_LIB_CTX_new()
+    void OSSL_LIB_CTX_free(OSSL_LIB_CTX *library)
+    OSSL_PROVIDER *OSSL_PROVIDER_load(OSSL_LIB_CTX *library, const char *name)
+    int OSSL_PROVIDER_unload(OSSL_PROVIDER *provider)
 
 cdef extern from "openssl/bio.h" nogil:
     ctypedef struct BIO:
@@ -91,6 +124,16 @@ cdef extern from "openssl/bio.h" nogil:
     void BIO_set_retry_read(BIO *bio)
     void BIO_clear_retry_flags(BIO *bio)
 
+cdef extern from *:
+    """
+    #include <openssl/asn1t.h>
+    #include <openssl/x509.h>
+    static inline X509 *eos_d2i_X509_under(const unsigned char **data, long size, OSSL_LIB_CTX *library) {
+        return (X509 *)ASN1_item_d2i_ex(NULL, data, size, ASN1_ITEM_rptr(X509), library, NULL);
+    }
+    static inline void eos_sk_X509_free(STACK_OF(X509) *stack) { sk_X509_pop_free(stack, X509_free); }
+    """
+
 cdef extern from "openssl/x509.h" nogil:
     ctypedef struct X509:
         pass
@@ -104,6 +147,8 @@ cdef extern from "openssl/x509.h" nogil:
         pass
     X509 *d2i_X509(X509 **to, const unsigned char **data, long size)
     int i2d_X509(const X509 *certificate, unsigned char **out)
+    X509 *X509_d2i_under "eos_d2i_X509_under"(const unsigned char **data, long size, OSSL_LIB_CTX *library)
+    int X509_set_pubkey(X509 *certificate, EVP_PKEY *key)
     void X509_free(X509 *certificate)
     int X509_up_ref(X509 *certificate)
     EVP_PKEY *X509_get0_pubkey(const X509 *certificate)
@@ -114,18 +159,12 @@ cdef extern from "openssl/x509.h" nogil:
     int X509_check_private_key(const X509 *certificate, const EVP_PKEY *key)
     int X509_check_ca(X509 *certificate)
 
-cdef extern from *:
-    """
-    #include <openssl/x509.h>
-    static inline void eos_sk_X509_free(STACK_OF(X509) *stack) { sk_X509_pop_free(stack, X509_free); }
-    """
-    void OSSL_STACK_OF_X509_free "eos_sk_X509_free"(STACK_OF_X509 *stack) noexcept nogil
-
 cdef extern from "openssl/x509.h" nogil:
     STACK_OF_X509 *sk_X509_new_null()
     int sk_X509_push(STACK_OF_X509 *stack, X509 *certificate)
     int sk_X509_num(const STACK_OF_X509 *stack)
     X509 *sk_X509_value(const STACK_OF_X509 *stack, int index)
+    void OSSL_STACK_OF_X509_free "eos_sk_X509_free"(STACK_OF_X509 *stack)
 
 cdef extern from "openssl/x509_vfy.h" nogil:
     int X509_STORE_add_cert(X509_STORE *store, X509 *certificate)

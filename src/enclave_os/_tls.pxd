@@ -7,6 +7,7 @@
 #   tls_close      -> our close_notify, once
 #   tls_conn_free
 # After TLS_FAILED only tls_describe, tls_take_error and tls_conn_free make sense; the alert has been given to the sink.
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -74,6 +75,7 @@ cdef struct tls_protocols_t:
     unsigned int size
     unsigned char data[256]     # ALPN wire format: names, each after its size
 
+@cython.final
 cdef class TLSContext:
     cdef SSL_CTX *context       # owned
     cdef BIO_METHOD *method     # owned; outlives every connection, since each holds the context
@@ -84,6 +86,7 @@ cdef class TLSContext:
     cdef int set_common(self, str groups, protocols) except -1
     cdef int trust(self, bytes ca_pem) except -1
 
+@cython.final
 cdef class ClientHello:
     cdef readonly bytes sni
     cdef readonly bytes challenge
@@ -112,6 +115,7 @@ cdef struct output_t:
     size_t size
     size_t room
 
+@cython.final
 cdef class TLSEngine:
     cdef tls_conn_t *conn       # owned
     cdef output_t output

@@ -16,6 +16,7 @@
 #
 # Invariant: a connection that failed once stays failed, and says whose fault it was.
 # Cost: 100 bytes read and 200 written, 1.7 us, of which OpenSSL has nearly all.
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
@@ -70,6 +71,7 @@ cdef enum:
 GROUPS = "X25519:P-256"
 cdef const char *CIPHER_SUITES = "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
 HTTP_1_1 = b"http/1.1"
+CHALLENGE_SIZE = TLS_CHALLENGE_SIZE
 
 
 # -- the BIO: where OpenSSL meets the lent bytes and the sink ------------------------------------------------------------
@@ -239,6 +241,8 @@ cdef int use_identity(tls_conn_t *conn, SSL *ssl) noexcept:
         if not isinstance(chosen, Identity):
             raise InternalError(f"the chooser gave a {type(chosen).__name__}, not an Identity")
         identity = <Identity>chosen
+        if identity.leaf == NULL or identity.key == NULL:
+            raise InternalError("the chooser gave an empty Identity")
         if SSL_use_cert_and_key(ssl, identity.leaf, identity.key, identity.chain, 1) != 1:
             raise InternalError("OpenSSL does not take the certificate")
         memcpy(conn.spki_sha256, identity.spki_digest, 32)
@@ -274,6 +278,7 @@ cdef int on_add_challenge(SSL *ssl, unsigned int type, unsigned int where, const
 
 # -- contexts ------------------------------------------------------------------------------------------------------------
 
+@cython.final
 cdef class ClientHello:
     """What a client said before a certificate is chosen. All of it is the client's word.
 
@@ -287,6 +292,7 @@ cdef class ClientHello:
         return f"<ClientHello sni={self.sni!r} challenge={self.challenge is not None} alpn={self.alpn!r}>"
 
 
+@cython.final
 cdef class TLSContext:
     """How connections of one kind are made: TLS 1.3 only, no resumption of any sort. Made by `server` or `client`.
 
@@ -570,7 +576,7 @@ cdef object tls_take_error(tls_conn_t *conn):
     return error
 
 
-REFUSALS = {
+cdef dict REFUSALS = {
     TLS_REFUSED_CHALLENGE_SIZE: "the challenge (extension 0xFFBB) is not exactly 32 bytes",
     TLS_REFUSED_HELLO_CHANGED: "the second ClientHello differs from the first in challenge or server name",
     TLS_REFUSED_HANDSHAKE_SIZE: "more than 64 KiB before the handshake was answered",
@@ -635,6 +641,7 @@ cdef int append_output(void *arg, const uint8_t *data, size_t size) noexcept nog
     return 0
 
 
+@cython.final
 cdef class TLSEngine:
     """One TLS 1.3 connection without a socket: bytes of the peer in, bytes for the peer out.
 
@@ -653,6 +660,8 @@ cdef class TLSEngine:
         Raises:
             UsageError: an argument that this context cannot use.
         """
+        if context.context == NULL:
+            raise UsageError("a TLSContext is made by TLSContext.server or TLSContext.client")
         self.context = context
         if context.is_server and (server_hostname is not None or challenge is not None):
             raise UsageError("server_hostname and challenge are for client contexts")
@@ -755,7 +764,10 @@ cdef class TLSEngine:
     def take_output(self):
         """All bytes that are to go to the peer since the last call."""
         cdef bytes data = PyBytes_FromStringAndSize(<char *>self.output.data, self.output.size)
+        free(self.output.data)
+        self.output.data = NULL
         self.output.size = 0
+        self.output.room = 0
         return data
 
     def close(self):

@@ -1,8 +1,10 @@
 # Leaf certificates: a key, its certificate and the chain above it, made fresh or read from DER.
+cimport cython
 from libc.stdint cimport uint8_t
 
-from enclave_os._openssl cimport EVP_PKEY, EVP_PKEY_CTX, STACK_OF_X509, X509
+from enclave_os._openssl cimport EC_GROUP, EVP_PKEY, EVP_PKEY_CTX, OSSL_LIB_CTX, OSSL_PROVIDER, STACK_OF_X509, X509
 
+@cython.final
 cdef class Identity:
     cdef X509 *leaf                 # owned
     cdef EVP_PKEY *key              # owned, private; never leaves this object
@@ -10,11 +12,14 @@ cdef class Identity:
     cdef uint8_t spki_digest[32]    # SHA-256 over the leaf's SubjectPublicKeyInfo, DER
     cdef readonly bytes leaf_der
 
+@cython.final
 cdef class LeafMinter:
     cdef STACK_OF_X509 *chain       # owned: the issuer's certificate, sent after each leaf
     cdef EVP_PKEY *issuer_key       # owned
     cdef EVP_PKEY_CTX *signer       # owned, initialised once: no fetch per signature
-    cdef EVP_PKEY_CTX *generator    # owned, likewise
+    cdef EC_GROUP *group            # owned: P-256 with its tables, built once
+    cdef OSSL_LIB_CTX *nothing      # owned: a library context without algorithms, see decode_under_nothing
+    cdef OSSL_PROVIDER *null_provider
     cdef bytes issuer_name          # DER of the issuer's subject
     cdef bytes authority_key        # DER of the authorityKeyIdentifier extension
     cdef bytes subject              # DER of the default subject
@@ -22,4 +27,7 @@ cdef class LeafMinter:
     cdef bytes custom               # DER of the prepared extensions, one after the other
     cdef frozenset custom_oids
     cdef int take_issuer(self, X509 *issuer) except -1
+    cdef int prepare_keys(self) except -1
+    cdef int fresh_key(self, Identity identity, uint8_t *point) except -1
+    cdef int bind(self, Identity identity) except -1
     cdef bytes encode_extensions(self, extensions)

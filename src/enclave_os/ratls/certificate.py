@@ -20,26 +20,26 @@ MINUTE_S = 60
 _PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,40})-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END \1-----")
 
 
-def der_from_pem(pem: str, *labels: str) -> bytes:
-    """The first block of `pem` whose label is one of `labels`, as DER.
+def der_from_pem(pem: str, *labels: str) -> list[bytes]:
+    """All blocks of `pem` whose label is one of `labels`, as DER, in order; at least one.
 
     Raises:
         ConfigError: there is no such block, or its content is not base64.
     """
-    for found in _PEM_BLOCK.finditer(pem):
-        if found[1] in labels:
-            try:
-                return base64.b64decode("".join(found[2].split()), validate=True)
-            except ValueError as error:
-                raise ConfigError(f"the {found[1]} block is not base64") from error
-    raise ConfigError(f"no {' or '.join(labels)} block in the PEM text")
+    blocks = [found[2] for found in _PEM_BLOCK.finditer(pem) if found[1] in labels]
+    if not blocks:
+        raise ConfigError(f"no {' or '.join(labels)} block in the PEM text")
+    try:
+        return [base64.b64decode("".join(block.split()), validate=True) for block in blocks]
+    except ValueError as error:
+        raise ConfigError(f"a {' or '.join(labels)} block is not base64") from error
 
 
 class CertificateStore:
     """Owns the enclave's CA key and answers each ClientHello with an identity.
 
     Args:
-        certificate_pem: the CA certificate that signs leaves.
+        certificate_pem: the CA certificate that signs leaves, then those above it, which are sent as well.
         key_pem: its private key, PKCS#8 or SEC 1, without a password, on P-256 or P-384.
         names: DNS names and IP addresses that the enclave answers to, at least one.
         clock: seconds since the Unix epoch, in the enclave's own reckoning.
@@ -58,13 +58,10 @@ class CertificateStore:
         clock: Callable[[], float],
         extensions: Iterable[tuple[str, bytes]] = (),
     ) -> None:
+        issuer, *above = der_from_pem(certificate_pem, "CERTIFICATE")
+        key, *_ = der_from_pem(key_pem, "PRIVATE KEY", "EC PRIVATE KEY")
         self._clock = clock
-        self._minter = LeafMinter(
-            der_from_pem(certificate_pem, "CERTIFICATE"),
-            der_from_pem(key_pem, "PRIVATE KEY", "EC PRIVATE KEY"),
-            list(names),
-            list(extensions),
-        )
+        self._minter = LeafMinter(issuer, key, list(names), list(extensions), chain_der=above)
 
     def choose(self, hello: ClientHello) -> Identity:
         """A fresh key and leaf for the connection that said `hello`; NotBefore is the minute that has begun."""
