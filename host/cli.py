@@ -59,7 +59,8 @@ exit codes:
   0 stopped as asked      64 wrong arguments        66 a named file cannot be read
   69 no such enclave here 70 a bug, or the enclave failed again and again
   71 the system refused (memory, descriptors)       75 another server holds the state folder or the port
-  77 not permitted (a port below 1024, say)         78 the configuration is wrong
+  77 not permitted (a port below 1024, say)         78 the configuration, or the state folder, is wrong
+  128 + n: ended at once by a second signal n
 """
 
 CONFIG_EXAMPLES: Final = """\

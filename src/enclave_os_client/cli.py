@@ -50,7 +50,7 @@ examples:
   enclave-os token show TOKEN                      what a token says, unverified
   enclave-os token show - --key issuer.key.pem < token.txt
 
-  curl --cacert state/ca.pem -H "Authorization: Bearer $(enclave-os token issue --role monitoring)" \\
+  curl --cacert state/ca/root.pem -H "Authorization: Bearer $(enclave-os token issue --role monitoring)" \\
        https://localhost:8443/status
 
 These keys are for development: whoever reads the key file can be any role.

@@ -43,6 +43,7 @@ MAY: dict[str, set[str]] = {
     "enclave_os.ratls": TRUSTED_BASE | {"enclave_os._x509", "enclave_os._tls", "enclave_os.rpc"},
     # 4 modules: handed what they use, they reach for nothing
     "enclave_os.modules": TRUSTED_BASE | {"enclave_os.http"},
+    "enclave_os.modules.core": TRUSTED_BASE | {"enclave_os.http", "enclave_os.__init__"},  # says the version
     # 5 runtime; the native is the one file where border and TLS meet
     "enclave_os.runtime": TRUSTED_BASE
     | {"enclave_os.border", "enclave_os.http", "enclave_os.rpc", "enclave_os.ratls", "enclave_os.modules"},
@@ -51,6 +52,7 @@ MAY: dict[str, set[str]] = {
     | {"enclave_os._ring", "enclave_os._codec", "enclave_os._openssl", "enclave_os._tls", "enclave_os._x509"}
     | {"enclave_os.http", "enclave_os.modules"},
     # 6 composition
+    "enclave_os.runtime.serve": {"enclave_os"},
     "enclave_os.runtime.boot": {"enclave_os"},
     "enclave_os.__main__": {"enclave_os"},
     # the client: wire and TLS in client mode, never a trusted package above them
@@ -59,7 +61,7 @@ MAY: dict[str, set[str]] = {
     "enclave_os_host": {"enclave_os.__init__", "enclave_os.wire"},
     "enclave_os_host._proxy": {*NATIVE_WIRE, "enclave_os.wire", "enclave_os._ring", "enclave_os._codec"},
 }
-COMPOSITION = ("enclave_os.runtime.boot", "enclave_os.__main__")  # nobody below looks up at them
+COMPOSITION = ("enclave_os.runtime.serve", "enclave_os.runtime.boot", "enclave_os.__main__")  # nobody below looks up at them
 
 # Inside the host: each may import those of lower rank, and its own sub-package.
 HOST_RANKS: dict[str, int] = {
@@ -69,11 +71,15 @@ HOST_RANKS: dict[str, int] = {
     "enclave_os_host.config_report": 2,
     "enclave_os_host.ca": 2,
     "enclave_os_host.doorbell": 2,
+    "enclave_os_host.enclave_process": 3,
+    "enclave_os_host.service_manager": 2,
     "enclave_os_host.shared_memory": 2,
+    "enclave_os_host.service_manager": 2,
     "enclave_os_host._proxy": 3,
     "enclave_os_host.handlers": 3,
     "enclave_os_host.rpc_dispatcher": 4,
     "enclave_os_host.tcp_proxy": 4,
+    "enclave_os_host.enclave_process": 4,
     "enclave_os_host.supervisor": 6,
     "enclave_os_host.cli": 7,
     "enclave_os_host.__main__": 8,
