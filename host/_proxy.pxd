@@ -96,7 +96,6 @@ cdef struct connection_t:
     uint32_t unsent_end
     uint32_t unsent_room
     uint8_t *unsent               # owned; NULL unless the client is slow
-    uint64_t since_pause          # bytes that came after our PAUSE was put in the ring
     uint64_t active_ns            # when it was last put at the end of its deadline list
     connection_t *deadline_before
     connection_t *deadline_after

@@ -123,6 +123,7 @@ cdef extern from "<poll.h>" nogil:
 cdef enum:
     EXPIRIES_PER_TURN_MAX = 256
     DISCARDS_MAX = 16             # reads of up to 64 KiB thrown away in one go while lingering
+    FLOOD_RINGS = 4               # capacities of data.to_host that one slow client may have waiting
     ACCEPT_PAUSE_NS = 100000000   # after accept found no descriptor or memory and there was nothing to shed
     COMMAND_WAIT_NS = 5000000000  # a turn is bounded, so a live loop answers in milliseconds
 
@@ -187,7 +188,6 @@ cdef bint put_owed(proxy_t *p, worker_t *worker, connection_t *connection) noexc
         if not put_frame(p, worker, FRAME_PAUSE, connection.conn_id, NULL, 0):
             return False
         connection.owed &= ~<int>OWE_PAUSE
-        connection.since_pause = 0
         count(&p.count.pauses, 1)
     if connection.owed & OWE_RESUME:
         if not put_frame(p, worker, FRAME_RESUME, connection.conn_id, NULL, 0):
@@ -311,22 +311,17 @@ cdef inline uint64_t connection_tag(connection_t *connection) noexcept nogil:
 cdef inline uint64_t worker_tag(worker_t *worker) noexcept nogil:
     return worker.index | (<uint64_t>worker.life & 0x7FFF) << 8
 
+# PAUSE is a stop, but not an instant one: the enclave reads it behind all that was in data.to_enclave before, and goes on
+# sending meanwhile. So the bound leaves several rings of room; an enclave that does not listen ends there.
 cdef bint hold(proxy_t *p, connection_t *connection, const iovec_t *pieces, int pieces_count, size_t skip,
                size_t size) noexcept nogil:
     # Keeps `size` bytes after the first `skip` of the pieces in `unsent`. False: flood or no memory, and it is ended.
     cdef worker_t *worker = connection.worker
-    cdef uint64_t held = unsent_size(connection)
-    cdef uint64_t bound = p.pause_above + worker.to_host.capacity
+    cdef uint64_t bound = p.pause_above + FLOOD_RINGS * worker.to_host.capacity
     cdef bint first = connection.unsent == NULL
     cdef size_t part
     cdef int i
-    if connection.flags & C_PAUSED and not connection.owed & OWE_PAUSE:
-        # What was in flight when we sent PAUSE fits in the ring; more is an enclave that does not listen.
-        connection.since_pause += size
-        bound += worker.to_host.capacity
-        if connection.since_pause > worker.to_host.capacity:
-            bound = 0
-    if held + size > bound:
+    if unsent_size(connection) + size > bound:
         count(&p.count.floods, 1)
         end(p, connection, 5, True)
         return False
@@ -352,6 +347,10 @@ cdef bint hold(proxy_t *p, connection_t *connection, const iovec_t *pieces, int 
         elif not connection.flags & C_PAUSED:
             connection.flags |= C_PAUSED
             owe(connection, OWE_PAUSE)
+            # Now and not at the turn's end: a fast enclave fills its ring several times in one turn of ours.
+            put_all_owed(p, worker)
+            publish(p, worker)
+            ring_doorbell(p, worker)
     return True
 
 cdef void deliver(proxy_t *p, worker_t *worker, uint32_t conn_id, iovec_t *pieces, int pieces_count,
@@ -536,6 +535,8 @@ cdef void drain_to_host(proxy_t *p, worker_t *worker) noexcept nogil:
             pieces_count += 1
         count(&p.count.frames_to_host, pieces_count)
         deliver(p, worker, frame.conn_id, pieces, pieces_count, total)
+        if worker.state == W_BROKEN:
+            return
         if worker.to_host.consumed - worker.to_host.released >= release_above:
             release(worker)
             ring_doorbell(p, worker)

@@ -1,7 +1,7 @@
 """An enclave without TLS and HTTP: the other end of a region, for tests of the host.
 
-`FakeEnclave` is driven step by step by a test in the same process. Run as a program it is an enclave process that echoes:
-`python fake_enclave.py [behaviour]`, where a behaviour makes it fail in one way (see `main`).
+`FakeEnclave` is driven step by step by a test in the same process. Run as a program it is an enclave process that
+echoes: `python fake_enclave.py [behaviour]`, where a behaviour makes it fail in one way (see `main`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class FakeEnclave:
     doorbell_in: int
     doorbell_out: int
     frames: list[Frame] = field(default_factory=list)
+    paused: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         inward, outward = self.layout.data.to_enclave, self.layout.data.to_host
@@ -68,6 +69,16 @@ class FakeEnclave:
                 self.sleep()
         self.publish()
 
+    def stream(self, conn_id: int, data: bytes) -> None:
+        """DATA in frames of 16 KiB that obey PAUSE; meanwhile what comes is kept in `frames`."""
+        for offset in range(0, len(data), 16384):
+            self.frames += self.take()
+            while conn_id in self.paused:
+                if self.consumer.arm() == EMPTY:
+                    self.sleep()
+                self.frames += self.take()
+            self.say(FrameKind.DATA, conn_id, data[offset : offset + 16384])
+
     def close(self, conn_id: int, reason: int = CloseReason.NORMAL) -> None:
         self.say(FrameKind.CLOSE, conn_id, reason.to_bytes(2, "little"))
 
@@ -76,7 +87,13 @@ class FakeEnclave:
         records = self.consumer.consume_many(256, 1 << 22)
         if self.consumer.release():
             self.ring()
-        return [decode_frame(record) for record in records]
+        frames = [decode_frame(record) for record in records]
+        for kind, conn_id, _ in frames:
+            if kind == FrameKind.PAUSE:
+                self.paused.add(conn_id)
+            elif kind in (FrameKind.RESUME, FrameKind.CLOSE):
+                self.paused.discard(conn_id)
+        return frames
 
     def sleep(self, seconds: float = 10.0) -> None:
         """Until the host rings."""
