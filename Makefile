@@ -51,6 +51,11 @@ $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
 	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+# The module that the benchmark serves, a package of its own.
+$(STAMPS)/bench-module: bench/module/pyproject.toml $(STAMPS)/package
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e bench/module
+	@touch $@
+
 # The package itself: only links into the checkout, so the extensions are left to the next rule.
 $(STAMPS)/package: pyproject.toml README.md $(STAMPS)/run
 	ENCLAVE_OS_ONLY=none $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
@@ -80,7 +85,7 @@ serve: $(STAMPS)/fast ## set everything up and serve on port 8443
 
 # -- test -------------------------------------------------------------------------------------------------------------
 
-.PHONY: test test-fast test-debug test-sanitize
+.PHONY: test test-fast test-debug test-sanitize hostile
 test: ## set everything up and pass the tests: fast, paranoid and sanitizer builds
 	@rm -rf $(RESULTS)
 	@$(MAKE) --no-print-directory test-fast
@@ -97,10 +102,15 @@ test-debug: build/debug/.stamp $(STAMPS)/fast $(STAMPS)/test ## the native and h
 test-sanitize: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the same under AddressSanitizer and UBSan
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PYTEST) --junit-xml=$(RESULTS)/sanitize.xml $(SANITIZED_TESTS) $(ARGS)
 
+EVENTS ?= 1000000000
+hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host at length: EVENTS=1e9 rewritten words (hours)
+	$(PY) -m tests.hostile.ring_storm --events $(EVENTS)
+	$(ASAN) PYTHONPATH=build/sanitize/lib $(PY) -m tests.hostile.ring_storm --events $$(( $(EVENTS) / 100 ))
+
 # -- measure ----------------------------------------------------------------------------------------------------------
 
 .PHONY: bench bench-peers
-bench: $(STAMPS)/fast $(STAMPS)/test ## measure everything (docs/performance.md, bench/README.md)
+bench: $(STAMPS)/fast $(STAMPS)/test $(STAMPS)/bench-module ## measure everything (docs/performance.md, bench/README.md)
 	$(PYTEST) bench/ --benchmark-autosave $(ARGS)
 
 bench-peers: $(STAMPS)/bench $(STAMPS)/package ## install what the bench compares with: nginx, wrk, uvicorn, granian

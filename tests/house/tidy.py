@@ -16,7 +16,13 @@ FILE_LINES_MAX = 500
 
 # Files that are longer, with what they may have at most: they may shrink, never grow. Natives, mostly: a hot path is
 # read in one piece, and a call across two extension modules is not inlined.
-LONGER: dict[str, int] = {}
+LONGER: dict[str, int] = {
+    "bench/load.c": 600,
+    "host/_proxy.pyx": 1300,
+    "src/enclave_os/_tls.pyx": 950,
+    "src/enclave_os/_x509.pyx": 650,
+    "src/enclave_os/runtime/_ingress.pyx": 1000,
+}
 
 # Marks of unfinished work: an issue is the place for it. Spelled apart, so that this file passes its own test.
 UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b")
