@@ -55,6 +55,10 @@ cdef void build_class() noexcept:
         CLASS[i] |= IS_HOST
 
 
+cdef bint head_is_token_byte(uint8_t byte) noexcept nogil:
+    return CLASS[byte] & IS_TOKEN
+
+
 cdef const char *head_too_long(
     const uint8_t *head, uint32_t size, const http_limits_t *limits, uint16_t *status
 ) noexcept nogil:
@@ -80,6 +84,21 @@ cdef const char *head_no_method(const uint8_t *head, uint32_t size, uint16_t *st
             return b"malformed request line"
     status[0] = 501
     return b"method not implemented"
+
+
+cdef const char *head_no_version(const uint8_t *head, uint32_t size, uint16_t *status) noexcept nogil:
+    cdef uint32_t n = size - 1 if size and head[size - 1] == c"\r" else size
+    cdef bint whole = (
+        n > 9 and head[n - 9] == c" " and same(head + n - 8, b"http/", 5)
+        and CLASS[head[n - 3]] & IS_DIGIT and head[n - 2] == c"." and CLASS[head[n - 1]] & IS_DIGIT
+    )
+    # llhttp says no at the major number already, if there is no such protocol.
+    cdef bint major = n > 7 and head[n - 7] == c" " and same(head + n - 6, b"http/", 5) and CLASS[head[n - 1]] & IS_DIGIT
+    if whole or (major and n == size):
+        status[0] = 505
+        return b"HTTP version not supported"
+    status[0] = 400
+    return b"malformed request line"
 
 
 cdef inline bint refuse(head_t *h, uint16_t status, const char *reason) noexcept nogil:

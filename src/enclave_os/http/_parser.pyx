@@ -11,7 +11,8 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from enclave_os.http._head cimport (
-    METHOD_HEAD, head_no_method, head_path, head_read, head_t, head_too_long, http_limits_t,
+    METHOD_HEAD, head_is_token_byte, head_no_method, head_no_version, head_path, head_read, head_t, head_too_long,
+    http_limits_t,
 )
 from enclave_os.http._llhttp cimport (
     F_CHUNKED, F_CONTENT_LENGTH, HPE_INVALID_METHOD, HPE_INVALID_VERSION, HPE_OK, HPE_PAUSED, LLHTTP_DELETE, LLHTTP_GET,
@@ -36,8 +37,7 @@ cdef enum:
     PHASE_DATA = 1
     PHASE_DATA_END = 2
     PHASE_TRAILERS = 3
-
-cdef enum:
+    # What llhttp's callbacks saw.
     EVENT_CHUNK = 1
     EVENT_COMPLETE = 2
     # A size line of up to 8 digits, its CRLF and the one after the data: what is longer counts as overhead.
@@ -113,10 +113,8 @@ cdef int http_parser_feed(http_parser_t *p, const uint8_t *data, size_t size, si
     cdef size_t pos = 0
     cdef int result
     used[0] = 0
-    if p.state == HTTP_AT_REFUSAL:
-        return HTTP_REFUSED
-    if p.state == HTTP_DONE:
-        return HTTP_REQUEST
+    if p.state >= HTTP_DONE:
+        return HTTP_REQUEST if p.state == HTTP_DONE else HTTP_REFUSED
     if p.state == HTTP_AT_START:
         # RFC 9112 2.2: a server should ignore at least one CRLF before the request line. Exactly one; llhttp would
         # take any number, and bare LF too.
@@ -125,9 +123,10 @@ cdef int http_parser_feed(http_parser_t *p, const uint8_t *data, size_t size, si
                 return refuse(p, 400, b"bare CR before the request line")
             p.blank += 1
             pos += 1
-        if pos == size:
-            used[0] = pos
-            return HTTP_NEED_DATA
+    if pos == size:
+        used[0] = pos
+        return HTTP_NEED_DATA
+    if p.state == HTTP_AT_START:
         if data[pos] == c"\r" or data[pos] == c"\n":
             return refuse(p, 400, b"empty lines before the request line")
         p.state = HTTP_IN_HEAD
@@ -164,13 +163,14 @@ cdef int feed_head(http_parser_t *p, const uint8_t *data, size_t size, size_t *p
         reason = head_too_long(p.partial, p.partial_size, p.limits, &status)
         return refuse(p, status, reason)
     taken = llhttp_get_error_pos(&p.llhttp) - <const char *>start
-    if error == HPE_INVALID_VERSION:
-        return refuse(p, 505, b"HTTP version not supported")
-    if error == HPE_INVALID_METHOD:
-        # error_pos is the byte that fits no method.
+    if error == HPE_INVALID_VERSION or error == HPE_INVALID_METHOD:
+        # The byte at error_pos is the first that fits none.
         if not keep_partial(p, start, min(taken + 1, n)):
             return refuse(p, 503, b"out of memory")
-        reason = head_no_method(p.partial, p.partial_size, &status)
+        if error == HPE_INVALID_METHOD:
+            reason = head_no_method(p.partial, p.partial_size, &status)
+        else:
+            reason = head_no_version(p.partial, p.partial_size, &status)
         return refuse(p, status, reason)
     if error != HPE_PAUSED:
         return refuse(p, 400, b"malformed request")
@@ -360,6 +360,10 @@ cdef int feed_framing(http_parser_t *p, const uint8_t *data) noexcept:
     elif byte == c" " or byte == c"\t":
         if p.phase != PHASE_TRAILERS or p.line_size == 0:
             return refuse(p, 400, b"blank in chunk framing")
+    elif p.phase == PHASE_SIZE_LINE and (p.before == c";" or p.before == c"=") and not head_is_token_byte(byte) and (
+        p.before == c";" or byte != c'"'
+    ):
+        return refuse(p, 400, b"malformed chunk extension")
     p.before = byte
     p.line_size += 1
     if p.phase == PHASE_TRAILERS or (p.phase == PHASE_SIZE_LINE and p.line_size > SIZE_LINE_FREE):
@@ -436,12 +440,7 @@ cdef class RequestParser:
         Returns: (result, used): NEED_DATA, REQUEST, CONTINUE or REFUSED, and how many bytes were taken.
         """
         cdef size_t used = 0
-        cdef int result
-        cdef uint8_t empty = 0
-        if data.shape[0]:
-            result = http_parser_feed(&self.parser, &data[0], data.shape[0], &used)
-        else:
-            result = http_parser_feed(&self.parser, &empty, 0, &used)
+        cdef int result = http_parser_feed(&self.parser, &data[0] if data.shape[0] else NULL, data.shape[0], &used)
         return result, used
 
     def take(self):
