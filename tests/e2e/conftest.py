@@ -1,0 +1,49 @@
+"""The server under test: one for all tests that only ask, and a maker of others for those that need their own."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.installation import install
+from tests.e2e.server import Overrides, Server
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _descriptors() -> None:
+    """Thousands of clients live in this process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an installation with the module `trial`."""
+    return install(tmp_path_factory.mktemp("installation") / "venv")
+
+
+@pytest.fixture(scope="session")
+def server(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The shared server, with the defaults that an operator gets."""
+    running = Server(python, tmp_path_factory.mktemp("shared-server") / "server")
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def start_server(python: Path, tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers with settings of their own; those still running are stopped and checked at the end."""
+    started: list[Server] = []
+
+    def start(settings: Overrides | None = None, more: str = "") -> Server:
+        started.append(Server(python, tmp_path / f"server-{len(started)}", settings, more))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.stop()

@@ -1,0 +1,121 @@
+"""A module as a third party would ship one, for what `helloworld` never does: waiting, streaming, failing, big answers.
+
+It is no part of the product: `installation.py` installs it beside the product for the server under test only.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from enclave_os.http import Request, Response, StreamingResponse, json_response
+from enclave_os.modules.api import Module, Route, Services
+
+PIECE = bytes(range(256)) * 64
+"""16 KiB whose every offset tells where it belongs within 256 bytes."""
+
+
+class Trial(Module):
+    """Gates hold a request until another one opens them, so that tests wait for events and never for time."""
+
+    name = "trial"
+
+    def __init__(self) -> None:
+        self._services: Services | None = None
+        self._gates: dict[str, asyncio.Event] = {}
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._cancelled = 0
+        self.routes = [
+            Route("POST", "/trial/echo", self.echo),
+            Route("GET", "/trial/large/{size}", self.large),
+            Route("GET", "/trial/stream/{count}", self.stream),
+            Route("GET", "/trial/wait/{gate}", self.wait),
+            Route("GET", "/trial/awaited/{gate}", self.awaited),
+            Route("POST", "/trial/open/{gate}", self.open),
+            Route("GET", "/trial/status/{status}", self.status),
+            Route("GET", "/trial/worker", self.worker),
+            Route("GET", "/trial/seen", self.seen),
+            Route("GET", "/trial/fail", self.fail),
+            Route("GET", "/trial/fail-later", self.fail_later),
+            Route("POST", "/trial/reflect", self.reflect),
+            Route("POST", "/trial/log", self.log),
+        ]
+
+    def start(self, services: Services) -> None:
+        """Take the services."""
+        self._services = services
+
+    def echo(self, request: Request) -> Response:
+        """The body."""
+        return Response(200, request.body, "application/octet-stream")
+
+    def large(self, request: Request) -> Response:
+        """`size` bytes at once."""
+        size = int((request.params or {})["size"])
+        return Response(200, (PIECE * (size // len(PIECE) + 1))[:size], "application/octet-stream")
+
+    def stream(self, request: Request) -> Response:
+        """`count` pieces of 16 KiB, chunked."""
+        return StreamingResponse(self._pieces(int((request.params or {})["count"])))
+
+    async def _pieces(self, count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield PIECE
+
+    async def wait(self, request: Request) -> Response:
+        """Answer when the gate is opened."""
+        gate = (request.params or {})["gate"]
+        self._event(self._waiting, gate).set()
+        try:
+            await self._event(self._gates, gate).wait()
+        except asyncio.CancelledError:
+            self._cancelled += 1
+            raise
+        return Response(200, "opened")
+
+    async def awaited(self, request: Request) -> Response:
+        """Answer when somebody waits at the gate."""
+        await self._event(self._waiting, (request.params or {})["gate"]).wait()
+        return Response(200, "awaited")
+
+    def open(self, request: Request) -> Response:
+        """Let those at the gate go on."""
+        self._event(self._gates, (request.params or {})["gate"]).set()
+        return Response(200, "open")
+
+    def status(self, request: Request) -> Response:
+        """An answer of this status, without a body of ours."""
+        return Response(int((request.params or {})["status"]))
+
+    def worker(self, request: Request) -> Response:
+        """Which worker answers."""
+        return json_response({"worker": self._given().status().worker_index})
+
+    def seen(self, request: Request) -> Response:
+        """What became of earlier requests."""
+        return json_response({"cancelled": self._cancelled})
+
+    def fail(self, request: Request) -> Response:
+        """Raise."""
+        raise RuntimeError(f"planted: {request.query}")
+
+    async def fail_later(self, request: Request) -> Response:
+        """Raise in a later turn of the loop."""
+        await asyncio.sleep(0)
+        raise RuntimeError(f"planted: {request.query}")
+
+    def reflect(self, request: Request) -> Response:
+        """The careless module: puts what the client sent into a header."""
+        return Response(200, "reflected", headers=(("X-Reflected", request.body.decode("latin-1")),))
+
+    def log(self, request: Request) -> Response:
+        """The other careless module: logs what the client sent."""
+        self._given().logger.warning("was told %s", request.body.decode("utf-8"))
+        return Response(204)
+
+    def _given(self) -> Services:
+        if self._services is None:
+            raise RuntimeError("not started")
+        return self._services
+
+    @staticmethod
+    def _event(events: dict[str, asyncio.Event], name: str) -> asyncio.Event:
+        return events.setdefault(name, asyncio.Event())
