@@ -17,8 +17,8 @@ SOURCES := setup.py $(shell find src host third_party -name '*.pyx' -o -name '*.
 CODE := $(SOURCES) $(shell find src host -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 # The paranoid builds repeat the suites of the parts that are native or read what the host wrote.
-PARANOID_TESTS := tests/wire tests/enclave tests/hostile
-SANITIZED_TESTS := tests/wire tests/enclave tests/hostile
+PARANOID_TESTS := tests/wire tests/enclave tests/host tests/hostile
+SANITIZED_TESTS := $(PARANOID_TESTS)
 ASAN := LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
 
