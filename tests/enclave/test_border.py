@@ -92,7 +92,12 @@ class TestRegion:
 
     @pytest.mark.parametrize(
         ("offset", "value"),
-        [(MAGIC_OFFSET, 0), (VERSION_OFFSET, LAYOUT_VERSION + 1), (REGION_SIZE_OFFSET, 4096), (REGION_SIZE_OFFSET, 2**64 - 1)],
+        [
+            (MAGIC_OFFSET, 0),
+            (VERSION_OFFSET, LAYOUT_VERSION + 1),
+            (REGION_SIZE_OFFSET, 4096),
+            (REGION_SIZE_OFFSET, 2**64 - 1),
+        ],
     )
     def test_a_header_that_says_something_else_is_refused(self, host: FakeHost, offset: int, value: int) -> None:
         host.words[offset // 8] = value
@@ -140,7 +145,19 @@ class TestGeometry:
     @pytest.mark.parametrize("index", range(6))
     @pytest.mark.parametrize(
         "value",
-        [0, 1, 7, 8, RING_HEADERS_OFFSET - 128, 2**31, 2**32 - 1, 2**63, 2**64 - 1, 2**64 - CAPACITY, 3 * CAPACITY // 2 + 1],
+        [
+            0,
+            1,
+            7,
+            8,
+            RING_HEADERS_OFFSET - 128,
+            2**31,
+            2**32 - 1,
+            2**63,
+            2**64 - 1,
+            2**64 - CAPACITY,
+            3 * CAPACITY // 2 + 1,
+        ],
     )
     def test_each_word_replaced_by_a_lie_is_refused(self, index: int, value: int) -> None:
         words = self.words()
@@ -232,8 +249,18 @@ class TestDoorbell:
 
     @pytest.mark.parametrize(
         "spec",
-        ["", "eventfd:", "eventfd:3,4", "eventfd:0,4,5", "eventfd:4,4,5", "eventfd:-1,4,5", "eventfd:3,4,5 ", "pipe:3,4,5",
-         "eventfd:3,4,99999", "eventfd:٣,4,5"],
+        [
+            "",
+            "eventfd:",
+            "eventfd:3,4",
+            "eventfd:0,4,5",
+            "eventfd:4,4,5",
+            "eventfd:-1,4,5",
+            "eventfd:3,4,5 ",
+            "pipe:3,4,5",
+            "eventfd:3,4,99999",
+            "eventfd:٣,4,5",
+        ],
     )
     def test_a_word_that_is_not_the_doorbell_is_refused(self, spec: str) -> None:
         with pytest.raises(HostProtocolError):

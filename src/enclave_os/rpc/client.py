@@ -117,7 +117,9 @@ class RPCClient:
         """Calls without a reply yet."""
         return len(self._pending)
 
-    def _send(self, method: Method, payload: bytes, future: asyncio.Future[bytes] | None, deadline: float | None) -> int:
+    def _send(
+        self, method: Method, payload: bytes, future: asyncio.Future[bytes] | None, deadline: float | None
+    ) -> int:
         if self._broken is not None:
             raise self._broken
         spec = METHODS[method]

@@ -19,7 +19,7 @@ from enclave_os.border.control import ControlBlock
 from enclave_os.border.doorbell import Doorbell
 from enclave_os.border.region import Region
 from enclave_os.errors import EnclaveError
-from enclave_os.runtime.context import Context, ExitCode
+from enclave_os.runtime.context import Context, ExitCode, Mode
 from enclave_os.runtime.hardening import harden
 from enclave_os.runtime.log import escape_line
 from enclave_os.runtime.serve import serve
@@ -27,7 +27,7 @@ from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, WireErr
 from enclave_os.wire.layout import CONFIG_SIZE_MAX, ChannelGeometry, EntryResult, Slot
 from enclave_os.wire.settings import ConfigError, parse_enclave_document
 
-MODES: Final = ("simulated", "direct", "sgx")
+MODES: Final[Mapping[str, Mode]] = {"simulated": "simulated", "direct": "direct", "sgx": "sgx"}
 
 
 def run_enclave(environment: Mapping[str, str]) -> int:
@@ -58,8 +58,8 @@ def attach(environment: Mapping[str, str]) -> Context:
 
     Raises: HostProtocolError, PeerProtocolError: region, geometry or doorbell. ConfigError: the document.
     """
-    mode = environment.get("ENCLAVE_OS_MODE", "")
-    if mode not in MODES:
+    mode = MODES.get(environment.get("ENCLAVE_OS_MODE", ""))
+    if mode is None:
         raise HostProtocolError(f"ENCLAVE_OS_MODE is none of {', '.join(MODES)}")
     doorbell = Doorbell(environment.get("ENCLAVE_OS_DOORBELL", ""))
     region = Region(environment.get("ENCLAVE_OS_REGION", ""))

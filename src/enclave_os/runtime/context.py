@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 from enclave_os.border.channel import Channel
 from enclave_os.border.control import ControlBlock
 from enclave_os.border.doorbell import Doorbell
 from enclave_os.border.region import Region
 from enclave_os.wire.settings import EnclaveSettings
+
+Mode = Literal["simulated", "direct", "sgx"]
 
 
 class ExitCode(IntEnum):
@@ -31,7 +34,7 @@ class Context:
         settings: the configuration document, parsed strictly; alleged by the host, but well-formed.
     """
 
-    mode: str
+    mode: Mode
     region: Region
     control: ControlBlock
     doorbell: Doorbell

@@ -1,6 +1,6 @@
 """The serving enclave: everything that lives on the event loop, made in the order in which it is needed.
 
-    RPC client -> log -> clock -> certificates and TLS -> modules -> ingress -> READY -> ... -> stop -> modules, ingress end
+RPC client -> log -> clock -> certificates and TLS -> modules -> ingress -> READY -> ... -> stop -> modules, ingress end
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Server:
             settings.tls.names,
             lambda: self._clock.trusted_ns() / NS_PER_SECOND,
         )
-        self._tls = TLSContext.server(self._certificates.choose, protocols=[name.encode() for name in settings.tls.alpn])
+        self._tls = TLSContext.server(
+            self._certificates.choose, protocols=[name.encode() for name in settings.tls.alpn]
+        )
         self._registry = Registry(
             [Core(), *load_modules(settings.modules.enabled)],
             Authenticator(settings.auth.issuers, self._clock),

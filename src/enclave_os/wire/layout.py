@@ -128,9 +128,7 @@ def descriptor_offset(slot: Slot) -> int:
     return DESCRIPTORS_OFFSET + DESCRIPTOR_STRIDE * slot
 
 
-def plan_region(
-    *, data_to_enclave: int, data_to_host: int, rpc_to_host: int, rpc_to_enclave: int
-) -> RegionLayout:
+def plan_region(*, data_to_enclave: int, data_to_host: int, rpc_to_host: int, rpc_to_enclave: int) -> RegionLayout:
     """Place four rings of the given capacities (bytes, powers of two) in a new region.
 
     Raises: UsageError: a capacity is not a power of two in 64 KiB .. 1 GiB.
@@ -190,7 +188,9 @@ def check_channel(words: Sequence[int], region_size: int, taken: Sequence[RingGe
         ring = RingGeometry(header, data, capacity)
         for start, size in ((header, RING_HEADER_SIZE), (data, capacity)):
             if start < RING_HEADERS_OFFSET or start > region_size or size > region_size - start:
-                raise PeerProtocolError(f"ring {name}: {size} bytes at {start:#x} leave the region of {region_size} bytes")
+                raise PeerProtocolError(
+                    f"ring {name}: {size} bytes at {start:#x} leave the region of {region_size} bytes"
+                )
         for other in rings:
             if _overlap(ring, other):
                 raise PeerProtocolError(f"ring {name} overlaps another ring")

@@ -65,7 +65,9 @@ METHODS: Final = MappingProxyType(
         spec.method: spec
         for spec in (
             MethodSpec(Method.TIME, "empty", 0, 0, "i64 LE: nanoseconds since the Unix epoch, alleged", 8, 8),
-            MethodSpec(Method.LOG, "u8 level, UTF-8 line without control characters", 1, 1 + LOG_LINE_SIZE_MAX, "empty", 0, 0),
+            MethodSpec(
+                Method.LOG, "u8 level, UTF-8 line without control characters", 1, 1 + LOG_LINE_SIZE_MAX, "empty", 0, 0
+            ),
             MethodSpec(Method.STOP, "empty", 0, 0, "empty", 0, 0),
         )
     }
