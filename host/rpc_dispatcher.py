@@ -26,7 +26,7 @@ from .shared_memory import Region
 REQUESTS_PER_TURN_MAX: Final = 256
 REQUEST_BYTES_PER_TURN_MAX: Final = 1 << 20
 REPLIES_WAITING_MAX: Final = 1024
-COMMAND_SECONDS_MAX: Final = 5.0
+STOP_SECONDS_MAX: Final = 5.0
 
 
 class Registry:
@@ -92,11 +92,12 @@ class RPCDispatcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it. Replies that wait for room are lost."""
+        """End the thread, wait for it, and forget the workers. Replies that wait for room are lost."""
         self._stopping = True
         ring(self._control)
         if self._thread.is_alive():
-            self._thread.join(COMMAND_SECONDS_MAX)
+            self._thread.join(STOP_SECONDS_MAX)
+        self._workers.clear()
         self._epoll.close()
         os.close(self._control)
 

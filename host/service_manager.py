@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from typing import Final
+
+STDERR: Final = 2
 
 
 def notify(state: str, environment: Mapping[str, str] = os.environ) -> None:
@@ -24,12 +27,13 @@ def notify(state: str, environment: Mapping[str, str] = os.environ) -> None:
 
 
 def say_ready(descriptor: int, line: str) -> None:
-    """Write one line to a descriptor that the starter gave us, and close it.
+    """Write one line to a descriptor that the starter gave us, and close it unless it is a standard stream.
 
     A starter that closed its end no longer wants to know.
     """
     try:
         os.write(descriptor, f"{line}\n".encode())
-        os.close(descriptor)
+        if descriptor > STDERR:
+            os.close(descriptor)
     except OSError:
         return

@@ -369,8 +369,8 @@ class Supervisor:
                 self._log.warning(f"worker {worker.index}: {left} connections did not end in time and are cut off")
                 self._end(worker)
             elif worker.life is not None:
-                what = "READY" if worker.phase is Phase.STARTING else "its end"
-                self._log.error(f"worker {worker.index}: no {what} in time; killed")
+                what = "get ready" if worker.phase is Phase.STARTING else "end"
+                self._log.error(f"worker {worker.index} did not {what} in time; killed")
                 worker.life.process.kill()
 
     def _seconds_left(self) -> float | None:

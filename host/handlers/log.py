@@ -69,6 +69,8 @@ class Log:
 
     def flush(self, seconds: float = 2.0) -> None:
         """Write what is queued and end the thread; waits at most `seconds`. Nothing is written afterwards."""
+        if not self._thread.is_alive():
+            return
         try:
             self._queue.put(None, timeout=seconds)
         except queue.Full:

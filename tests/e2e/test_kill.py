@@ -79,10 +79,9 @@ def test_a_killed_host_takes_its_enclave_along_and_the_next_start_cleans_up(tmp_
         mine = region_of(pid)
         server.process.kill()
         wait_for_end(pid)
-        assert mine in server.leftovers()
     with Server(tmp_path, real=True) as server:
         address = server.ready()
-        server.expect(f"removed region {mine}")
+        # By this start, or by that of any other server of this user meanwhile.
         assert mine not in server.leftovers()
         assert ask(tmp_path, address) == 200
         assert server.stop() == 0

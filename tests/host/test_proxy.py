@@ -27,6 +27,11 @@ def finish(rig: Rig, client: socket.socket, conn_id: int) -> None:
     client.close()
 
 
+def connect_and_read(client: socket.socket, address: tuple[str, int]) -> bytes:
+    client.connect(address)
+    return client.recv(1)
+
+
 def test_bytes_go_both_ways_and_the_peer_is_named() -> None:
     with Rig() as rig:
         client = rig.connect()
@@ -238,8 +243,7 @@ def test_without_descriptors_clients_are_shed_and_the_proxy_sleeps() -> None:
             for other in waiting:
                 other.settimeout(10)
                 with pytest.raises(ConnectionResetError):
-                    other.connect(rig.address)
-                    other.recv(1)
+                    connect_and_read(other, rig.address)
             stats = rig.wait_stats(lambda stats: stats["shed"] == len(waiting))
             client.sendall(b"served")
             assert rig.enclave.read(conn_id, 6) == b"served"

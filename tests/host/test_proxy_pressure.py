@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_a_full_ring_stops_reading_and_not_answering() -> None:
 def test_what_is_owed_survives_a_full_ring() -> None:
     """CLOSE, EOF and PAUSE wait as bits while the ring is full, and clients as connections of the kernel."""
     with Rig(capacity=64 * KIB) as rig:
-        slow, slow_id = rig.open(receive_buffer=4096)
+        _, slow_id = rig.open(receive_buffer=4096)
         gone, gone_id = rig.open()
         half, half_id = rig.open()
         noisy, noisy_id = rig.open()
@@ -214,10 +215,8 @@ def test_one_greedy_client_does_not_starve_another() -> None:
         for _ in range(50):
             quiet.sendall(b"q")
             while True:
-                try:
+                with suppress(BlockingIOError):
                     greedy.send(bytes(1 << 20))
-                except BlockingIOError:
-                    pass
                 frames = rig.enclave.take()
                 between += sum(frame[1] == greedy_id for frame in frames)
                 if any(frame[1] == quiet_id for frame in frames):

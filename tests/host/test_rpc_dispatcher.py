@@ -1,0 +1,197 @@
+"""The dispatcher: one reply per request, errors as statuses, full rings, lies."""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from enclave_os.wire import EMPTY, FULL, Consumer, Producer, decode_rpc_reply, encode_rpc_request
+from enclave_os.wire.errors import Lie, PeerProtocolError, UsageError
+from enclave_os.wire.layout import plan_region
+from enclave_os.wire.rpc import Method, Status
+from enclave_os_host.doorbell import Doorbell
+from enclave_os_host.handlers import Handler, Refused
+from enclave_os_host.rpc_dispatcher import Registry, RPCDispatcher
+from enclave_os_host.shared_memory import Region, region_folder
+
+LAYOUT = plan_region(data_to_enclave=1 << 16, data_to_host=1 << 16, rpc_to_host=1 << 16, rpc_to_enclave=1 << 16)
+
+
+class Caller:
+    """The enclave's end of one RPC channel."""
+
+    def __init__(self, region: Region, doorbell: Doorbell) -> None:
+        out, back = region.layout.rpc.to_host, region.layout.rpc.to_enclave
+        self.region, self.doorbell = region, doorbell
+        self.requests = Producer(region.buffer, out.header_offset, out.data_offset, out.capacity, True)
+        self.replies = Consumer(region.buffer, back.header_offset, back.data_offset, back.capacity)
+
+    def ring(self) -> None:
+        os.write(self.doorbell.rpc_to_host, (1).to_bytes(8, "little"))
+
+    def send(self, *records: bytes) -> int:
+        """How many found room."""
+        sent = 0
+        for record in records:
+            if self.requests.produce(record) == FULL:
+                break
+            sent += 1
+        if self.requests.publish():
+            self.ring()
+        return sent
+
+    def take(self) -> list[tuple[int, int, bytes]]:
+        records = self.replies.consume_many(1000, 1 << 22)
+        if self.replies.release():
+            self.ring()
+        return [decode_rpc_reply(record) for record in records]
+
+    def collect(self, count: int) -> list[tuple[int, int, bytes]]:
+        replies: list[tuple[int, int, bytes]] = []
+        while len(replies) < count:
+            taken = self.take()
+            replies += taken
+            if not taken and self.replies.arm() == EMPTY:
+                ready, _, _ = select.select([self.doorbell.to_enclave], [], [], 10)
+                assert ready, f"{len(replies)} of {count} replies"
+                os.read(self.doorbell.to_enclave, 8)
+        return replies
+
+
+class Desk:
+    """A dispatcher with callers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lies: queue.SimpleQueue[tuple[int, PeerProtocolError]] = queue.SimpleQueue()
+        self.dispatcher = RPCDispatcher(lambda index, error: self.lies.put((index, error)))
+        self.callers: list[Caller] = []
+        self.dispatcher.start()
+
+    def add(self, handlers: dict[Method, Handler]) -> Caller:
+        caller = Caller(Region(self.folder, "rpc", LAYOUT), Doorbell())
+        self.dispatcher.add_worker(len(self.callers), caller.region, caller.doorbell, Registry(handlers))
+        self.callers.append(caller)
+        return caller
+
+    def close(self) -> None:
+        self.dispatcher.stop()
+        for index, caller in enumerate(self.callers):
+            self.dispatcher.remove_worker(index)
+            caller.region.unlink()
+            caller.doorbell.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(region_folder(tmp_path / "regions"))
+    yield desk
+    desk.close()
+
+
+def test_every_request_gets_one_reply(desk: Desk) -> None:
+    caller = desk.add({Method.TIME: lambda _: b"12345678"})
+    requests = [encode_rpc_request(req_id, Method.TIME) for req_id in range(5000)]
+    sent, replies = 0, []
+    while sent < len(requests):
+        sent += caller.send(*requests[sent:])
+        replies += caller.take()
+    replies += caller.collect(len(requests) - len(replies))
+    assert sorted(reply[0] for reply in replies) == list(range(5000))
+    assert {reply[1:] for reply in replies} == {(Status.OK, b"12345678")}
+    assert caller.take() == []
+    assert desk.dispatcher.calls == 5000
+
+
+def refuse(_: bytes) -> bytes:
+    raise Refused(Status.BUSY)
+
+
+def fail(_: bytes) -> bytes:
+    raise OSError("disk")
+
+
+@pytest.mark.parametrize(
+    ("handlers", "method", "payload", "status"),
+    [
+        ({}, 1, b"", Status.UNKNOWN_METHOD),
+        ({}, 0xFFFF, b"", Status.UNKNOWN_METHOD),
+        ({Method.TIME: lambda _: bytes(8)}, 1, b"x", Status.BAD_REQUEST),
+        ({Method.LOG: lambda _: b""}, 2, b"", Status.BAD_REQUEST),
+        ({Method.LOG: lambda _: b""}, 2, bytes(5000), Status.BAD_REQUEST),
+        ({Method.TIME: lambda _: bytes(7)}, 1, b"", Status.FAILED),
+        ({Method.TIME: lambda _: bytes(9)}, 1, b"", Status.FAILED),
+        ({Method.TIME: refuse}, 1, b"", Status.BUSY),
+        ({Method.TIME: fail}, 1, b"", Status.FAILED),
+    ],
+)
+def test_errors_are_statuses(
+    desk: Desk, handlers: dict[Method, Handler], method: int, payload: bytes, status: Status
+) -> None:
+    caller = desk.add(handlers)
+    caller.send(encode_rpc_request(7, method, payload))
+    assert caller.collect(1) == [(7, status, b"")]
+    assert desk.dispatcher.refusals == 1
+
+
+def test_only_declared_methods_can_be_registered() -> None:
+    with pytest.raises(UsageError):
+        Registry({99: lambda _: b""})  # type: ignore[dict-item] # what is tested
+
+
+def test_a_caller_that_takes_no_replies_holds_up_nobody(desk: Desk) -> None:
+    handlers: dict[Method, Handler] = {Method.TIME: lambda _: b"12345678"}
+    lazy, other = desk.add(handlers), desk.add(handlers)
+    sent = 0
+    record = encode_rpc_request(1, Method.TIME)
+    while True:     # until both rings and the queue between them are full
+        sent += lazy.send(*[record] * 1000)
+        other.send(encode_rpc_request(sent, Method.TIME))
+        assert other.collect(1) == [(sent, Status.OK, b"12345678")]
+        if lazy.requests.wait_for_room(len(record)) == FULL:
+            other.send(encode_rpc_request(0, Method.TIME))
+            other.collect(1)
+            if lazy.requests.wait_for_room(len(record)) == FULL:
+                break
+    assert sent < 2 * (1 << 16) // 24 + 1024 + 2000
+    assert len(lazy.collect(sent)) == sent
+
+
+@pytest.mark.parametrize(
+    ("record", "lie"),
+    [
+        (b"", Lie.RPC_HEADER),
+        (bytes(15), Lie.RPC_HEADER),
+        (encode_rpc_request(1, 1)[:10] + b"\1" + encode_rpc_request(1, 1)[11:], Lie.RPC_HEADER),
+        (encode_rpc_request(1, 1) + bytes(8), Lie.RPC_HEADER),
+    ],
+)
+def test_a_lie_ends_the_channel_and_no_other(desk: Desk, record: bytes, lie: Lie) -> None:
+    handlers: dict[Method, Handler] = {Method.TIME: lambda _: b"12345678"}
+    liar, other = desk.add(handlers), desk.add(handlers)
+    liar.send(record)
+    index, error = desk.lies.get(timeout=10)
+    assert (index, error.lie) == (0, lie)
+    other.send(encode_rpc_request(1, Method.TIME))
+    assert len(other.collect(1)) == 1
+    liar.send(encode_rpc_request(2, Method.TIME))
+    other.send(encode_rpc_request(2, Method.TIME))
+    assert len(other.collect(1)) == 1
+    assert liar.take() == []
+
+
+def test_a_removed_worker_is_left_alone(desk: Desk) -> None:
+    caller = desk.add({Method.TIME: lambda _: b"12345678"})
+    desk.dispatcher.remove_worker(0)
+    caller.send(encode_rpc_request(1, Method.TIME))
+    other = desk.add({Method.TIME: lambda _: b"12345678"})
+    other.send(encode_rpc_request(1, Method.TIME))
+    other.collect(1)
+    assert caller.take() == []
+    with pytest.raises(UsageError, match="attached already"):
+        desk.dispatcher.add_worker(1, other.region, other.doorbell, Registry({}))
