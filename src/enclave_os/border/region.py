@@ -1,7 +1,7 @@
 """The shared region as the enclave maps it: opened once, its header checked, its words read singly.
 
-Under Gramine the mapping is an `untrusted_shm` mount: O_RDWR, MAP_SHARED and an explicit length, no mprotect. Everything
-in it was written by the host.
+Under Gramine the mapping is an `untrusted_shm` mount: O_RDWR, MAP_SHARED and an explicit length, no mprotect.
+Everything in it was written by the host.
 """
 
 from __future__ import annotations
