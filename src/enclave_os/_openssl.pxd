@@ -157,6 +157,7 @@ cdef extern from "openssl/x509.h" nogil:
     int i2d_PUBKEY(const EVP_PKEY *key, unsigned char **out)
     EVP_PKEY *d2i_AutoPrivateKey(EVP_PKEY **to, const unsigned char **data, long size)
     int X509_check_private_key(const X509 *certificate, const EVP_PKEY *key)
+    int X509_check_purpose(X509 *certificate, int purpose, int is_ca)
     int X509_check_ca(X509 *certificate)
 
 cdef extern from "openssl/x509.h" nogil:
@@ -178,6 +179,7 @@ cdef extern from "openssl/x509_vfy.h" nogil:
 cdef extern from "openssl/x509v3.h" nogil:
     const ASN1_OCTET_STRING *X509_get0_subject_key_id(X509 *certificate)
     unsigned int X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS
+    unsigned int X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
     ctypedef struct ASN1_OCTET_STRING:
         pass
     int ASN1_STRING_length(const void *string)

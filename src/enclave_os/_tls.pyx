@@ -45,7 +45,8 @@ from enclave_os._openssl cimport (
     SSL_read, SSL_select_next_proto, SSL_set_accept_state, SSL_set_app_data, SSL_set_bio, SSL_set_connect_state,
     SSL_set_hostflags, SSL_set_tlsext_host_name, SSL_shutdown, SSL_use_cert_and_key, SSL_write_ex, STACK_OF_X509,
     TLS1_3_VERSION, TLSEXT_TYPE_application_layer_protocol_negotiation, TLSEXT_TYPE_server_name, TLS_client_method,
-    TLS_server_method, X509, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_STORE_add_cert, X509_VERIFY_PARAM_set1_host,
+    TLS_server_method, X509, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT,
+    X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_STORE_add_cert, X509_VERIFY_PARAM_set1_host,
     X509_VERIFY_PARAM_set1_ip_asc, X509_VERIFY_PARAM_set_flags, X509_V_FLAG_X509_STRICT, X509_V_OK, X509_free,
     X509_verify_cert_error_string, OBJ_nid2sn, i2d_X509, sk_X509_num, sk_X509_value,
 )
@@ -66,6 +67,7 @@ cdef enum:
     ALERT_FATAL = 2
     ALERT_ILLEGAL_PARAMETER = 47
     ALERT_DECODE_ERROR = 50
+    ALERT_INTERNAL_ERROR = 80
     INT_SIZE_MAX = 0x7FFFFFFF
 
 GROUPS = "X25519:P-256"
@@ -697,7 +699,8 @@ cdef class TLSEngine:
             if X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(self.conn.ssl), encoded) != 1:
                 raise UsageError(f"not an address: {name!r}")
             return 0
-        SSL_set_hostflags(self.conn.ssl, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS)
+        # RFC 9525 2: names stand in subjectAltName, never in the common name.
+        SSL_set_hostflags(self.conn.ssl, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | X509_CHECK_FLAG_NEVER_CHECK_SUBJECT)
         if (
             X509_VERIFY_PARAM_set1_host(SSL_get0_param(self.conn.ssl), encoded, len(encoded)) != 1
             or SSL_set_tlsext_host_name(self.conn.ssl, encoded) != 1
@@ -708,7 +711,7 @@ cdef class TLSEngine:
 
     def feed(self, data not None):
         """Take ciphertext that arrived; nothing happens before the next `read`."""
-        self.pending = self.pending[self.consumed:] + bytes(data) if self.consumed < len(self.pending) else bytes(data)
+        self.pending = self.pending[self.consumed:] + bytes(data)
         self.consumed = 0
 
     def read(self, Py_ssize_t size_max=16384):
@@ -722,6 +725,7 @@ cdef class TLSEngine:
         Raises:
             ClientProtocolError: as a server: the client broke TLS or was refused.
             ServerProtocolError: as a client: the server did, or its certificate does not verify.
+            InternalError: this side could not go on.
             Exception: as a server: what `choose` raised.
         """
         cdef bytes plaintext
@@ -735,6 +739,9 @@ cdef class TLSEngine:
         got = tls_read(self.conn, <uint8_t *>PyBytes_AS_STRING(plaintext), <size_t>size_max)
         self.consumed = PyBytes_GET_SIZE(pending) - <Py_ssize_t>self.conn.input_size
         self.conn.input_size = 0
+        if self.consumed == PyBytes_GET_SIZE(pending):
+            self.pending = b""
+            self.consumed = 0
         if got > 0:
             return plaintext[:got]
         if got == TLS_WANT_INPUT:
@@ -747,6 +754,8 @@ cdef class TLSEngine:
         error = tls_take_error(self.conn)
         if error is not None:
             return error
+        if self.conn.alert_sent == (ALERT_FATAL << 8 | ALERT_INTERNAL_ERROR) or self.conn.refusal == TLS_REFUSED_BY_SINK:
+            return InternalError("TLS: " + tls_describe(self.conn))
         return (ClientProtocolError if self.conn.server else ServerProtocolError)("TLS: " + tls_describe(self.conn))
 
     def write(self, const uint8_t[::1] data not None):

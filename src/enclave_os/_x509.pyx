@@ -23,7 +23,7 @@ from enclave_os._openssl cimport (
     EVP_PKEY_sign, EVP_PKEY_sign_init, NID_X9_62_prime256v1, OPENSSL_free, OSSL_LIB_CTX_free, OSSL_LIB_CTX_new,
     OSSL_PROVIDER_load, OSSL_PROVIDER_unload, OSSL_STACK_OF_X509_free, RAND_bytes, SHA256_CTX, SHA256_Final, SHA256_Init,
     SHA256_Update, STACK_OF_X509, X509,
-    X509_check_ca, X509_check_private_key, X509_d2i_under, X509_free, X509_get0_pubkey, X509_get0_subject_key_id,
+    X509_check_ca, X509_check_private_key, X509_check_purpose, X509_d2i_under, X509_free, X509_get0_pubkey, X509_get0_subject_key_id,
     X509_get_subject_name, X509_set_pubkey, X509_up_ref, d2i_AutoPrivateKey, d2i_X509, i2d_PUBKEY, i2d_X509,
     i2d_X509_NAME, i2o_ECPublicKey, sk_X509_new_null, sk_X509_num, sk_X509_push, sk_X509_value,
 )
@@ -320,6 +320,9 @@ cdef class Identity:
         cdef const uint8_t *data
         identity.leaf = read_certificate(leaf_der)
         identity.key = read_private_key(key_der)
+        if X509_check_purpose(identity.leaf, -1, 0) != 1:
+            ERR_clear_error()
+            raise ConfigError("the certificate's extensions contradict RFC 5280")
         if X509_check_private_key(identity.leaf, identity.key) != 1:
             ERR_clear_error()
             raise ConfigError("the private key does not belong to the certificate")
