@@ -1,7 +1,7 @@
 """LOG: lines of the enclave on the host's stderr, one line each whatever they hold.
 
 A line may carry what a client chose. So control characters, line ends and the characters that turn the reading
-direction are escaped (threats.md SE5), lines are cut at a size, and lines beyond a rate are dropped and counted.
+direction are escaped (threat-model.md SE5), lines are cut at a size, and lines beyond a rate are dropped and counted.
 Writing is done by a thread of its own: a terminal that does not read must not stop the enclave's other calls.
 """
 

@@ -6,7 +6,7 @@
 #
 # Invariant: what a decoder accepted, the encoder makes from the same fields, bit for bit.
 #
-# Each header word is loaded once from shared memory into a private u64 and decoded from there (threats.md RG4): these
+# Each header word is loaded once from shared memory into a private u64 and decoded from there (threat-model.md RG4): these
 # functions take words, never a pointer into shared memory. It does not: load, copy, allocate, or know connections.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 

@@ -1,7 +1,7 @@
 /* Atomics, the pause instruction and copies to and from shared memory, for _ring, _codec and the two hot loops.
  *
  * Every word that both processes can see is a naturally aligned u64 and is touched through this file only:
- *   - one C access per call (volatile), so a value cannot be fetched twice by the compiler (threats.md RG4);
+ *   - one C access per call (volatile), so a value cannot be fetched twice by the compiler (threat-model.md RG4);
  *   - stores are whole aligned 8-byte words (INTEL-SA-00615, RG6): shared memory outside the enclave may be MMIO
  *     in disguise, and a narrower or unaligned store to it can leave stale enclave data in the fill buffers.
  * With ENCLAVE_OS_DEBUG loads and stores are counted, so that tests can assert "read once", and alignment is checked.

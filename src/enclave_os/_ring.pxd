@@ -15,7 +15,7 @@
 #
 # Who owns what: each side keeps its own cursor and the geometry privately and never reads them back; the peer's cursor
 # is read with acquire, must move forward only and stay within the invariant, or the ring is poisoned for good. A size
-# is read once, in one load with its zero word, and used from the private copy (threats.md RG1 to RG4).
+# is read once, in one load with its zero word, and used from the private copy (threat-model.md RG1 to RG4).
 #
 # Memory order: payload stores, then `produced` with release; the peer's acquire makes them visible. The wake-up needs
 # more, because it is a store followed by a load of another word on both sides (Dekker): the consumer stores

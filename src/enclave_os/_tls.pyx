@@ -4,7 +4,7 @@
 # memory that the host can change at any time) into OpenSSL's private buffer; its write side hands each finished TLS
 # record to the sink. So OpenSSL never holds a pointer into shared memory, and there is one copy each way.
 #
-# What is switched off, and stays off (threats.md TL1, TL2): every version but 1.3, tickets, session cache, resumption,
+# What is switched off, and stays off (threat-model.md TL1, TL2): every version but 1.3, tickets, session cache, resumption,
 # 0-RTT, renegotiation, compression, post-handshake authentication. A client's PSK offer finds no session and becomes a
 # full handshake, so that each connection is attested.
 #

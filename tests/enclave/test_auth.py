@@ -1,4 +1,4 @@
-"""Bearer tokens: what is accepted, and the shape of every refusal (threats.md JW1 to JW5, JW7)."""
+"""Bearer tokens: what is accepted, and the shape of every refusal (threat-model.md JW1 to JW5, JW7)."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The doubted clock: threats.md CK1 to CK3, CK5, and the lint of CK4."""
+"""The doubted clock: threat-model.md CK1 to CK3, CK5, and the lint of CK4."""
 
 import re
 from email.utils import formatdate

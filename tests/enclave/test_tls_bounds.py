@@ -1,4 +1,4 @@
-"""A client with keys and ill will: everything it can make us keep or do has a bound (TL3 of threats.md)."""
+"""A client with keys and ill will: everything it can make us keep or do has a bound (TL3 of threat-model.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused, and that the client is told: TL1, TL2, TL4, RT13 and the server names of RT8 (threats.md)."""
+"""What is refused, and that the client is told: TL1, TL2, TL4, RT13 and the server names of RT8 (threat-model.md)."""
 
 from __future__ import annotations
 

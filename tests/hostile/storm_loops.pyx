@@ -3,7 +3,7 @@
 #
 # The peer mixes three kinds of lies, since pure noise is refused at the first look and tests nothing behind it:
 # noise (any value, anywhere), plausible lies (boundary values near the real cursors, sizes near the limits), and an
-# almost honest peer that produces or consumes correctly and flips a word a moment later (threats.md RG1 to RG4).
+# almost honest peer that produces or consumes correctly and flips a word a moment later (threat-model.md RG1 to RG4).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset

@@ -1,6 +1,6 @@
 """The head of an HTTP/1.1 request, read by our own rules: pure functions over bytes that are complete and private.
 
-Narrower than RFC 9112 where clients do not need its width (threats.md G): CRLF only, token names, no fold, no blanks in the
+Narrower than RFC 9112 where clients do not need its width (threat-model.md G): CRLF only, token names, no fold, no blanks in the
 request line (HT2); one Content-Length of digits or exactly `Transfer-Encoding: chunked`, never both (HT1, 6.3); a target
 in origin form, decoded once, without dot segments or hidden separators (HT5; 3.2, RFC 3986 6.2.2).
 Every scan ends at the NUL behind the head, which is in no byte class.

@@ -19,7 +19,7 @@ cdef frozenset OWN_FIELDS = frozenset((
     "connection", "content-length", "content-type", "date", "keep-alive", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade",
 ))
-# A value nested deeper is refused before the recursive parser sees it (threats.md JW7).
+# A value nested deeper is refused before the recursive parser sees it (threat-model.md JW7).
 JSON_DEPTH_MAX = 32
 
 # RFC 9110 15, for the status line; an unlisted status goes without a phrase (RFC 9112 4).
@@ -137,7 +137,7 @@ cdef class Headers:
         return len(dict.fromkeys([name for name, _ in self.items()]))
 
     def __repr__(self):
-        # Names only: values may be tokens (threats.md SE3).
+        # Names only: values may be tokens (threat-model.md SE3).
         return f"<Headers {', '.join(self)}>"
 
 
@@ -192,7 +192,7 @@ cdef class Request:
         return parse_json(self.body)
 
     def __repr__(self):
-        # No query, no fields, no body: any of them may hold a secret (threats.md SE3).
+        # No query, no fields, no body: any of them may hold a secret (threat-model.md SE3).
         return f"<Request {self.method} {self.path!r}>"
 
 

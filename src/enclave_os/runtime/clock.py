@@ -1,4 +1,4 @@
-"""Time: the host's word, doubted. The one place of the enclave that asks for it (threats.md CK4).
+"""Time: the host's word, doubted. The one place of the enclave that asks for it (threat-model.md CK4).
 
 Wall time is an allegation. It is good for a Date field; a decision that rests on time (a token's expiry) asks
 `trusted_ns`, which says no rather than guess:

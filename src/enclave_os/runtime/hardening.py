@@ -18,7 +18,7 @@ PR_SET_DUMPABLE: Final = 4
 
 
 def harden() -> None:
-    """Forbid core files and ptrace by other processes of the user (threats.md SE1).
+    """Forbid core files and ptrace by other processes of the user (threat-model.md SE1).
 
     Raises: InternalError: the system knows the call and refused it.
     """
