@@ -1,4 +1,4 @@
-"""What the parser must refuse: threat-model.md HT1, HT2, HT3, HT5, HT7, each line as raw bytes, whole and byte by byte."""
+"""What the parser must refuse: threat-model.md HT1, HT2, HT3, HT5, HT7; each line as raw bytes, and byte by byte."""
 
 import pytest
 

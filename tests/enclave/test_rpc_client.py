@@ -1,4 +1,4 @@
-"""RPC from the enclave: the right reply reaches the right caller, or a typed error does (threat-model.md RG7 to RG9)."""
+"""RPC from the enclave: a reply reaches its caller, or a typed error does (threat-model.md RG7 to RG9)."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import enclave_os
 from tests.house.layers import modules
+from tests.house.tidy import CODE_SUFFIXES, files
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -136,3 +137,19 @@ def test_make_lists_its_targets() -> None:
     assert done.returncode == 0
     for target in ("serve", "test", "bench", "hostile", "tidy"):
         assert re.search(rf"^make {target}\s", done.stdout, re.MULTILINE), target
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = {path for page in pages for path in re.findall(r"`(tests/[\w/.]+)`", page.read_text(encoding="utf-8"))}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    missing: set[str] = set()
+    for name, path in files(ROOT, (*CODE_SUFFIXES, ".md", ".toml")):
+        for page in re.findall(r"(?<![\w/.-])([\w./-]+\.md)\b", path.read_text(encoding="utf-8")):
+            places = (ROOT / page, ROOT / "docs" / page, path.parent / page)
+            if not any(place.is_file() for place in places):
+                missing.add(f"{name}: {page}")
+    assert missing == set()

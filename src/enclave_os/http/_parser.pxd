@@ -1,4 +1,4 @@
-# HTTP/1.1 requests out of bytes: the C interface, for the ingress. No I/O, no clock, no log (architecture.md.7).
+# HTTP/1.1 requests out of bytes: the C interface, for the ingress. No I/O, no clock, no log.
 #
 #   AT_START --byte--> IN_HEAD --head complete--> IN_BODY --last byte--> DONE --http_parser_next--> AT_START
 #       |                 |            `--no body-----------------------^

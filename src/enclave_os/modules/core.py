@@ -1,4 +1,4 @@
-"""The server's own routes: health, readiness, status, counters, shutdown (architecture.md). Always loaded, asked first."""
+"""The server's own routes: health, readiness, status, counters, shutdown. Always loaded, asked first."""
 
 import re
 from collections.abc import Mapping

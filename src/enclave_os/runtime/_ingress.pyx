@@ -138,7 +138,7 @@ cdef class Ingress:
         self._limits.body_size_max = limits["body_bytes"]
         self._body_memory_max = limits["body_memory_bytes"]
         self._connections_max = limits["connections"]
-        # A host that goes on sending after PAUSE has at most one ring's worth in flight (architecture.md).
+        # A host that goes on sending after PAUSE has at most one ring's worth in flight.
         self._held_max = HOLD_PAUSE + self._from_host.ring.capacity
         for index, name in ((<int>DEADLINE_HANDSHAKE, "handshake"), (<int>DEADLINE_HEAD, "head"), (<int>DEADLINE_BODY, "body"),
                             (<int>DEADLINE_IDLE, "idle"), (<int>DEADLINE_REQUEST, "request"), (<int>DEADLINE_WRITE, "write_stall")):

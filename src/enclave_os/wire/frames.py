@@ -1,6 +1,6 @@
 """Frames of the data channel: kinds, reasons, who may send what, and how a conn_id is made.
 
-The table of architecture.md for Python; `_codec.pxd` has the same numbers for C, held equal by tests/wire/test_frames.py.
+The frame table of wire.md for Python; `_codec.pxd` has the same numbers for C, held equal by tests/wire/test_frames.py.
 """
 
 from enum import IntEnum
