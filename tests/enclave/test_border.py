@@ -174,7 +174,7 @@ class TestGeometry:
         same_header = [*words[:3], words[0], *words[4:]]
         header_in_data = [words[1] + 1024, *words[1:]]
         for lie in (same_data, same_header, header_in_data):
-            with pytest.raises(PeerProtocolError, match="overlaps|header"):
+            with pytest.raises(PeerProtocolError, match=r"overlaps|header"):
                 check_channel(lie, size)
 
     @given(st.lists(st.integers(0, 2**64 - 1), min_size=6, max_size=6), st.integers(0, 2**34))

@@ -1,9 +1,9 @@
 """Calls to the host: many in flight, replies in any order, a deadline each, a bounded table of what is pending.
 
-What comes back is an allegation: it must name a call that we made and that was not answered yet, keep to the sizes that
-`wire.rpc` declares for that method, and carry a status that exists. Anything else is the host's lie and poisons the
-channel (`on_lie`). A reply that comes after its deadline is late, not a lie, and is dropped; so that the two can be told
-apart, the last LATE_MAX expired calls are remembered.
+What comes back is an allegation: it must name a call that we made and that was not answered yet, keep to the sizes
+that `wire.rpc` declares for that method, and carry a status that exists. Anything else is the host's lie and poisons
+the channel (`on_lie`). A reply that comes after its deadline is late, not a lie, and is dropped; so that the two can be
+told apart, the last LATE_MAX expired calls are remembered.
 """
 
 from __future__ import annotations

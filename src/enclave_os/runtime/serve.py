@@ -1,6 +1,7 @@
 """The serving enclave: everything that lives on the event loop, made in the order in which it is needed.
 
-RPC client -> log -> clock -> certificates and TLS -> modules -> ingress -> READY -> ... -> stop -> modules, ingress end
+RPC client -> log -> clock -> certificates and TLS -> modules -> ingress -> READY -> ...
+    stop -> modules end, last first -> exit code
 """
 
 from __future__ import annotations

@@ -188,9 +188,7 @@ def check_channel(words: Sequence[int], region_size: int, taken: Sequence[RingGe
         ring = RingGeometry(header, data, capacity)
         for start, size in ((header, RING_HEADER_SIZE), (data, capacity)):
             if start < RING_HEADERS_OFFSET or start > region_size or size > region_size - start:
-                raise PeerProtocolError(
-                    f"ring {name}: {size} bytes at {start:#x} leave the region of {region_size} bytes"
-                )
+                raise PeerProtocolError(f"ring {name}: {size} bytes at {start:#x} leave the region ({region_size})")
         for other in rings:
             if _overlap(ring, other):
                 raise PeerProtocolError(f"ring {name} overlaps another ring")
