@@ -1,4 +1,4 @@
-"""Bearer tokens: ES256 JWTs of the issuers that the configuration names (RFC 6750, 7519, 8725; threat-model.md JW1 to JW5).
+"""Bearer tokens: ES256 JWTs of the issuers that the configuration names (RFC 6750, 7519, 8725; threat-model.md E).
 
 What is accepted is decided here and never by the token: one algorithm, keys from the configuration, claims by our own
 rules and our own clock. PyJWT checks the signature and nothing else, over text that was found canonical before.

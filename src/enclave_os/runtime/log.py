@@ -1,8 +1,8 @@
 """The enclave's log: lines leave by RPC, escaped and bounded, and never hold the program back.
 
 A log line may carry bytes that a client or the host chose, so control characters, line ends and the Unicode characters
-that turn the reading direction are escaped (threat-model.md SE5). What the host does with a line is its own affair: nothing
-secret may be in one.
+that turn the reading direction are escaped (threat-model.md SE5). What the host does with a line is its own affair:
+nothing secret may be in one.
 """
 
 from __future__ import annotations
