@@ -23,6 +23,7 @@ class Trial(Module):
         self._gates: dict[str, asyncio.Event] = {}
         self._waiting: dict[str, asyncio.Event] = {}
         self._cancelled = 0
+        self._hits = 0
         self.routes = [
             Route("POST", "/trial/echo", self.echo),
             Route("GET", "/trial/large/{size}", self.large),
@@ -33,6 +34,7 @@ class Trial(Module):
             Route("GET", "/trial/status/{status}", self.status),
             Route("GET", "/trial/worker", self.worker),
             Route("GET", "/trial/seen", self.seen),
+            Route("GET", "/trial/hit", self.hit),
             Route("GET", "/trial/fail", self.fail),
             Route("GET", "/trial/fail-later", self.fail_later),
             Route("POST", "/trial/reflect", self.reflect),
@@ -91,7 +93,12 @@ class Trial(Module):
 
     def seen(self, request: Request) -> Response:
         """What became of earlier requests."""
-        return json_response({"cancelled": self._cancelled})
+        return json_response({"cancelled": self._cancelled, "hits": self._hits})
+
+    def hit(self, request: Request) -> Response:
+        """What nobody should reach by smuggling."""
+        self._hits += 1
+        return Response(200, "hit")
 
     def fail(self, request: Request) -> Response:
         """Raise."""

@@ -1,4 +1,4 @@
-"""An installation of the product with one module more, as a user's venv would have it; nothing is copied but that module.
+"""An installation of the product with one module more, as a user's venv has it; nothing is copied but that module.
 
 The enclave runs with `-I`, so neither PYTHONPATH nor the working directory reach it: what it may load is what is
 installed. So the tests make a venv of three files whose .pth leads to the interpreter's own packages.

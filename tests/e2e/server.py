@@ -1,4 +1,4 @@
-"""The real server as a subprocess: started by its command line, known by its log and its ready line, ended by signals."""
+"""The real server as a subprocess: started by its command line, known by log and ready line, ended by signals."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Server:
         self._reader.join(LOG_SECONDS)
         raise AssertionError(f"the server {why}:\n{self.log}")
 
-    # -- what it says ---------------------------------------------------------------------------------------------------
+    # -- what it says -------------------------------------------------------------------------------------------------
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -129,7 +129,7 @@ class Server:
                     raise AssertionError(f"not in the log in {seconds} s: {text}\n" + "\n".join(self._lines))
                 self._grown.wait(left)
 
-    # -- what it is -----------------------------------------------------------------------------------------------------
+    # -- what it is ---------------------------------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
@@ -152,7 +152,7 @@ class Server:
         labels = tuple(region_label(self.state, worker) for worker in range(64))
         return [path.name for path in folder.iterdir() if path.name.startswith(labels)] if folder.is_dir() else []
 
-    # -- its end --------------------------------------------------------------------------------------------------------
+    # -- its end ------------------------------------------------------------------------------------------------------
 
     def terminate(self) -> None:
         """Ask it to drain."""

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -39,14 +40,16 @@ def test_the_first_line_of_the_readme(server: Server) -> None:
 def test_both_families(server: Server, family: str, address: str) -> None:
     if len(server.urls) == 1 and family == "--ipv6":
         pytest.skip("this machine has no IPv6")
-    told = curl(server, family, "--write-out", " %{http_version} %{ssl_verify_result} %{remote_ip}", f"{server.url}/hello")
+    shown = " %{http_version} %{ssl_verify_result} %{remote_ip}"
+    told = curl(server, family, "--write-out", shown, f"{server.url}/hello")
     assert told == f"world 1.1 0 {address}"
     literal = f"https://[{address}]:{server.port}" if ":" in address else f"https://{address}:{server.port}"
     assert curl(server, f"{literal}/hello") == "world", "the certificate also carries the addresses"
 
 
 def test_what_it_does_not_trust(server: Server) -> None:
-    done = subprocess.run(["curl", "--silent", f"{server.url}/hello"], capture_output=True, timeout=SECONDS, check=False)
+    command = ["curl", "--silent", f"{server.url}/hello"]
+    done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     assert done.returncode == 60, "without --cacert the certificate is nobody's"
 
 
@@ -57,7 +60,10 @@ def test_upload(server: Server, tmp_path: Path, size: int, chunked: bool) -> Non
     sent.write_bytes((bytes(range(251)) * (size // 251 + 1))[:size])
     got = tmp_path / "got"
     framing = ["--header", "Transfer-Encoding: chunked"] if chunked else []
-    curl(server, *framing, "--header", "Expect:", "--data-binary", f"@{sent}", "--output", got, f"{server.url}/trial/echo")
+    curl(
+        server, *framing, "--header", "Expect:", "--data-binary", f"@{sent}", "--output", got,
+        f"{server.url}/trial/echo",
+    )  # fmt: skip
     assert (got.read_bytes() if got.exists() else b"") == sent.read_bytes()
 
 
@@ -107,7 +113,8 @@ def test_many_at_once(server: Server, tmp_path: Path) -> None:
 
 
 def test_error_statuses_reach_it(server: Server) -> None:
-    for path, status in (("/nowhere", "404"), ("/metrics", "403"), ("/trial/fail", "500"), ("/trial/fail-later", "500")):
+    expected = {"/nowhere": "404", "/metrics": "403", "/trial/fail": "500", "/trial/fail-later": "500"}
+    for path, status in expected.items():
         told = subprocess.run(
             ["curl", "--silent", "--cacert", server.ca_file, "--write-out", "%{http_code}", f"{server.url}{path}"],
             capture_output=True, timeout=SECONDS, check=True, text=True,

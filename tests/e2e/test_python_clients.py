@@ -7,6 +7,7 @@ import http.client
 from collections.abc import Iterator
 
 import httpx
+
 from tests.e2e.server import Server
 from tests.e2e.wire import HELLO, Connection, client_context, get, request
 

@@ -1,12 +1,13 @@
-"""A client that says exactly what it is told, and a strict reader of what comes back (RFC 9112), over a real TLS socket."""
+"""A client that says exactly what it is told, and a strict reader of what comes back (RFC 9112), over real TLS."""
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.e2e.server import Server
 
@@ -153,6 +154,14 @@ def request(method: str, target: str, *fields: str, body: bytes = b"", host: str
     if body or method in ("POST", "PUT", "PATCH"):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+def ask_json(server: Server, target: str, *fields: str) -> Any:
+    """GET on a connection of its own, answered with 200 and JSON."""
+    with Connection(server) as connection:
+        answer = connection.ask(get(target, *fields))
+    assert answer.status == 200, answer
+    return json.loads(answer.body)
 
 
 def get(target: str = "/hello", *fields: str) -> bytes:
