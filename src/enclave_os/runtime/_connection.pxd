@@ -80,7 +80,6 @@ cdef struct conn_t:
     uint64_t body_used
     uint64_t body_counted       # bytes of this request's body counted in the enclave-wide body memory
     uint32_t conn_id
-    uint32_t serial             # requests begun; tells a late answer from the present one
     uint16_t close_reason
     uint8_t phase
     uint8_t deadline

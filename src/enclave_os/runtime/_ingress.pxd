@@ -13,7 +13,6 @@ cdef class Answer:
     cdef object task
     cdef object waiter              # Future of a stream that waits for room
     cdef uint32_t conn_id
-    cdef uint32_t serial
 
 cdef class Ingress:
     cdef public bint rpc_blocked    # the RPC client waits for room in its outgoing ring: call on_rpc on each wake
@@ -73,6 +72,8 @@ cdef class Ingress:
     cdef int _read(self, conn_t *conn) except -1
     cdef size_t _feed(self, conn_t *conn, const uint8_t *data, size_t size) except? 0
     cdef int _dispatch(self, conn_t *conn) except -1
+    cdef conn_t *_owner(self, Answer answer) noexcept
+    cdef int _failed(self, conn_t *conn, object error) except -1
     cdef int _count_body(self, conn_t *conn) except -1
     # answers -> ring
     cdef int _answer(self, conn_t *conn, Response response) except -1
@@ -87,6 +88,7 @@ cdef class Ingress:
     # ends
     cdef int _drop_output(self, conn_t *conn) except -1
     cdef int _finish(self, conn_t *conn, uint16_t reason) except -1
+    cdef int _say_close(self, conn_t *conn) except -1
     cdef int _forget(self, conn_t *conn) except -1
     cdef int _check_drained(self) except -1
     # deadlines

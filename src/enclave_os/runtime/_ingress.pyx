@@ -56,6 +56,8 @@ from enclave_os.http._parser cimport (
 )
 from enclave_os.runtime._connection cimport *
 
+from collections.abc import Coroutine
+
 from enclave_os.errors import InternalError
 from enclave_os.http._message import error_response
 from enclave_os.wire.errors import HostProtocolError
@@ -69,6 +71,7 @@ cdef enum:
     PAGE_SIZE = 32768               # a head (its limit is 8 KiB) and a small body, written as one
     HEAD_ROOM = 16384
     HOLD_PAUSE = 16384              # held bytes above which the host is asked to stop reading the socket
+    SLOT_FILLED = 1                 # wire.layout.SlotState
     TURNS_PER_WAKE_MAX = 4          # then the event loop's other work gets its turn
     CONN_SLOTS = 1 << CONN_SLOT_BITS
 
@@ -90,7 +93,7 @@ cdef bytes LAST_CHUNK = b"0\r\n\r\n"
 cdef class Answer:
     """A request that a module answers asynchronously: the task, and the connection that it may write to.
 
-    The connection may be gone or may have gone on when the task ends, so it is looked up by conn_id and serial.
+    The connection may be gone or may have gone on when the task ends, so it is looked up each time: see `_owner`.
     """
 
     def __call__(self, task):
@@ -174,6 +177,7 @@ cdef class Ingress:
     def on_wake(self):
         """Serve a bounded number of turns; what is left is scheduled behind the loop's other work."""
         cdef int turns = 0
+        cdef int taken
         cdef uint64_t until
         cdef int state
         self._scheduled = False
@@ -183,10 +187,17 @@ cdef class Ingress:
             self._on_rpc()
         while turns < TURNS_PER_WAKE_MAX:
             turns += 1
-            if self._turn() == FRAMES_PER_TURN_MAX:
-                continue
+            taken = self._turn()
             if self._stopped:
                 return
+            if eos_load_acquire(self._rpc_from_host.ring.produced_word) != self._rpc_from_host.ring.produced_seen:
+                self._on_rpc()          # also under load, when this function never comes to arm and sleep
+            if eos_load_acquire(self._shutdown_word) == SLOT_FILLED:
+                self._stopped = True
+                self._on_stop(None)
+                return
+            if taken == FRAMES_PER_TURN_MAX:
+                continue
             if self._spin_ns:
                 until = eos_monotonic_ns() + self._spin_ns
                 while eos_load_acquire(self._from_host.ring.produced_word) == self._from_host.ring.produced_seen:
@@ -201,7 +212,7 @@ cdef class Ingress:
                 if ring_arm(&self._rpc_from_host.ring) != RING_EMPTY:
                     self._on_rpc()
                     continue
-                if eos_load_acquire(self._shutdown_word) == 1:
+                if eos_load_acquire(self._shutdown_word) == SLOT_FILLED:
                     self._stopped = True
                     self._on_stop(None)
                 return
@@ -347,9 +358,7 @@ cdef class Ingress:
                 self._drop_output(conn)
                 return self._finish(conn, CLOSE_NORMAL)
             self._drop_output(conn)
-            if conn.owed & OWE_CLOSE and not connection_flush(conn):
-                connection_block(conn)
-            return self._forget(conn)
+            return self._say_close(conn)
         if conn.phase == PHASE_GONE:
             self._dropped += 1
             return 0
@@ -418,7 +427,7 @@ cdef class Ingress:
         if conn.eof:
             self._dropped += 1
             return 0
-        if conn.phase > PHASE_READING or conn.held_size:
+        if conn.phase > PHASE_READING or conn.held_size or conn.left != NULL:
             if conn.held_size + size > self._held_max:
                 self._flooded += 1
                 return self._finish(conn, CLOSE_FLOOD)
@@ -535,56 +544,65 @@ cdef class Ingress:
         self._body_memory -= conn.body_counted
         conn.body_counted = 0
         self._requests += 1
-        conn.serial += 1
         conn.served = True
         conn.streaming = False
         result = self._respond(request)
-        if type(result) is Response:
+        if isinstance(result, Response) and not isinstance(result, StreamingResponse):
             return self._answer(conn, <Response>result)
         conn.phase = PHASE_BUSY
         self._start(conn, DEADLINE_REQUEST)
         answer = Answer()
-        answer.ingress, answer.conn_id, answer.serial = self, conn.conn_id, conn.serial
-        if isinstance(result, StreamingResponse):
-            answer.task = self._loop.create_task(self._stream(answer, result))
-        else:
-            answer.task = self._loop.create_task(result)
+        answer.ingress, answer.conn_id = self, conn.conn_id
         Py_INCREF(answer)
         conn.task = <void *>answer
+        if isinstance(result, StreamingResponse):
+            answer.task = self._loop.create_task(self._stream(answer, result))
+        elif isinstance(result, Coroutine):
+            answer.task = self._loop.create_task(result)
+        else:
+            return self._failed(conn, InternalError(f"{type(result).__name__} is neither Response nor coroutine"))
         answer.task.add_done_callback(answer)
         return 0
 
-    cdef int _task_done(self, Answer answer, task) except -1:
-        # A module's coroutine ended; its connection may have ended before it.
+    cdef conn_t *_owner(self, Answer answer) noexcept:
+        # The connection that waits for this very answer, or NULL. By the Answer's identity: the host chooses conn_ids
+        # and may give one to the next client while a cancelled task of the former one still runs to its end.
         cdef conn_t *conn = self._find(answer.conn_id)
-        if conn == NULL or conn.serial != answer.serial or conn.phase == PHASE_GONE:
-            if not task.cancelled() and task.exception() is not None:
-                self._failures += 1
+        if conn == NULL or conn.phase != PHASE_BUSY or conn.task != <void *>answer:
+            return NULL
+        return conn
+
+    cdef int _failed(self, conn_t *conn, object error) except -1:
+        # The registry answers for modules' mistakes, so this is ours: no answer, but the others go on.
+        self._failures += 1
+        self._report("an answer failed", error)
+        return self._finish(conn, CLOSE_INTERNAL)
+
+    cdef int _task_done(self, Answer answer, task) except -1:
+        # A module's coroutine ended; its connection may have ended before it, or given it up.
+        cdef conn_t *conn = self._owner(answer)
+        error = None if task.cancelled() else task.exception()      # asked for in any case, or asyncio complains
+        if conn == NULL:
             return 0
-        if conn.task != NULL:
-            Py_DECREF(<object>conn.task)
-            conn.task = NULL
         self._now = eos_monotonic_ns()
-        error = None if task.cancelled() else task.exception()
+        result = None if task.cancelled() or error is not None else task.result()
+        if isinstance(result, StreamingResponse):
+            answer.task = self._loop.create_task(self._stream(answer, result))
+            answer.task.add_done_callback(answer)
+            return 0
+        Py_DECREF(<object>conn.task)
+        conn.task = NULL
         if task.cancelled() or error is not None:
-            self._failures += 1
-            if error is not None:
-                self._report("an answer failed", error)
-            self._finish(conn, CLOSE_INTERNAL)
+            self._failed(conn, error or InternalError("cancelled"))
+        elif isinstance(result, Response):
+            self._answer(conn, <Response>result)
+        elif not conn.streaming:
+            self._failed(conn, InternalError(f"{type(result).__name__} is not a Response"))
+        elif connection_blocked(conn):          # the last piece waits for room
+            conn.phase = PHASE_WRITING
+            self._start(conn, DEADLINE_WRITE)
         else:
-            result = task.result()
-            if type(result) is Response:
-                self._answer(conn, <Response>result)
-            elif isinstance(result, StreamingResponse):
-                answer.task = self._loop.create_task(self._stream(answer, result))
-                Py_INCREF(answer)
-                conn.task = <void *>answer
-                answer.task.add_done_callback(answer)
-            elif result is None:                # a stream that has written everything
-                self._answered(conn)
-            else:
-                self._report("an answer is not a Response", InternalError(type(result).__name__))
-                self._finish(conn, CLOSE_INTERNAL)
+            self._answered(conn)
         if conn.phase == PHASE_READING:
             self._progress(conn)
         self._ring_host()
@@ -661,7 +679,6 @@ cdef class Ingress:
         self._refused += 1
         conn.keep_alive = False
         conn.is_head = False
-        conn.serial += 1
         return self._answer(conn, error_response(status, reason))
 
     cdef int _flush(self) except -1:
@@ -681,8 +698,8 @@ cdef class Ingress:
             else:
                 self._progress(conn)
             if conn == last:        # connections that block again queue behind it; they wait for the next turn
-                return 0
-        return 0
+                break
+        return self._check_drained()
 
     cdef int _progress(self, conn_t *conn) except -1:
         # Nothing of this connection waits for room: write on, wake its stream, read what was held back.
@@ -723,6 +740,8 @@ cdef class Ingress:
                             raise MemoryError
                         conn.tls.input_size = 0
                 finally:
+                    if conn.tls != NULL:
+                        conn.tls.input_size = 0
                     free(held)
             elif tls_pending(conn.tls):
                 self._read(conn)
@@ -736,10 +755,10 @@ cdef class Ingress:
 
     async def _stream(self, Answer answer, response):
         """Write a StreamingResponse piece by piece, waiting whenever the client is slower than the module."""
-        cdef conn_t *conn = self._find(answer.conn_id)
+        cdef conn_t *conn = self._owner(answer)
         cdef bytes piece
         cdef Py_ssize_t head
-        if conn == NULL or conn.serial != answer.serial or conn.phase != PHASE_BUSY:
+        if conn == NULL:
             return None
         if conn.http10:
             conn.keep_alive = False     # RFC 9112 section 6.1: no chunks for HTTP/1.0, the end is the close
@@ -765,8 +784,8 @@ cdef class Ingress:
         return None
 
     cdef bint _stream_write(self, Answer answer, bytes data) except -1:
-        cdef conn_t *conn = self._find(answer.conn_id)
-        if conn == NULL or conn.serial != answer.serial or conn.phase != PHASE_BUSY:
+        cdef conn_t *conn = self._owner(answer)
+        if conn == NULL:
             return False
         self._now = eos_monotonic_ns()
         self._start(conn, DEADLINE_REQUEST)
@@ -775,12 +794,12 @@ cdef class Ingress:
         return conn.phase == PHASE_BUSY
 
     async def _stream_room(self, Answer answer):
-        cdef conn_t *conn = self._find(answer.conn_id)
-        while conn != NULL and conn.serial == answer.serial and conn.phase == PHASE_BUSY and connection_blocked(conn):
+        cdef conn_t *conn = self._owner(answer)
+        while conn != NULL and connection_blocked(conn):
             self._start(conn, DEADLINE_WRITE)
             answer.waiter = self._loop.create_future()
             await answer.waiter
-            conn = self._find(answer.conn_id)
+            conn = self._owner(answer)
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -814,13 +833,18 @@ cdef class Ingress:
         self._tombstones += 1
         conn.close_reason = reason
         conn.owed = OWE_CLOSE               # PAUSE and RESUME mean nothing any more
-        if not connection_flush(conn):
-            connection_block(conn)
         if conn.task != NULL:
             answer = <Answer>conn.task
             Py_DECREF(<object>conn.task)
             conn.task = NULL
             answer.task.cancel()
+        return self._say_close(conn)
+
+    cdef int _say_close(self, conn_t *conn) except -1:
+        # Our CLOSE, now or with the next flush. A connection that queues for room stays in the queue until its turn:
+        # the host may use the slot again as soon as it has this frame, so it must be the last that we have of it.
+        if conn.owed & OWE_CLOSE and (conn.blocked or not connection_flush(conn)):
+            connection_block(conn)
         self._forget(conn)
         return self._check_drained()
 
@@ -840,7 +864,8 @@ cdef class Ingress:
         return 0
 
     cdef int _check_drained(self) except -1:
-        if self._draining and not self._drained and self._live == 0:
+        # Not before the last CLOSE is in the ring: DRAIN is small and would find room before it.
+        if self._draining and not self._drained and self._live == 0 and self._out.blocked_first == NULL:
             self._drained = True
             self._drain_owed = not out_control(&self._out, FRAME_DRAIN, 0, -1)
         return 0
@@ -864,10 +889,11 @@ cdef class Ingress:
         if deadline == DEADLINE_REQUEST:
             if conn.streaming:
                 return self._finish(conn, CLOSE_TIMEOUT)    # its head is out: no second answer in the middle of the first
-            answer = <Answer>conn.task
-            Py_DECREF(<object>conn.task)
-            conn.task = NULL
-            answer.task.cancel()
+            if conn.task != NULL:
+                answer = <Answer>conn.task
+                Py_DECREF(<object>conn.task)
+                conn.task = NULL
+                answer.task.cancel()
             return self._refuse(conn, 503, "the request was not answered in time")
         return self._finish(conn, CLOSE_NORMAL if deadline == DEADLINE_IDLE else CLOSE_TIMEOUT)
 
