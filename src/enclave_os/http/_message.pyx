@@ -96,7 +96,7 @@ cdef class Headers:
 
     def get_all(self, str name not None):
         """Every value of field `name`, in order; [] when absent."""
-        cdef bytes key = name.lower().encode("latin-1", "replace")
+        cdef bytes key = name.encode("latin-1", "replace").lower()    # "?" is in no name
         cdef uint32_t pos = self.offset, start = 0, end = 0
         cdef list values = []
         while self.find(<const uint8_t *>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &pos, &start, &end):

@@ -1,0 +1,88 @@
+"""What modules are handed in tests, and modules to hand it to."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from enclave_os.http import Request, Response, error_response, make_request
+from enclave_os.modules.api import Module, Route, Services, Status
+from enclave_os.modules.registry import Registry
+from tests.enclave.tokens import FixedClock
+
+LOGGER = logging.getLogger("test.registry")
+
+STATUS = Status(
+    mode="simulated", evidence="none", ca="development", worker_index=1, worker_count=2, ready=True, uptime_s=12.34567
+)
+
+
+class MadeModule(Module):
+    """Something to be found."""
+
+    name = "made"
+
+
+@dataclass
+class DenyAll:
+    """Refuses every role until told otherwise, and remembers what was asked."""
+
+    ANSWER: ClassVar[Response] = error_response(403, "denied")
+    allows: bool = False
+    asked: list[str] = field(default_factory=list)
+
+    def authorize(self, request: Request, role: str) -> Response | None:
+        self.asked.append(role)
+        return None if self.allows else self.ANSWER
+
+
+def make_services(
+    *,
+    status: Callable[[], Status] = lambda: STATUS,
+    counters: Callable[[], Mapping[str, int | float]] = dict,
+    request_stop: Callable[[], None] = lambda: None,
+    config: Mapping[str, Any] | None = None,
+    modules: tuple[str, ...] = (),
+) -> Services:
+    return Services(
+        clock=FixedClock(),
+        random=bytes,
+        logger=logging.getLogger("test.module"),
+        config=config or {},
+        modules=modules,
+        status=status,
+        counters=counters,
+        request_stop=request_stop,
+    )
+
+
+class Made(Module):
+    """A module of routes given by hand."""
+
+    def __init__(self, name: str, *routes: Route, handle: Callable[[Request], Any] | None = None) -> None:
+        self.name = name  # type: ignore[misc]  # one class, many modules
+        self.routes = routes
+        self._handle = handle
+
+    def handle(self, request: Request) -> Any:
+        return None if self._handle is None else self._handle(request)
+
+
+def says(text: str) -> Callable[[Request], Response]:
+    return lambda request: Response(200, f"{text} {request.params}" if request.params else text)
+
+
+def registry(*modules: Module) -> Registry:
+    made = Registry(modules, DenyAll(), LOGGER)
+    asyncio.run(made.start(lambda module: make_services(modules=made.names)))
+    return made
+
+
+def answer(made: Registry, request: Request) -> Response:
+    response = made.respond(request)
+    return response if isinstance(response, Response) else asyncio.run(response)
+
+
+def ask(made: Registry, method: str, target: str, body: bytes = b"") -> Response:
+    return answer(made, make_request(method, target, body=body))
