@@ -1,8 +1,11 @@
-# C-speed loops over the ring's C interface, for bench/bench_ring.py. Not part of the package.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+# C-speed loops over the C interfaces of ring and codec, for bench/bench_ring.py and bench/bench_codec.py. Not part of the package.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from enclave_os._codec cimport (
+    frame_allowed, frame_decode, frame_t, frame_word, rpc_request_decode, rpc_request_t, rpc_request_word,
+)
 from enclave_os._native cimport eos_copy_in, eos_copy_out, eos_cpu_pause, eos_monotonic_ns
 from enclave_os._ring cimport *
 
@@ -172,4 +175,32 @@ cdef double _turns(ring_producer_t *p, ring_consumer_t *c, uint32_t size, uint64
     free(copy)
     if result != RING_READY:
         raise RuntimeError(f"round trip ended with {result}")
+    return began / <double>count
+
+
+def frame_headers(uint64_t count):
+    """Encode, decode and check `count` frame headers. Returns nanoseconds each."""
+    cdef uint64_t i, began, good = 0
+    cdef frame_t frame
+    with nogil:
+        began = eos_monotonic_ns()
+        for i in range(count):
+            if frame_decode(frame_word(<uint8_t>(i % 10 + 1), <uint32_t>i), &frame):
+                good += frame_allowed(&frame, <uint32_t>(i & 3), True)
+        began = eos_monotonic_ns() - began
+    if good == 0:
+        raise RuntimeError("no frame was good")
+    return began / <double>count
+
+def request_headers(uint64_t count):
+    """Encode and decode `count` request headers. Returns nanoseconds each."""
+    cdef uint64_t i, began, good = 0
+    cdef rpc_request_t request
+    with nogil:
+        began = eos_monotonic_ns()
+        for i in range(count):
+            good += rpc_request_decode(i, rpc_request_word(<uint16_t>(i & 7), <uint32_t>(i & 255)), 116, &request)
+        began = eos_monotonic_ns() - began
+    if good == 0:
+        raise RuntimeError("no header was good")
     return began / <double>count

@@ -166,6 +166,17 @@ def test_a_cursor_may_not_pass_what_was_published() -> None:
     assert caught.value.lie is Lie.CURSOR_BACKWARDS_OR_FAR
 
 
+def test_room_that_was_not_released_is_not_the_producers() -> None:
+    """The bound counts from what was released, not from what was taken or seen."""
+    ring = make_ring(CAPACITY)
+    ring.producer.produce_many([pattern(24)])
+    assert ring.consumer.consume() == pattern(24)
+    ring.lie(PRODUCED, CAPACITY + 8)
+    with pytest.raises(PeerProtocolError) as caught:
+        ring.consumer.consume()
+    assert caught.value.lie is Lie.CURSOR_BACKWARDS_OR_FAR
+
+
 @pytest.mark.parametrize("poisoner", ["arm", "wait_for_room"])
 def test_waiting_looks_at_the_cursor_with_the_same_distrust(poisoner: str) -> None:
     ring = make_ring(CAPACITY)
