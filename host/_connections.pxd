@@ -175,7 +175,7 @@ cdef inline void deadline_touch(proxy_t *p, connection_t *connection, int which)
         deadline_set(p, connection, which)
 
 
-# -- what a slow client has not taken -----------------------------------------------------------------------------------
+# -- what a slow client has not taken ---------------------------------------------------------------------------------
 
 cdef inline uint32_t unsent_size(connection_t *connection) noexcept nogil:
     return connection.unsent_end - connection.unsent_start

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import resource
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
+import enclave_os_host
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.frames import CloseReason, FrameKind, conn_generation, conn_slot
-from enclave_os.wire.limits import CONN_GENERATION_MAX
+from enclave_os.wire.limits import CONN_GENERATION_MAX, CONN_SLOT_BITS
 from enclave_os.wire.setting_table import WORKERS_MAX
 from enclave_os_host._proxy import Proxy
 from tests.host.rig import KIB, Rig, read_all
@@ -30,6 +33,23 @@ def finish(rig: Rig, client: socket.socket, conn_id: int) -> None:
 def connect_and_read(client: socket.socket, address: tuple[str, int]) -> bytes:
     client.connect(address)
     return client.recv(1)
+
+
+def numbers(file: str) -> dict[str, int]:
+    """The constants of a native's .pxd."""
+    text = (Path(enclave_os_host.__path__[0]) / file).read_text()
+    return {name: int(value, 0) for name, value in re.findall(r"^    ([A-Z]\w+) = (\w+)", text, re.MULTILINE)}
+
+
+def test_the_natives_numbers_are_the_contracts() -> None:
+    reasons = {name: value for name, value in numbers("_ends.pxd").items() if name.startswith("REASON_")}
+    assert len(reasons) == 7
+    assert reasons == {f"REASON_{reason.name}": reason for reason in CloseReason if f"REASON_{reason.name}" in reasons}
+    contents = numbers("_proxy.pxd")
+    assert contents["WORKERS_MAX"] == WORKERS_MAX
+    assert contents["GENERATION_MAX"] == CONN_GENERATION_MAX
+    assert contents["CHUNK_SLOTS"] == 1 << contents["CHUNK_BITS"]
+    assert contents["CHUNK_SLOTS"] * contents["CHUNKS_MAX"] == 1 << CONN_SLOT_BITS
 
 
 def test_bytes_go_both_ways_and_the_peer_is_named() -> None:

@@ -88,6 +88,10 @@ HOST_RANKS: dict[str, int] = {
 PARTS_OF = {
     "enclave_os.runtime._connection": "enclave_os.runtime._ingress",
     "enclave_os_host._connections": "enclave_os_host._proxy",
+    "enclave_os_host._ends": "enclave_os_host._proxy",
+    "enclave_os_host._sockets": "enclave_os_host._proxy",
+    "enclave_os_host._to_clients": "enclave_os_host._proxy",
+    "enclave_os_host._to_enclave": "enclave_os_host._proxy",
 }
 
 BORDER_SIDE = ("enclave_os.border", "enclave_os._ring", "enclave_os._codec", "enclave_os._native")
