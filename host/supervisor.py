@@ -131,9 +131,7 @@ def serve(
 class Supervisor:
     """Everything that one server owns; `run` is its whole life."""
 
-    def __init__(
-        self, settings: Settings, log: Log, state_folder: Path, folder: Path, command: Sequence[str]
-    ) -> None:
+    def __init__(self, settings: Settings, log: Log, state_folder: Path, folder: Path, command: Sequence[str]) -> None:
         self._settings = settings
         self._log = log
         self._state_folder = state_folder

@@ -126,7 +126,5 @@ def log_handler(log: Log, worker: int, monotonic: Callable[[], float] = time.mon
 def escape_line(text: str) -> str:
     """One printable line of at most LOG_LINE_SIZE_MAX characters."""
     if not text.isprintable():
-        text = "".join(
-            c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c for c in text
-        )
+        text = "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c for c in text)
     return text if len(text) <= LOG_LINE_SIZE_MAX else text[: LOG_LINE_SIZE_MAX - len(_CUT)] + _CUT

@@ -146,7 +146,7 @@ def test_a_reset_client_is_told_once() -> None:
         frame = rig.enclave.wait_kind(FrameKind.CLOSE, conn_id)
         assert frame[2] == CloseReason.PEER_GONE.to_bytes(2, "little")
         assert rig.proxy.stats()["resets"] == 1
-        assert rig.proxy.stats()["connections"] == 1    # the slot waits for the enclave's CLOSE
+        assert rig.proxy.stats()["connections"] == 1  # the slot waits for the enclave's CLOSE
         rig.enclave.close(conn_id)
         rig.wait_stats(lambda stats: stats["connections"] == 0)
         assert rig.enclave.frames == []
@@ -241,7 +241,7 @@ def test_clients_beyond_the_limit_are_reset_and_counted() -> None:
     with Rig(connections_max=2) as rig:
         rig.open()
         rig.open()
-        with pytest.raises(ConnectionResetError):     # by connect itself if the reset is fast
+        with pytest.raises(ConnectionResetError):  # by connect itself if the reset is fast
             rig.connect().recv(1)
         assert rig.proxy.stats()["refused"] == 1
 

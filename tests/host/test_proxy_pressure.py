@@ -37,7 +37,7 @@ def test_pause_stops_the_socket_and_resume_starts_it() -> None:
         client, conn_id = rig.open()
         other, other_id = rig.open()
         rig.enclave.say(FrameKind.PAUSE, conn_id)
-        other.sendall(b"fence")     # answered after the PAUSE was read, since the ring has an order
+        other.sendall(b"fence")  # answered after the PAUSE was read, since the ring has an order
         rig.enclave.read(other_id, 5)
         rig.enclave.say(FrameKind.DATA, other_id, b"fence")
         assert other.recv(10) == b"fence"
@@ -183,7 +183,7 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
         stats = rig.proxy.stats()
         assert stats["timeouts"] == 1
         assert stats["unsent_bytes"] == 0
-        with pytest.raises(ConnectionResetError):   # a cut answer must not look like a whole one
+        with pytest.raises(ConnectionResetError):  # a cut answer must not look like a whole one
             read_all(client)
 
 

@@ -94,7 +94,7 @@ def test_drain_is_passed_on_and_comes_back() -> None:
         assert read_all(client) == b"answered"
         busy.say(FrameKind.DRAIN, 0)
         rig.wait_event((index, "drained"))
-        late = rig.connect()    # the listening socket is still open here; its owner closes it after `drain`
+        late = rig.connect()  # the listening socket is still open here; its owner closes it after `drain`
         late.settimeout(0.1)
         with pytest.raises(TimeoutError):
             late.recv(1)
@@ -232,7 +232,7 @@ def test_a_cursor_that_lies_costs_the_worker(ring: str, word: int, lie: Lie) -> 
         words[offset] = {0: value - 8, 4: value + 4, 16: value + (1 << 40)}[word]
         rig.enclave.ring()
         client.setblocking(False)
-        while True:     # until the ring would be full and the proxy looks at the consumed cursor
+        while True:  # until the ring would be full and the proxy looks at the consumed cursor
             with suppress(BlockingIOError, ConnectionError):
                 client.send(bytes(65536))
             if (0, "broken") in rig.proxy.events():

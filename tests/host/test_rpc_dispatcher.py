@@ -149,7 +149,7 @@ def test_a_caller_that_takes_no_replies_holds_up_nobody(desk: Desk) -> None:
     lazy, other = desk.add(handlers), desk.add(handlers)
     sent = 0
     record = encode_rpc_request(1, Method.TIME)
-    while True:     # until both rings and the queue between them are full
+    while True:  # until both rings and the queue between them are full
         sent += lazy.send(*[record] * 1000)
         other.send(encode_rpc_request(sent, Method.TIME))
         assert other.collect(1) == [(sent, Status.OK, b"12345678")]

@@ -53,7 +53,7 @@ def test_the_enclave_process_gets_only_what_it_needs(tmp_path: Path) -> None:
         assert {0, 1, 2, *ENCLAVE_NUMBERS} <= inherited
         kinds = {os.readlink(f"/proc/{pid}/fd/{number}") for number in inherited}
         assert not [kind for kind in kinds if "socket" in kind or "eventpoll" in kind or "/state/" in kind]
-        assert os.getpgid(pid) == pid     # a terminal's ^C does not reach it
+        assert os.getpgid(pid) == pid  # a terminal's ^C does not reach it
         region = server.regions / server.leftovers()[0]
         assert stat.S_IMODE(region.stat().st_mode) == 0o600
         # The configuration document, with the CA's key in it, is gone once the worker serves.
@@ -87,7 +87,7 @@ def test_clients_of_a_dead_worker_are_reset(tmp_path: Path) -> None:
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
         server.expect("ended with exit code 9; starting again")
-        with connect(address) as client:    # waits in the kernel's queue until the next life is ready
+        with connect(address) as client:  # waits in the kernel's queue until the next life is ready
             echo(client)
 
 
@@ -110,9 +110,7 @@ def test_crashes_in_a_row_are_slowed_down(tmp_path: Path) -> None:
         ("exit", 70, "ended with exit code 3 before it served; not started again"),
     ],
 )
-def test_an_enclave_that_cannot_start_is_not_tried_again(
-    tmp_path: Path, behaviour: str, code: int, line: str
-) -> None:
+def test_an_enclave_that_cannot_start_is_not_tried_again(tmp_path: Path, behaviour: str, code: int, line: str) -> None:
     with Server(tmp_path, behaviour) as server:
         server.rest()
         assert server.process.returncode == code
