@@ -2,15 +2,17 @@
 
 import gc
 import mmap
+from collections.abc import Callable
 
 import pytest
-from tests.wire import native
-from tests.wire.rings import CONSUMED, CONSUMER_WAITS, PADDING, PRODUCED, PRODUCER_WAITS, U64, make_ring, pattern
 
 from enclave_os.wire import EMPTY, FULL, READY, Consumer, Producer, create_ring
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.limits import RING_CAPACITY_MAX, RING_CAPACITY_MIN, RING_HEADER_SIZE, record_size_max
+from tests.wire import native
+from tests.wire.rings import CONSUMED, CONSUMER_WAITS, PADDING, PRODUCED, PRODUCER_WAITS, U64, make_ring, pattern
 
+Call = Callable[[], object]
 # Position 0, a position whose end wraps 2**64 inside the ring, and one whose padding does.
 STARTS = (0, U64 - 8, U64 - 64, U64 - 256)
 
@@ -222,11 +224,12 @@ def test_batch_release_remembers_that_the_producer_waits() -> None:
 
 def test_misuse_is_our_callers_fault() -> None:
     ring = make_ring(256)
-    for call in (ring.producer.commit, ring.producer.abort, lambda: ring.producer.write(0, b"")):
+    no_claim: list[Call] = [ring.producer.commit, ring.producer.abort, lambda: ring.producer.write(0, b"")]
+    for call in no_claim:
         with pytest.raises(UsageError, match="no claim"):
             call()
     assert ring.producer.try_claim(20) == READY
-    for call in (
+    with_claim: list[Call] = [
         lambda: ring.producer.try_claim(1),
         lambda: ring.producer.produce(b""),
         lambda: ring.producer.produce_many([b""]),
@@ -237,7 +240,8 @@ def test_misuse_is_our_callers_fault() -> None:
         lambda: ring.producer.commit(21),
         lambda: ring.producer.commit(-1),
         lambda: ring.producer.try_claim(-1),
-    ):
+    ]
+    for call in with_claim:
         with pytest.raises(UsageError):
             call()
     ring.producer.commit()

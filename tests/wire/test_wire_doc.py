@@ -25,7 +25,8 @@ Table = list[dict[str, str]]
 def tables() -> list[tuple[str, Table]]:
     """(the nearest heading above, rows by column name) of each table."""
     found: list[tuple[str, Table]] = []
-    heading, columns = "", []
+    heading = ""
+    columns: list[str] = []
     for line in TEXT.splitlines():
         if line.startswith("#"):
             heading = line.lstrip("# ")
