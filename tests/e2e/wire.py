@@ -40,12 +40,12 @@ class Closed(Exception):
 
 
 class Connection:
-    """A TLS connection to a server, verified against its CA."""
+    """A TLS connection to a server, verified against its CA; over `raw` if that is given."""
 
-    def __init__(self, server: Server, *, alpn: tuple[str, ...] = ("http/1.1",), seconds: float = SECONDS) -> None:
-        self.raw = socket.create_connection(("127.0.0.1", server.port), timeout=seconds)
-        self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.tls = client_context(server, alpn).wrap_socket(self.raw, server_hostname="localhost")
+    def __init__(self, server: Server, *, raw: socket.socket | None = None, seconds: float = SECONDS) -> None:
+        raw = raw or socket.create_connection(("127.0.0.1", server.port), timeout=seconds)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.tls = client_context(server).wrap_socket(raw, server_hostname="localhost")
         self._stream = self.tls.makefile("rb")
 
     def send(self, data: bytes) -> None:
@@ -140,11 +140,10 @@ class Connection:
         return b"".join(pieces)
 
 
-def client_context(server: Server, alpn: tuple[str, ...] = ("http/1.1",)) -> ssl.SSLContext:
+def client_context(server: Server) -> ssl.SSLContext:
     """Verifies chain and name as any client would."""
     context = ssl.create_default_context(cafile=str(server.ca_file))
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 
