@@ -469,6 +469,7 @@ cdef int fail(tls_conn_t *conn) noexcept nogil:
     # The one way to fail: note the reason, leave the queue clean, and see that the peer got an alert.
     cdef uint8_t alert[7]
     conn.failed = True
+    conn.input_size = 0
     if conn.reason == 0:
         conn.reason = ERR_peek_error()
     ERR_clear_error()
@@ -510,6 +511,7 @@ cdef int tls_read(tls_conn_t *conn, uint8_t *to, size_t room) noexcept nogil:
     cdef int got
     cdef int error
     if conn.failed:
+        conn.input_size = 0     # whatever came after is nobody's
         return TLS_FAILED
     if room > INT_SIZE_MAX:
         room = INT_SIZE_MAX

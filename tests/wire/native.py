@@ -21,7 +21,11 @@ from enclave_os._ring import DEBUG_BUILD
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
-DEPENDENCIES = ("_native.h", "_native.pxd", "_limits.pxd", "_ring.pxd", "_codec.pxd")
+DEPENDENCIES = (
+    *("_native.h", "_native.pxd", "_limits.pxd", "_ring.pxd", "_codec.pxd"),
+    *("_openssl.pxd", "_x509.pxd", "_tls.pxd"),
+    *("http/_head.pxd", "http/_llhttp.pxd", "http/_message.pxd", "http/_parser.pxd"),
+)
 # The flags of setup.py, so that the loops are optimised and checked as the package is.
 CFLAGS = {
     "fast": ["-O3", "-g1"],
@@ -75,6 +79,7 @@ def _compile(path: Path, folder: Path, library: Path, kind: str) -> None:
     half_built = library.with_suffix(".part")
     compiler = [*(sysconfig.get_config_var("CC") or "cc").split(), "-shared", "-fPIC", "-pthread", *CFLAGS[kind]]
     compiler += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-sign-compare"]
-    compiler += ["-I", sysconfig.get_paths()["include"], "-I", str(SOURCE / "enclave_os"), str(generated)]
+    compiler += ["-I", sysconfig.get_paths()["include"], "-I", str(SOURCE / "enclave_os")]
+    compiler += ["-I", str(ROOT / "third_party" / "llhttp" / "include"), str(generated)]
     subprocess.run([*compiler, "-o", str(half_built)], check=True, env=environment)
     half_built.rename(library)
