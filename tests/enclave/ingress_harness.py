@@ -176,6 +176,23 @@ class Client:
         return sum(frame.kind == kind for frame in self.frames)
 
 
+class CountingLoop(asyncio.SelectorEventLoop):
+    """A loop that knows what the ingress asked of it.
+
+    Attributes:
+        timers: handles of `call_later`, newest last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers: list[asyncio.TimerHandle] = []
+
+    def call_later(self, delay: float, callback: Any, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        handle = super().call_later(delay, callback, *args, **kwargs)
+        self.timers.append(handle)
+        return handle
+
+
 class IngressHarness:
     """An ingress, the host's end of its rings, and the clients behind them.
 
@@ -199,7 +216,7 @@ class IngressHarness:
     ) -> None:
         self.host = FakeHost(folder, capacity)
         self.region = Region(self.host.name, str(folder))
-        self.loop = asyncio.new_event_loop()
+        self.loop = CountingLoop()
         self.loop.set_exception_handler(lambda _, context: self.bugs.append(context))
         self.respond: Handler = echo if respond is None else respond
         self.requests: list[Request] = []
@@ -319,6 +336,11 @@ class IngressHarness:
             self.wake()
             if not self.receive():
                 return
+
+    def pump_once(self) -> list[Frame]:
+        """Wake, and take what came out of it: for what never ends by itself."""
+        self.wake()
+        return self.receive()
 
     def expire(self, seconds: float) -> None:
         """What the tick would do `seconds` from now."""
