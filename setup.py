@@ -14,6 +14,8 @@ DEBUG = SANITIZE or os.environ.get("ENCLAVE_OS_DEBUG", "") not in ("", "0")
 FLAVOUR = "sanitize" if SANITIZE else "debug" if DEBUG else "fast"
 
 CFLAGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-sign-compare"]
+# A result that is ignored on purpose is cast to void, which gcc does not take for an answer.
+CFLAGS += ["-Wno-unused-result"]
 # The rings read one memory as bytes and as words; the compiler must not reason from their types.
 CFLAGS += ["-fno-strict-aliasing"]
 # Stops a class of mistakes from becoming an attack: checked returns, bounded libc calls, no writable GOT.
