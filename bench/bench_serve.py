@@ -105,7 +105,7 @@ def measure(server: Running, case: Case, round_index: int, seconds: float) -> Sa
         sample.skipped = str(reason)
         return sample
     except LoadFailed as error:
-        sample.failed = str(error)
+        sample.failed = f"{error}; the server's log ends with: {server.log_tail() or 'nothing'}"
         return sample
     sample.operations = result.responses
     sample.per_second = result.responses / result.elapsed * 1e9

@@ -141,9 +141,12 @@ def run_wrk(server: Running, plan: Plan, seconds: float) -> Result:
         raise Skipped("wrk is not installed; `make bench-peers` installs Debian's")
     url = f"https://127.0.0.1:{server.port}{plan.path}"
     command = ["wrk", "-t1", f"-c{plan.connections}", f"-d{max(1, round(seconds))}s", "--latency", url]
-    before = [cpu_ns(pid) for pid in server.pids]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + GRACE_SECONDS)
-    after = [cpu_ns(pid) for pid in server.pids]
+    try:
+        before = [cpu_ns(pid) for pid in server.pids]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + GRACE_SECONDS)
+        after = [cpu_ns(pid) for pid in server.pids]
+    except OSError as error:
+        raise LoadFailed("a process of the server is gone") from error
     text = done.stdout
     total = re.search(r"(\d+) requests in ([\d.]+)(m?s|m),", text)
     if done.returncode != 0 or total is None or "errors" in text or "Non-2xx" in text:

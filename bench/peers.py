@@ -77,6 +77,10 @@ class Running:
     sink_path: str | None = "/bench/sink"
     roles: dict[str, list[int]] = field(default_factory=dict)
 
+    def log_tail(self) -> str:
+        """The last lines that the server wrote."""
+        return self.log.read_text(errors="replace")[-2000:]
+
     @property
     def pids(self) -> list[int]:
         """All processes, in the order of `roles`."""
@@ -161,9 +165,8 @@ def _await_answer(server: Running) -> None:
     while not _answers(server.port, server.small_path):
         codes = [code for process in server.started.values() if (code := process.poll()) is not None]
         if codes or time.monotonic() > deadline:
-            tail = server.log.read_text(errors="replace")[-2000:]
             state = f"ended with code {codes[0]}" if codes else "did not answer in time"
-            raise StartFailed(f"{server.name} {state}; its log ends with:\n{tail}")
+            raise StartFailed(f"{server.name} {state}; its log ends with:\n{server.log_tail()}")
         time.sleep(0.05)
 
 

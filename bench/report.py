@@ -195,6 +195,7 @@ def _case_table(run: Run, case: str, title: str, per: str) -> list[str]:
     for server in run.servers:
         samples = run.of(server, case)
         reasons = {s.failed or s.skipped for s in run.samples if s.server == server and s.case == case} - {""}
+        reasons = {" ".join(reason.split()) for reason in reasons}
         if not samples:
             lines.append(_row([server, " / ".join(sorted(reasons)) or "not measured", *[""] * (len(_HEAD) - 2)]))
             continue
