@@ -9,15 +9,16 @@
 #
 # The deadline lists. Members of one class all wait equally long, so each list is in the order of expiry by
 # construction: appending is O(1), and only the first one can be due.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from enclave_os._codec cimport frame_word
+from enclave_os._codec cimport FRAME_CLOSE, FRAME_DATA, FRAME_PAUSE, FRAME_RESUME, frame_word
 from enclave_os._limits cimport FRAME_HEADER_SIZE
-from enclave_os._native cimport eos_copy_in, eos_copy_out, eos_store_relaxed
+from enclave_os._native cimport eos_copy_in, eos_copy_out, eos_fence, eos_store_relaxed
 from enclave_os._ring cimport (
-    RING_FULL, RING_READY, ring_claim, ring_commit, ring_producer_t, ring_record_size_max, ring_wait_for_room,
+    RING_FULL, RING_POISONED, RING_READY, ring_claim, ring_commit, ring_look_for_room, ring_producer_t,
+    ring_record_size_max, ring_wait_for_room,
 )
 from enclave_os._tls cimport tls_conn_t
 from enclave_os.http._parser cimport http_parser_t
@@ -46,7 +47,16 @@ cdef enum owed_t:
     OWE_PAUSE = 2
     OWE_RESUME = 4
 
+# What connection_flush says.
 cdef enum:
+    FLUSHED = 0
+    FLUSH_NO_ROOM = -1          # the ring is full: nobody else's bytes fit either
+    FLUSH_PARKED = -2           # this connection's write window is full
+
+cdef enum:
+    # What one connection may have in the outgoing ring: at most two windows. So one big answer neither fills the ring
+    # before the host's PAUSE can arrive, nor makes the others wait for all of it.
+    WRITE_WINDOW = 131072
     BODY_PIECE = 16384          # plaintext bytes of a body written at once: one full TLS record
 
 cdef struct out_t:              # where every connection's ciphertext goes
@@ -75,6 +85,9 @@ cdef struct conn_t:
     conn_t *blocked_next
     out_t *sink
     void *peer                  # str, owned: the alleged address
+    void *sni                   # str, owned: the name that the client asked for; NULL when it named none
+    uint64_t window_start       # ring position at which the present write window began
+    uint32_t window_used        # bytes put into the ring since
     void *body                  # bytes, owned: the answer's body while it is partly out
     void *task                  # Answer, owned: while a module works asynchronously
     uint64_t body_used
@@ -85,6 +98,7 @@ cdef struct conn_t:
     uint8_t deadline
     uint8_t owed
     bint blocked                # in the blocked list
+    bint parked                 # its write window is full: wait until the host took the one before
     bint paused                 # the host asked us to stop sending
     bint pause_sent             # we asked the host to stop sending
     bint eof                    # the client sends no more
@@ -99,7 +113,7 @@ cdef struct conn_t:
 # -- the way out ------------------------------------------------------------------------------------------------------
 
 cdef inline bint connection_blocked(conn_t *conn) noexcept nogil:
-    return conn.out_size != 0 or conn.paused
+    return conn.out_size != 0 or conn.paused or conn.parked
 
 cdef inline void connection_block(conn_t *conn) noexcept nogil:
     # Queue for the next flush. A paused connection queues too: its owed frames may still go.
@@ -113,6 +127,44 @@ cdef inline void connection_block(conn_t *conn) noexcept nogil:
     else:
         sink.blocked_last.blocked_next = conn
     sink.blocked_last = conn
+
+cdef inline void connection_block_first(conn_t *conn) noexcept nogil:
+    # Back to where it was taken from.
+    cdef out_t *sink = conn.sink
+    conn.blocked = True
+    conn.blocked_next = sink.blocked_first
+    sink.blocked_first = conn
+    if sink.blocked_last == NULL:
+        sink.blocked_last = conn
+
+cdef inline conn_t *connection_unblock_first(out_t *sink) noexcept nogil:
+    cdef conn_t *conn = sink.blocked_first
+    sink.blocked_first = conn.blocked_next
+    if sink.blocked_first == NULL:
+        sink.blocked_last = NULL
+    conn.blocked = False
+    conn.blocked_next = NULL
+    return conn
+
+cdef inline bint connection_next_window(conn_t *conn) noexcept nogil:
+    # Begin the next window if the host has taken all before the present one; else ask to be woken when it takes more.
+    cdef ring_producer_t *ring = conn.sink.ring
+    cdef int attempt
+    for attempt in range(2):
+        if ring_look_for_room(ring) == RING_POISONED:
+            return False
+        if <int64_t>(ring.consumed_seen - conn.window_start) >= 0:
+            conn.window_start = ring.produced
+            conn.window_used = 0
+            conn.parked = False
+            return True
+        if attempt == 0:
+            # Store, fence, look again: the protocol of _ring.pxd for a producer that waits. What is committed but not
+            # published yet is published at the end of the turn, and then the host sees the flag.
+            eos_store_relaxed(ring.producer_waits, 1)
+            eos_fence()
+    conn.parked = True
+    return False
 
 cdef inline int out_room(out_t *sink, uint32_t size, uint8_t **payload) noexcept nogil:
     # Claim, and when full ask to be woken: room that came meanwhile is taken at once.
@@ -128,7 +180,7 @@ cdef inline bint out_data(out_t *sink, uint32_t conn_id, const uint8_t *data, ui
     cdef uint8_t *payload
     if out_room(sink, FRAME_HEADER_SIZE + size, &payload) != RING_READY:
         return False
-    eos_store_relaxed(<uint64_t *>payload, frame_word(2, conn_id))
+    eos_store_relaxed(<uint64_t *>payload, frame_word(FRAME_DATA, conn_id))
     eos_copy_out(payload + FRAME_HEADER_SIZE, data, size)
     ring_commit(sink.ring, FRAME_HEADER_SIZE + size)
     sink.frames += 1
@@ -176,48 +228,56 @@ cdef inline int connection_sink(void *arg, const uint8_t *data, size_t size) noe
             return out_later(conn, data, size)
         data += piece
         size -= piece
+        conn.window_used += piece
+        if conn.window_used >= WRITE_WINDOW and not connection_next_window(conn):
+            connection_block(conn)
     return 0
 
-cdef inline bint connection_flush(conn_t *conn) noexcept nogil:
-    # Send what waits. True: nothing of this connection waits for room any more (it may still be paused).
+cdef inline int connection_flush(conn_t *conn) noexcept nogil:
+    # Send what waits. FLUSHED: nothing of this connection waits for room any more (it may still be paused).
     cdef uint32_t frame_max = ring_record_size_max(conn.sink.ring.capacity) - FRAME_HEADER_SIZE
     cdef uint32_t piece
     if conn.owed & OWE_PAUSE:
-        if not out_control(conn.sink, 6, conn.conn_id, -1):
-            return False
+        if not out_control(conn.sink, FRAME_PAUSE, conn.conn_id, -1):
+            return FLUSH_NO_ROOM
         conn.owed &= ~OWE_PAUSE
     if conn.owed & OWE_RESUME:
-        if not out_control(conn.sink, 7, conn.conn_id, -1):
-            return False
+        if not out_control(conn.sink, FRAME_RESUME, conn.conn_id, -1):
+            return FLUSH_NO_ROOM
         conn.owed &= ~OWE_RESUME
-    if not conn.paused or conn.phase == PHASE_GONE:
-        while conn.out_used < conn.out_size:
-            piece = conn.out_size - conn.out_used
-            if piece > frame_max:
-                piece = frame_max
-            if not out_data(conn.sink, conn.conn_id, conn.out + conn.out_used, piece):
-                return False
-            conn.out_used += piece
-        if conn.out != NULL:
-            free(conn.out)
-            conn.out = NULL
-        conn.out_size = conn.out_used = 0
-        if conn.owed & OWE_CLOSE:
-            if not out_control(conn.sink, 4, conn.conn_id, conn.close_reason):
-                return False
-            conn.owed &= ~OWE_CLOSE
-    return True
+    if conn.paused and conn.phase != PHASE_GONE:
+        return FLUSHED
+    while conn.out_used < conn.out_size:
+        # What is left of a connection that is GONE is a record or two: it goes without asking for a window.
+        if conn.parked and conn.phase != PHASE_GONE and not connection_next_window(conn):
+            return FLUSH_PARKED
+        piece = conn.out_size - conn.out_used
+        if piece > frame_max:
+            piece = frame_max
+        if not out_data(conn.sink, conn.conn_id, conn.out + conn.out_used, piece):
+            return FLUSH_NO_ROOM
+        conn.out_used += piece
+        conn.window_used += piece
+    if conn.out != NULL:
+        free(conn.out)
+        conn.out = NULL
+    conn.out_size = conn.out_used = 0
+    if conn.owed & OWE_CLOSE:
+        if not out_control(conn.sink, FRAME_CLOSE, conn.conn_id, conn.close_reason):
+            return FLUSH_NO_ROOM
+        conn.owed &= ~OWE_CLOSE
+    if conn.parked and conn.phase != PHASE_GONE and not connection_next_window(conn):
+        return FLUSH_PARKED
+    return FLUSHED
 
 cdef inline void connection_owe(conn_t *conn, uint8_t what) noexcept nogil:
-    # A control frame: now if there is room and nothing waits before it, else as soon as there is.
-    if what == OWE_PAUSE and conn.owed & OWE_RESUME:
-        conn.owed &= ~OWE_RESUME
-        return
-    if what == OWE_RESUME and conn.owed & OWE_PAUSE:
-        conn.owed &= ~OWE_PAUSE
-        return
-    conn.owed |= what
-    if not connection_flush(conn):
+    # PAUSE or RESUME: now if there is room, whatever else of the connection waits; else as soon as there is. Of the two
+    # at most one is owed: the second takes the first back.
+    cdef uint8_t other = OWE_RESUME if what == OWE_PAUSE else OWE_PAUSE
+    if conn.owed & other:
+        conn.owed &= ~other
+    elif not out_control(conn.sink, FRAME_PAUSE if what == OWE_PAUSE else FRAME_RESUME, conn.conn_id, -1):
+        conn.owed |= what
         connection_block(conn)
 
 

@@ -70,6 +70,7 @@ cdef class Ingress:
     cdef conn_t *_find(self, uint32_t conn_id) noexcept
     # connection -> requests
     cdef int _read(self, conn_t *conn) except -1
+    cdef int _keep_name(self, conn_t *conn) except -1
     cdef size_t _feed(self, conn_t *conn, const uint8_t *data, size_t size) except? 0
     cdef int _dispatch(self, conn_t *conn) except -1
     cdef conn_t *_owner(self, Answer answer) noexcept
@@ -79,6 +80,7 @@ cdef class Ingress:
     cdef int _answer(self, conn_t *conn, Response response) except -1
     cdef int _write_body(self, conn_t *conn) except -1
     cdef int _answered(self, conn_t *conn) except -1
+    cdef int _answer_error(self, conn_t *conn, int status, str reason) except -1
     cdef int _refuse(self, conn_t *conn, int status, str reason) except -1
     cdef int _write(self, conn_t *conn, const uint8_t *data, size_t size) except -1
     cdef int _flush(self) except -1
@@ -90,10 +92,12 @@ cdef class Ingress:
     cdef int _finish(self, conn_t *conn, uint16_t reason) except -1
     cdef int _say_close(self, conn_t *conn) except -1
     cdef int _forget(self, conn_t *conn) except -1
+    cdef int _cancel(self, conn_t *conn) except -1
     cdef int _check_drained(self) except -1
     # deadlines
     cdef void _start(self, conn_t *conn, uint8_t deadline) noexcept
     cdef int _expire(self, conn_t *conn, uint8_t deadline) except -1
     cdef int _arm_tick(self) except -1
+    cdef int _leave(self) except -1
     cdef void _ring_host(self) noexcept
     cdef int _break(self, object error) except -1

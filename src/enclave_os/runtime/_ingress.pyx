@@ -33,17 +33,17 @@ from libc.string cimport memcpy, memset
 
 from enclave_os._codec cimport (
     FRAME_CLOSE, FRAME_CONNECTED, FRAME_DATA, FRAME_DRAIN, FRAME_EOF, FRAME_NEW, FRAME_PAUSE, FRAME_READY,
-    FRAME_RESUME, frame_decode, frame_t,
+    FRAME_RESUME, frame_allowed, frame_decode, frame_t,
 )
 from enclave_os._limits cimport (
-    CONN_ID_INGRESS_MAX, CONN_SLOT_BITS, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX, PEER_ADDRESS_SIZE_MAX,
+    CONN_SLOT_BITS, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX, PEER_ADDRESS_SIZE_MAX,
 )
 from enclave_os._native cimport ENCLAVE_OS_DEBUG, eos_copy_in, eos_cpu_pause, eos_load_acquire, eos_load_relaxed, eos_monotonic_ns
 from enclave_os._ring cimport (
     LIE_FRAME, RING_EMPTY, RING_POISONED, RING_READY, ring_advance, ring_arm, ring_peek, ring_publish, ring_release,
 )
 from enclave_os._tls cimport (
-    TLS_CLOSED, TLS_FAILED, TLS_WANT_INPUT, tls_close, tls_conn_free, tls_conn_new, tls_pending, tls_read,
+    ClientHello, TLS_CLOSED, TLS_FAILED, TLS_WANT_INPUT, tls_close, tls_conn_free, tls_conn_new, tls_pending, tls_read,
     tls_take_error, tls_write,
 )
 from enclave_os.http._message cimport (
@@ -74,6 +74,7 @@ cdef enum:
     SLOT_FILLED = 1                 # wire.layout.SlotState
     TURNS_PER_WAKE_MAX = 4          # then the event loop's other work gets its turn
     CONN_SLOTS = 1 << CONN_SLOT_BITS
+    TOMBSTONES_MAX = 1 << 17        # closed by us, not yet by the host: an honest one has no more than it has sockets
 
 cdef enum:                          # wire.frames.CloseReason
     CLOSE_NORMAL = 0
@@ -87,6 +88,7 @@ cdef enum:                          # wire.frames.CloseReason
 cdef uint64_t DATE_EVERY_NS = 200_000_000
 cdef double TICK_SECONDS = 0.5      # granularity of deadlines; the tick runs only while there are connections
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+cdef str TOO_MANY_BODIES = "too many request bodies are in flight; try later"
 cdef bytes LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -172,7 +174,8 @@ cdef class Ingress:
         cdef uint8_t drop[64]
         self._wakes += 1
         read(self._doorbell_in, drop, sizeof(drop))
-        self.on_wake()
+        if not self._scheduled:         # else it is about to run anyway
+            self.on_wake()
 
     def on_wake(self):
         """Serve a bounded number of turns; what is left is scheduled behind the loop's other work."""
@@ -245,7 +248,7 @@ cdef class Ingress:
                     break
                 self._timeouts += 1
                 self._expire(conn, deadline)
-        self._ring_host()
+        self._leave()
 
     def counters(self):
         """Counts since the start, and what lives now: a dict of ints for /metrics."""
@@ -292,8 +295,6 @@ cdef class Ingress:
             memcpy(self._date, PyBytes_AS_STRING(<bytes>self._http_date()), 29)
         if self._ready_owed and out_control(&self._out, FRAME_READY, 0, -1):
             self._ready_owed = False
-        if self._out.blocked_first != NULL:
-            self._flush()
         while frames < FRAMES_PER_TURN_MAX:
             state = ring_peek(&self._from_host.ring, &payload, &size)
             if state != RING_READY:
@@ -311,6 +312,8 @@ cdef class Ingress:
         if self._out.ring.lie:
             self._break(HostProtocolError(self._out.ring.lie, "data.to_host"))
             return frames
+        if self._out.blocked_first != NULL:
+            self._flush()               # after the frames: a PAUSE among them counts before more is written
         if self._drain_owed and out_control(&self._out, FRAME_DRAIN, 0, -1):
             self._drain_owed = False
         if self._live and self._tick_handle is None:
@@ -331,6 +334,9 @@ cdef class Ingress:
             return 0
         payload += FRAME_HEADER_SIZE
         size -= FRAME_HEADER_SIZE
+        if not frame_allowed(&frame, size, True):
+            self._from_host.ring.lie = LIE_FRAME
+            return 0
         if frame.kind == FRAME_DATA:
             conn = self._find(frame.conn_id)
             if conn == NULL or conn.phase == PHASE_GONE:
@@ -340,12 +346,9 @@ cdef class Ingress:
             return self._data(conn, payload, size)
         if frame.kind == FRAME_NEW:
             return self._new(frame.conn_id, payload, size)
-        if frame.kind == FRAME_DRAIN and frame.conn_id == 0:
+        if frame.kind == FRAME_DRAIN:
             if not self._draining:
                 self.begin_drain()
-            return 0
-        if frame.kind not in (FRAME_EOF, FRAME_CLOSE, FRAME_PAUSE, FRAME_RESUME, FRAME_CONNECTED):
-            self._from_host.ring.lie = LIE_FRAME        # a frame that only the enclave may send
             return 0
         conn = self._find(frame.conn_id)
         if conn == NULL or frame.kind == FRAME_CONNECTED:
@@ -367,9 +370,10 @@ cdef class Ingress:
             return 0
         if frame.kind == FRAME_RESUME:
             conn.paused = False
-            if connection_flush(conn):
-                return self._progress(conn)
-            connection_block(conn)
+            if not conn.blocked:
+                if connection_flush(conn) == FLUSHED:
+                    return self._progress(conn)
+                connection_block(conn)
             return 0
         return self._eof(conn)
 
@@ -389,9 +393,6 @@ cdef class Ingress:
         cdef uint8_t address[PEER_ADDRESS_SIZE_MAX]
         cdef conn_t **table
         cdef conn_t *conn
-        if conn_id == 0 or conn_id > CONN_ID_INGRESS_MAX or size > PEER_ADDRESS_SIZE_MAX:
-            self._from_host.ring.lie = LIE_FRAME
-            return 0
         if slot >= self._table_size:
             grown = self._table_size
             while grown <= slot:
@@ -401,7 +402,7 @@ cdef class Ingress:
                 raise MemoryError
             memset(table + self._table_size, 0, (grown - self._table_size) * sizeof(conn_t *))
             self._table, self._table_size = table, grown
-        if self._table[slot] != NULL or self._tombstones > self._connections_max:
+        if self._table[slot] != NULL or self._tombstones > TOMBSTONES_MAX:
             self._dropped += 1          # NEW twice, or a slot still in use: the host's confusion harms nobody (RG10)
             return 0
         eos_copy_in(address, payload, size)
@@ -410,6 +411,11 @@ cdef class Ingress:
             raise MemoryError
         conn.conn_id = conn_id
         conn.sink = &self._out
+        try:
+            conn.tls = tls_conn_new(self._tls, eos_copy_in, connection_sink, conn)
+        except MemoryError:
+            free(conn)
+            raise
         self._table[slot] = conn
         self._accepted += 1
         self._live += 1
@@ -419,7 +425,6 @@ cdef class Ingress:
         peer = PyUnicode_DecodeUTF8(<const char *>address, size, "replace")
         Py_INCREF(peer)
         conn.peer = <void *>peer
-        conn.tls = tls_conn_new(self._tls, eos_copy_in, connection_sink, conn)
         self._start(conn, DEADLINE_HANDSHAKE)
         return 0
 
@@ -462,6 +467,8 @@ cdef class Ingress:
         cdef size_t used
         while conn.phase <= PHASE_READING:
             got = tls_read(conn.tls, self._plain, PLAIN_SIZE)
+            if conn.phase == PHASE_HANDSHAKE and conn.sni == NULL and conn.tls.hello != NULL:
+                self._keep_name(conn)
             if conn.phase == PHASE_HANDSHAKE and conn.tls.handshake_done:
                 self._handshakes += 1
                 conn.phase = PHASE_READING
@@ -488,6 +495,15 @@ cdef class Ingress:
             if error is not None:
                 self._report("choosing a certificate failed", error)
             return self._finish(conn, CLOSE_PROTOCOL)
+        return 0
+
+    cdef int _keep_name(self, conn_t *conn) except -1:
+        # The name that the client asked for, as it spelled it: raw bytes of a client, so never decoded strictly.
+        name = (<ClientHello>conn.tls.hello).sni
+        if name is not None:
+            name = name.decode("ascii", "backslashreplace")
+            Py_INCREF(name)
+            conn.sni = <void *>name
         return 0
 
     cdef size_t _feed(self, conn_t *conn, const uint8_t *data, size_t size) except? 0:
@@ -529,7 +545,7 @@ cdef class Ingress:
         conn.body_counted = conn.parser.body_size
         if self._body_memory <= self._body_memory_max:
             return 0
-        self._refuse(conn, 503, "too many request bodies are in flight; try later")
+        self._refuse(conn, 503, TOO_MANY_BODIES)
         return 1
 
     cdef int _dispatch(self, conn_t *conn) except -1:
@@ -540,9 +556,12 @@ cdef class Ingress:
         request = http_take_request(&conn.parser)
         conn.http10 = request.http_minor == 0
         request.peer = <object>conn.peer
+        request.sni = <object>conn.sni if conn.sni != NULL else None
         http_parser_next(&conn.parser)
-        self._body_memory -= conn.body_counted
-        conn.body_counted = 0
+        self._body_memory += PyBytes_GET_SIZE(request.body) - conn.body_counted     # held until the module has answered
+        conn.body_counted = PyBytes_GET_SIZE(request.body)
+        if conn.body_counted and self._body_memory > self._body_memory_max:
+            return self._refuse(conn, 503, TOO_MANY_BODIES)
         self._requests += 1
         conn.served = True
         conn.streaming = False
@@ -605,7 +624,7 @@ cdef class Ingress:
             self._answered(conn)
         if conn.phase == PHASE_READING:
             self._progress(conn)
-        self._ring_host()
+        self._leave()
         return 0
 
     # -- answers -> ring ------------------------------------------------------------------------------------------
@@ -621,6 +640,9 @@ cdef class Ingress:
         cdef Py_ssize_t head, first
         if self._draining:
             conn.keep_alive = False
+        if conn.body_counted:
+            self._body_memory -= conn.body_counted
+            conn.body_counted = 0
         # The usual answer: head and body in one piece, one or two TLS records.
         head = response_write(response, conn.keep_alive, conn.http10, conn.is_head, self._date, self._page, PAGE_SIZE)
         first = size = 0 if head != RESPONSE_NO_ROOM else size
@@ -666,6 +688,8 @@ cdef class Ingress:
 
     cdef int _answered(self, conn_t *conn) except -1:
         # The whole answer is in the ring: go on, or close.
+        self._body_memory -= conn.body_counted      # of a streamed answer, whose module had the request to the end
+        conn.body_counted = 0
         if not conn.keep_alive:
             return self._finish(conn, CLOSE_NORMAL)
         conn.phase = PHASE_READING
@@ -677,27 +701,31 @@ cdef class Ingress:
     cdef int _refuse(self, conn_t *conn, int status, str reason) except -1:
         # The client broke the protocol or a limit: say so and close; nothing after it is parsed as a request (HT1).
         self._refused += 1
+        conn.is_head = False            # whatever it was, it is not a request that we understood
+        return self._answer_error(conn, status, reason)
+
+    cdef int _answer_error(self, conn_t *conn, int status, str reason) except -1:
         conn.keep_alive = False
-        conn.is_head = False
         return self._answer(conn, error_response(status, reason))
 
     cdef int _flush(self) except -1:
-        # Room came, or may have: oldest first, until the ring is full again.
+        # Room came, or may have: each that waits gets one try, oldest first, until the ring is full.
         cdef conn_t *conn
         cdef conn_t *last = self._out.blocked_last
+        cdef int result
         while self._out.blocked_first != NULL:
-            conn = self._out.blocked_first
-            if not connection_flush(conn):
-                return 0
-            self._out.blocked_first = conn.blocked_next
-            if self._out.blocked_first == NULL:
-                self._out.blocked_last = NULL
-            conn.blocked = False
-            if conn.phase == PHASE_GONE:
+            conn = connection_unblock_first(&self._out)
+            result = connection_flush(conn)
+            if result == FLUSH_NO_ROOM:
+                connection_block_first(conn)
+                break
+            if result == FLUSH_PARKED:
+                connection_block(conn)          # its own window is full, not the ring: the others go on
+            elif conn.phase == PHASE_GONE:
                 self._forget(conn)
             else:
                 self._progress(conn)
-            if conn == last:        # connections that block again queue behind it; they wait for the next turn
+            if conn == last:
                 break
         return self._check_drained()
 
@@ -769,6 +797,7 @@ cdef class Ingress:
             raise InternalError(f"an answer's head is more than {HEAD_ROOM} bytes")
         conn.streaming = True
         self._write(conn, self._page, head)
+        self._leave()                   # the client may wait for the head long before the first piece exists
         if not bodyless:
             async for piece in response.chunks:
                 if not piece:
@@ -790,7 +819,7 @@ cdef class Ingress:
         self._now = eos_monotonic_ns()
         self._start(conn, DEADLINE_REQUEST)
         self._write(conn, <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        self._ring_host()
+        self._leave()
         return conn.phase == PHASE_BUSY
 
     async def _stream_room(self, Answer answer):
@@ -800,6 +829,9 @@ cdef class Ingress:
             answer.waiter = self._loop.create_future()
             await answer.waiter
             conn = self._owner(answer)
+            if conn != NULL:
+                self._now = eos_monotonic_ns()
+                self._start(conn, DEADLINE_REQUEST)     # it is the module's turn again
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
@@ -826,6 +858,9 @@ cdef class Ingress:
         if conn.peer != NULL:
             Py_DECREF(<object>conn.peer)
             conn.peer = NULL
+        if conn.sni != NULL:
+            Py_DECREF(<object>conn.sni)
+            conn.sni = NULL
         if conn.body != NULL:
             Py_DECREF(<object>conn.body)
             conn.body = NULL
@@ -834,17 +869,24 @@ cdef class Ingress:
         conn.close_reason = reason
         conn.owed = OWE_CLOSE               # PAUSE and RESUME mean nothing any more
         if conn.task != NULL:
-            answer = <Answer>conn.task
-            Py_DECREF(<object>conn.task)
-            conn.task = NULL
-            answer.task.cancel()
+            self._cancel(conn)
         return self._say_close(conn)
+
+    cdef int _cancel(self, conn_t *conn) except -1:
+        # Give the module's work up; its task may still run to its end, for nobody.
+        answer = <Answer>conn.task
+        Py_DECREF(<object>conn.task)
+        conn.task = NULL
+        if answer.task is not None:
+            answer.task.cancel()
+        return 0
 
     cdef int _say_close(self, conn_t *conn) except -1:
         # Our CLOSE, now or with the next flush. A connection that queues for room stays in the queue until its turn:
         # the host may use the slot again as soon as it has this frame, so it must be the last that we have of it.
-        if conn.owed & OWE_CLOSE and (conn.blocked or not connection_flush(conn)):
+        if conn.owed & OWE_CLOSE and (conn.blocked or connection_flush(conn) != FLUSHED):
             connection_block(conn)
+            self._again()
         self._forget(conn)
         return self._check_drained()
 
@@ -890,11 +932,8 @@ cdef class Ingress:
             if conn.streaming:
                 return self._finish(conn, CLOSE_TIMEOUT)    # its head is out: no second answer in the middle of the first
             if conn.task != NULL:
-                answer = <Answer>conn.task
-                Py_DECREF(<object>conn.task)
-                conn.task = NULL
-                answer.task.cancel()
-            return self._refuse(conn, 503, "the request was not answered in time")
+                self._cancel(conn)
+            return self._answer_error(conn, 503, "the request was not answered in time")
         return self._finish(conn, CLOSE_NORMAL if deadline == DEADLINE_IDLE else CLOSE_TIMEOUT)
 
     cdef int _arm_tick(self) except -1:
@@ -913,6 +952,13 @@ cdef class Ingress:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self.on_wake)
+
+    cdef int _leave(self) except -1:
+        # The end of work that no turn began: publish it, and have a turn deal with a lie that was met meanwhile.
+        self._ring_host()
+        if self._out.ring.lie:
+            self._again()
+        return 0
 
     cdef void _ring_host(self) noexcept:
         # Publish what was committed; one ring of the doorbell if the proxy sleeps.
@@ -939,6 +985,8 @@ cdef void release_connection(conn_t *conn) noexcept:
     free(conn.out)
     if conn.peer != NULL:
         Py_DECREF(<object>conn.peer)
+    if conn.sni != NULL:
+        Py_DECREF(<object>conn.sni)
     if conn.body != NULL:
         Py_DECREF(<object>conn.body)
     if conn.task != NULL:
