@@ -20,7 +20,7 @@ MIB = 1 << 20
 FLOOR = 0.01  # seconds: a p99 below this is not told from the scheduler's own
 NOISE = 10
 EACH = 1000 if os.environ.get("ENCLAVE_OS_E2E") == "full" else 200
-# Bytes that a slow connection may cost the enclave: TLS state, its part of a request or of an answer, the allocator's own.
+# Bytes that a slow connection may cost the enclave: TLS state, a part of a request or answer, the allocator's share.
 SLOW_MAX = 48 << 10
 WRITE_BUFFER = 256 << 10  # limits.write_buffer_bytes: what waits in the host for a deaf client before PAUSE ...
 RING = 256 << 10  # ... and what the enclave may have sent by the time it hears of that (system of the data channel)

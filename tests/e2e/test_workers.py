@@ -1,0 +1,82 @@
+"""Two enclave processes behind one port: connections are spread, and one worker's death is nobody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+
+from tests.e2e.server import Server
+from tests.e2e.wire import HELLO, Connection, get
+
+StartServer = Callable[..., Server]
+
+COUNT = 20
+
+
+def worker_of(connection: Connection) -> int:
+    """The index of the worker that serves this connection."""
+    return int(json.loads(connection.ask(get("/trial/worker")).body)["worker"])
+
+
+def test_both_serve_and_one_survives_the_other(start_server: StartServer) -> None:
+    server = start_server({"server": {"workers": 2}})
+    server.wait_for_log("worker 1 serves")
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(server)) for _ in range(COUNT)]
+        owners = [worker_of(connection) for connection in connections]
+        assert Counter(owners) == {0: COUNT // 2, 1: COUNT // 2}, "spread by load"
+        assert [worker_of(connection) for connection in connections] == owners, "a connection stays where it is"
+
+        victim = server.enclave_pids[1]
+        os.kill(victim, signal.SIGKILL)
+        for connection, owner in zip(connections, owners, strict=True):
+            if owner == 0:
+                assert connection.ask(HELLO).body == b"world"
+            else:
+                with contextlib.suppress(OSError):
+                    assert connection.tls.recv(1) == b""
+        server.wait_for_log("was killed by SIGKILL")
+        for connection, owner in zip(connections, owners, strict=True):
+            if owner == 0:
+                assert connection.ask(HELLO).body == b"world"
+        server.wait_for_log("worker 1 serves", count=2)
+        assert server.enclave_pids[1] != victim
+
+        # The new one is empty, so the next connections are its.
+        again = [stack.enter_context(Connection(server)) for _ in range(COUNT // 2)]
+        assert [worker_of(connection) for connection in again] == [1] * (COUNT // 2)
+    server.stop()
+
+
+def test_worker_zero_is_not_special_to_clients(start_server: StartServer) -> None:
+    server = start_server({"server": {"workers": 2}})
+    server.wait_for_log("worker 1 serves")
+    os.kill(server.enclave_pids[0], signal.SIGKILL)
+    server.wait_for_log("was killed by SIGKILL")
+    with Connection(server) as connection:
+        assert connection.ask(HELLO).body == b"world"
+    server.wait_for_log("worker 0 serves", count=2)
+    server.stop()
+
+
+def test_both_drain(start_server: StartServer) -> None:
+    server = start_server({"server": {"workers": 2}})
+    server.wait_for_log("worker 1 serves")
+    half = b"POST /trial/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhello"
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(server)) for _ in range(4)]
+        assert sorted(worker_of(connection) for connection in connections) == [0, 0, 1, 1]
+        for connection in connections:
+            connection.send(half)
+        server.terminate()
+        server.wait_for_log("SIGTERM: draining")
+        for connection in connections:
+            connection.send(b"world")
+            assert connection.answer().body == b"helloworld"
+            connection.expect_end()
+    assert server.wait() == 0
+    server.stop()
