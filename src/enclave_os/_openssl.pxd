@@ -2,7 +2,7 @@
 #
 # The process shares one libssl with the `ssl` module of the standard library, so nothing here may change global state:
 # no configuration, no engines, no providers, and the error queue of the thread is left clean after every operation.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -12,17 +12,14 @@ cdef extern from *:
 
 cdef extern from "openssl/crypto.h" nogil:
     void OPENSSL_free(void *address)
-    void OPENSSL_cleanse(void *address, size_t size)
+    int OPENSSL_init_crypto(uint64_t options, const void *settings)
+    uint64_t OPENSSL_INIT_NO_LOAD_CONFIG
     const char *OpenSSL_version(int kind)
     int OPENSSL_VERSION
 
 cdef extern from "openssl/err.h" nogil:
-    unsigned long ERR_get_error()
-    unsigned long ERR_peek_last_error()
     unsigned long ERR_peek_error()
     void ERR_clear_error()
-    int ERR_GET_REASON(unsigned long code)
-    int ERR_GET_LIB(unsigned long code)
     const char *ERR_reason_error_string(unsigned long code)
 
 cdef extern from "openssl/rand.h" nogil:
@@ -41,7 +38,6 @@ cdef extern from "openssl/asn1.h" nogil:
 
 cdef extern from "openssl/objects.h" nogil:
     int NID_X9_62_prime256v1
-    int NID_secp384r1
     const char *OBJ_nid2sn(int nid)
 
 cdef extern from "openssl/evp.h" nogil:
@@ -59,15 +55,13 @@ cdef extern from "openssl/evp.h" nogil:
     int EVP_PKEY_get_base_id(const EVP_PKEY *key)
     EVP_PKEY *EVP_PKEY_new()
     void EVP_PKEY_free(EVP_PKEY *key)
-    int EVP_PKEY_up_ref(EVP_PKEY *key)
-    int EVP_PKEY_eq(const EVP_PKEY *a, const EVP_PKEY *b)
     int EVP_PKEY_get_group_name(const EVP_PKEY *key, char *name, size_t room, size_t *size)
     size_t EVP_PKEY_get1_encoded_public_key(EVP_PKEY *key, unsigned char **point)
-    int EVP_PKEY_get_size(const EVP_PKEY *key)
     EVP_PKEY_CTX *EVP_PKEY_CTX_new(EVP_PKEY *key, ENGINE *engine)
     void EVP_PKEY_CTX_free(EVP_PKEY_CTX *context)
     int EVP_PKEY_sign_init(EVP_PKEY_CTX *context)
-    int EVP_PKEY_sign(EVP_PKEY_CTX *context, unsigned char *signature, size_t *size, const unsigned char *digest, size_t digest_size)
+    int EVP_PKEY_sign(EVP_PKEY_CTX *context, unsigned char *signature, size_t *size, const unsigned char *digest,
+                      size_t digest_size)
     int EVP_PKEY_assign(EVP_PKEY *key, int kind, void *inner)
 
 cdef extern from "openssl/ec.h" nogil:
@@ -85,7 +79,6 @@ cdef extern from "openssl/ec.h" nogil:
     int EC_KEY_generate_key(EC_KEY *key)
     const EC_KEY_METHOD *EC_KEY_OpenSSL()
     EC_KEY_METHOD *EC_KEY_METHOD_new(const EC_KEY_METHOD *of)
-    void EC_KEY_METHOD_free(EC_KEY_METHOD *method)
     int EC_KEY_set_method(EC_KEY *key, const EC_KEY_METHOD *method)
     int i2o_ECPublicKey(const EC_KEY *key, unsigned char **out)
 
@@ -168,13 +161,13 @@ cdef extern from "openssl/x509.h" nogil:
     void OSSL_STACK_OF_X509_free "eos_sk_X509_free"(STACK_OF_X509 *stack)
 
 cdef extern from "openssl/x509_vfy.h" nogil:
+    int X509_STORE_set_flags(X509_STORE *store, unsigned long flags)
     int X509_STORE_add_cert(X509_STORE *store, X509 *certificate)
     int X509_V_OK
     unsigned long X509_V_FLAG_X509_STRICT
     const char *X509_verify_cert_error_string(long code)
     int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM *parameters, const char *name, size_t size)
     int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *parameters, const char *address)
-    int X509_VERIFY_PARAM_set_flags(X509_VERIFY_PARAM *parameters, unsigned long flags)
 
 cdef extern from "openssl/x509v3.h" nogil:
     const ASN1_OCTET_STRING *X509_get0_subject_key_id(X509 *certificate)
@@ -207,7 +200,6 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_CTX_set_max_proto_version(SSL_CTX *context, int version)
     int SSL_CTX_set_ciphersuites(SSL_CTX *context, const char *names)
     int SSL_CTX_set1_groups_list(SSL_CTX *context, const char *names)
-    int SSL_CTX_set1_sigalgs_list(SSL_CTX *context, const char *names)
     int SSL_CTX_set_num_tickets(SSL_CTX *context, size_t count)
     int SSL_CTX_set_session_cache_mode(SSL_CTX *context, int mode)
     int SSL_SESS_CACHE_OFF
@@ -216,16 +208,13 @@ cdef extern from "openssl/ssl.h" nogil:
     uint64_t SSL_OP_NO_RENEGOTIATION
     uint64_t SSL_OP_NO_COMPRESSION
     uint64_t SSL_OP_CIPHER_SERVER_PREFERENCE
-    uint64_t SSL_OP_PRIORITIZE_CHACHA
     long SSL_CTX_set_mode(SSL_CTX *context, long mode)
     long SSL_MODE_RELEASE_BUFFERS
     long SSL_MODE_NO_AUTO_CHAIN
-    long SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER
     void SSL_CTX_set_read_ahead(SSL_CTX *context, int on)
     int SSL_CTX_set_max_early_data(SSL_CTX *context, uint32_t size)
     long SSL_CTX_set_max_cert_list(SSL_CTX *context, long size)
     void SSL_CTX_set_verify(SSL_CTX *context, int mode, void *callback)
-    void SSL_CTX_set_verify_depth(SSL_CTX *context, int depth)
     int SSL_VERIFY_NONE
     int SSL_VERIFY_PEER
     X509_STORE *SSL_CTX_get_cert_store(SSL_CTX *context)
@@ -259,34 +248,24 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_CTX_add_custom_ext(SSL_CTX *context, unsigned int type, unsigned int where, custom_ext_add_t add,
                                custom_ext_free_t free_, void *add_arg, custom_ext_parse_t parse, void *parse_arg)
     unsigned int SSL_EXT_CLIENT_HELLO
-    unsigned int SSL_EXT_TLS1_3_CERTIFICATE_REQUEST
     unsigned int SSL_EXT_TLS1_3_ONLY
-    int SSL_AD_DECODE_ERROR
     int SSL_AD_ILLEGAL_PARAMETER
-    int SSL_AD_INTERNAL_ERROR
-    int SSL_AD_NO_APPLICATION_PROTOCOL
     const char *SSL_alert_desc_string_long(int value)
 
     SSL *SSL_new(SSL_CTX *context)
     void SSL_free(SSL *ssl)
-    int SSL_set_app_data(SSL *ssl, void *data)
-    void *SSL_get_app_data(const SSL *ssl)
+    BIO *SSL_get_rbio(const SSL *ssl)
     void SSL_set_bio(SSL *ssl, BIO *read, BIO *write)
     void SSL_set_accept_state(SSL *ssl)
     void SSL_set_connect_state(SSL *ssl)
-    int SSL_do_handshake(SSL *ssl)
     int SSL_is_init_finished(const SSL *ssl)
     int SSL_read(SSL *ssl, void *to, int room)
     int SSL_write_ex(SSL *ssl, const void *data, size_t size, size_t *written)
     int SSL_shutdown(SSL *ssl)
     int SSL_get_error(const SSL *ssl, int result)
-    int SSL_ERROR_NONE
-    int SSL_ERROR_SSL
     int SSL_ERROR_WANT_READ
-    int SSL_ERROR_SYSCALL
     int SSL_ERROR_ZERO_RETURN
     int SSL_has_pending(const SSL *ssl)
-    int SSL_pending(const SSL *ssl)
     int SSL_use_cert_and_key(SSL *ssl, X509 *certificate, EVP_PKEY *key, STACK_OF_X509 *chain, int override)
     void SSL_certs_clear(SSL *ssl)
     int SSL_set_tlsext_host_name(SSL *ssl, const char *name)

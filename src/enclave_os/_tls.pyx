@@ -4,9 +4,9 @@
 # memory that the host can change at any time) into OpenSSL's private buffer; its write side hands each finished TLS
 # record to the sink. So OpenSSL never holds a pointer into shared memory, and there is one copy each way.
 #
-# What is switched off, and stays off (threat-model.md TL1, TL2): every version but 1.3, tickets, session cache, resumption,
-# 0-RTT, renegotiation, compression, post-handshake authentication. A client's PSK offer finds no session and becomes a
-# full handshake, so that each connection is attested.
+# What is switched off, and stays off (threat-model.md TL1, TL2): every version but 1.3, tickets, session cache,
+# resumption, 0-RTT, renegotiation, compression, post-handshake authentication. A client's PSK offer finds no session
+# and becomes a full handshake, so that each connection is attested.
 #
 # Bounds (TL3): a ClientHello, with its retry, 64 KiB; 32 empty records in a row and 16 KiB of refused early data
 # (OpenSSL's own); key updates and tickets 32, and one more for each MiB of plaintext read.
@@ -15,40 +15,40 @@
 # and our own bound before there are keys) we write the seven bytes of a plaintext alert.
 #
 # Invariant: a connection that failed once stays failed, and says whose fault it was.
-# Cost: 100 bytes read and 200 written, 1.7 us, of which OpenSSL has nearly all.
+# Cost: 100 bytes read and 200 written, 1.6 us, of which OpenSSL has nearly all; an idle connection, 14 KiB, likewise.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy
 
 from enclave_os._openssl cimport (
-    BIO, BIO_CTRL_DUP, BIO_CTRL_FLUSH, BIO_TYPE_SOURCE_SINK, BIO_clear_retry_flags, BIO_free, BIO_get_data, BIO_meth_free,
-    BIO_meth_new, BIO_meth_set_ctrl, BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_new_mem_buf, BIO_set_data,
-    BIO_set_init, BIO_set_retry_read, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, OPENSSL_NPN_NEGOTIATED,
-    OPENSSL_VERSION, OPENSSL_cleanse, OPENSSL_free, OpenSSL_version, PEM_read_bio_X509, SSL, SSL_AD_ILLEGAL_PARAMETER,
-    SSL_CLIENT_HELLO_ERROR, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX, SSL_CTX_add_custom_ext, SSL_CTX_free,
-    SSL_CTX_get_cert_store, SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_protos, SSL_CTX_set_alpn_select_cb,
-    SSL_CTX_set_cert_cb, SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_cert_list,
-    SSL_CTX_set_max_early_data, SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version, SSL_CTX_set_mode,
-    SSL_CTX_set_msg_callback, SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead,
-    SSL_CTX_set_session_cache_mode, SSL_CTX_set_verify, SSL_ERROR_WANT_READ, SSL_ERROR_ZERO_RETURN,
-    SSL_EXT_CLIENT_HELLO, SSL_EXT_TLS1_3_ONLY, SSL_KEY_UPDATE_NOT_REQUESTED, SSL_KEY_UPDATE_REQUESTED,
-    SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION,
-    SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_SESS_CACHE_OFF, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
-    SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_CIPHER_standard_name, SSL_alert_desc_string_long, SSL_certs_clear,
-    SSL_client_hello_get0_ext, SSL_export_keying_material, SSL_free, SSL_get0_alpn_selected, SSL_get0_param,
-    SSL_get0_peer_certificate, SSL_get_app_data, SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group,
-    SSL_get_peer_cert_chain, SSL_get_verify_result, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_new,
-    SSL_read, SSL_select_next_proto, SSL_set_accept_state, SSL_set_app_data, SSL_set_bio, SSL_set_connect_state,
-    SSL_set_hostflags, SSL_set_tlsext_host_name, SSL_shutdown, SSL_use_cert_and_key, SSL_write_ex, STACK_OF_X509,
-    TLS1_3_VERSION, TLSEXT_TYPE_application_layer_protocol_negotiation, TLSEXT_TYPE_server_name, TLS_client_method,
-    TLS_server_method, X509, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT,
-    X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_STORE_add_cert, X509_VERIFY_PARAM_set1_host,
-    X509_VERIFY_PARAM_set1_ip_asc, X509_VERIFY_PARAM_set_flags, X509_V_FLAG_X509_STRICT, X509_V_OK, X509_free,
-    X509_verify_cert_error_string, OBJ_nid2sn, i2d_X509, sk_X509_num, sk_X509_value,
+    BIO, BIO_clear_retry_flags, BIO_CTRL_DUP, BIO_CTRL_FLUSH, BIO_free, BIO_get_data, BIO_meth_free, BIO_meth_new,
+    BIO_meth_set_ctrl, BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_new_mem_buf, BIO_set_data, BIO_set_init,
+    BIO_set_retry_read, BIO_TYPE_SOURCE_SINK, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, i2d_X509,
+    OBJ_nid2sn, OPENSSL_free, OPENSSL_init_crypto, OPENSSL_INIT_NO_LOAD_CONFIG, OPENSSL_NPN_NEGOTIATED,
+    OpenSSL_version, OPENSSL_VERSION, PEM_read_bio_X509, sk_X509_num, sk_X509_value, SSL, SSL_AD_ILLEGAL_PARAMETER,
+    SSL_alert_desc_string_long, SSL_certs_clear, SSL_CIPHER_standard_name, SSL_CLIENT_HELLO_ERROR,
+    SSL_client_hello_get0_ext, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX_add_custom_ext, SSL_CTX_free, SSL_CTX_get_cert_store,
+    SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_protos, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cert_cb,
+    SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_cert_list, SSL_CTX_set_max_early_data,
+    SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version, SSL_CTX_set_mode, SSL_CTX_set_msg_callback,
+    SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_CTX_set_session_cache_mode,
+    SSL_CTX_set_verify, SSL_ERROR_WANT_READ, SSL_ERROR_ZERO_RETURN, SSL_export_keying_material, SSL_EXT_CLIENT_HELLO,
+    SSL_EXT_TLS1_3_ONLY, SSL_free, SSL_get0_alpn_selected, SSL_get0_param, SSL_get0_peer_certificate,
+    SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group, SSL_get_peer_cert_chain, SSL_get_rbio,
+    SSL_get_verify_result, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_KEY_UPDATE_NOT_REQUESTED,
+    SSL_KEY_UPDATE_REQUESTED, SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_new,
+    SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_read,
+    SSL_select_next_proto, SSL_SESS_CACHE_OFF, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state,
+    SSL_set_hostflags, SSL_set_tlsext_host_name, SSL_shutdown, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
+    SSL_use_cert_and_key, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_write_ex, STACK_OF_X509, TLS1_3_VERSION,
+    TLS_client_method, TLS_server_method, TLSEXT_TYPE_application_layer_protocol_negotiation, TLSEXT_TYPE_server_name,
+    X509, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_free, X509_STORE,
+    X509_STORE_add_cert, X509_STORE_set_flags, X509_V_FLAG_X509_STRICT, X509_V_OK, X509_verify_cert_error_string,
+    X509_VERIFY_PARAM_set1_host, X509_VERIFY_PARAM_set1_ip_asc,
 )
 from enclave_os._x509 cimport Identity
 
@@ -76,7 +76,7 @@ HTTP_1_1 = b"http/1.1"
 CHALLENGE_SIZE = TLS_CHALLENGE_SIZE
 
 
-# -- the BIO: where OpenSSL meets the lent bytes and the sink ------------------------------------------------------------
+# -- the BIO: where OpenSSL meets the lent bytes and the sink ---------------------------------------------------------
 
 cdef int on_bio_read(BIO *bio, char *to, int room) noexcept nogil:
     cdef tls_conn_t *conn = <tls_conn_t *>BIO_get_data(bio)
@@ -117,13 +117,20 @@ cdef long on_bio_ctrl(BIO *bio, int command, long number, void *pointer) noexcep
     return command == BIO_CTRL_FLUSH or command == BIO_CTRL_DUP
 
 
-# -- callbacks of a handshake --------------------------------------------------------------------------------------------
+# -- callbacks of a handshake -----------------------------------------------------------------------------------------
+
+cdef inline tls_conn_t *connection_of(SSL *ssl) noexcept nogil:
+    # By its BIO: an SSL's application data would cost each connection another allocation.
+    cdef BIO *bio = SSL_get_rbio(ssl)
+    return <tls_conn_t *>BIO_get_data(bio) if bio != NULL else NULL
+
 
 cdef void on_message(int written, int version, int content_type, const void *data, size_t size, SSL *ssl,
                      void *arg) noexcept nogil:
     # Every alert and every handshake message passes here, in both directions, decrypted.
-    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    cdef tls_conn_t *conn = connection_of(ssl)
     cdef const uint8_t *message = <const uint8_t *>data
+    cdef uint64_t allowed
     if conn == NULL:
         return
     if content_type == RECORD_ALERT and size == 2:
@@ -138,7 +145,8 @@ cdef void on_message(int written, int version, int content_type, const void *dat
         elif message[0] == MESSAGE_KEY_UPDATE or message[0] == MESSAGE_NEW_SESSION_TICKET:
             # Each costs us a key schedule (10 us) and may oblige us to answer; OpenSSL does not count them.
             conn.control_messages += 1
-            if conn.control_messages > TLS_CONTROL_MESSAGES_MAX + (conn.plaintext_size >> TLS_CONTROL_MESSAGES_PER_SHIFT):
+            allowed = TLS_CONTROL_MESSAGES_MAX + (conn.plaintext_size >> TLS_CONTROL_MESSAGES_PER_SHIFT)
+            if conn.control_messages > allowed:
                 conn.refusal = TLS_REFUSED_FLOOD
 
 
@@ -173,7 +181,7 @@ cdef void keep_error(tls_conn_t *conn, object error) noexcept:
 cdef int on_client_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
     # First thing after a ClientHello was put together from its records, however they were cut, and again for the second
     # one after a HelloRetryRequest.
-    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    cdef tls_conn_t *conn = connection_of(ssl)
     cdef const unsigned char *data = NULL
     cdef size_t size = 0
     cdef bint has_challenge = SSL_client_hello_get0_ext(ssl, CHALLENGE_EXTENSION, &data, &size) == 1
@@ -183,8 +191,8 @@ cdef int on_client_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
         conn.refusal = TLS_REFUSED_CHALLENGE_SIZE
         return SSL_CLIENT_HELLO_ERROR
     if conn.hello != NULL:
-        # RFC 8446 4.1.2: a second ClientHello may change only what the retry asks for. Evidence bound to a nonce that the
-        # peer may still change would be bound to nothing.
+        # RFC 8446 4.1.2: a second ClientHello may change only what the retry asks for. Evidence bound to a nonce that
+        # the peer may still change would be bound to nothing.
         if has_challenge != conn.has_challenge or (
             has_challenge and memcmp(data, conn.challenge, TLS_CHALLENGE_SIZE) != 0
         ):
@@ -229,7 +237,7 @@ cdef int keep_hello(tls_conn_t *conn, SSL *ssl) noexcept:
 
 cdef int on_certificate(SSL *ssl, void *arg) noexcept nogil:
     # After version, cipher, group and name were agreed, so that a hello which is refused anyway costs no certificate.
-    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    cdef tls_conn_t *conn = connection_of(ssl)
     if conn.identity != NULL:
         return 1        # the second ClientHello: chosen at the first, and still set
     with gil:
@@ -270,7 +278,7 @@ cdef int on_alpn(SSL *ssl, const unsigned char **chosen, unsigned char *chosen_s
 
 cdef int on_add_challenge(SSL *ssl, unsigned int type, unsigned int where, const unsigned char **data, size_t *size,
                           X509 *certificate, size_t index, int *alert, void *arg) noexcept nogil:
-    cdef tls_conn_t *conn = <tls_conn_t *>SSL_get_app_data(ssl)
+    cdef tls_conn_t *conn = connection_of(ssl)
     if not conn.has_challenge:
         return 0
     data[0] = conn.challenge
@@ -278,7 +286,12 @@ cdef int on_add_challenge(SSL *ssl, unsigned int type, unsigned int where, const
     return 1
 
 
-# -- contexts ------------------------------------------------------------------------------------------------------------
+cdef int refuse_password(char *to, int room, int writing, void *arg) noexcept nogil:
+    # Without a callback OpenSSL would ask the terminal for the password of an encrypted block.
+    return -1
+
+
+# -- contexts ---------------------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class ClientHello:
@@ -312,8 +325,8 @@ cdef class TLSContext:
         """The serving end.
 
         Args:
-            choose: called with the `ClientHello` once per connection, returns the `Identity` to show. What it raises ends
-                that handshake with internal_error and is kept for whoever runs the connection.
+            choose: called with the `ClientHello` once per connection, returns the `Identity` to show. What it raises
+                ends that handshake with internal_error and is kept for whoever runs the connection.
             protocols: ALPN names served; a client that offers only others gets no_application_protocol.
             groups: key agreement groups, OpenSSL names joined by colons, preferred first.
         """
@@ -321,8 +334,6 @@ cdef class TLSContext:
         self.is_server = True
         self.choose = choose
         self.context = SSL_CTX_new(TLS_server_method())
-        if self.context == NULL:
-            raise MemoryError
         self.set_common(groups, protocols)
         SSL_CTX_set_client_hello_cb(self.context, on_client_hello, NULL)
         SSL_CTX_set_cert_cb(self.context, on_certificate, NULL)
@@ -340,7 +351,8 @@ cdef class TLSContext:
                 list is not read.
             protocols: ALPN names offered; empty offers none.
             groups: key agreement groups, preferred first; a key share is sent for the first.
-            dangerously_skip_verification: take any certificate. Whoever says so checks it by other means, or not at all.
+            dangerously_skip_verification: take any certificate. Whoever says so checks it by other means, or not at
+                all.
         Raises:
             UsageError: neither or both of `ca_pem` and the dangerous flag.
             ConfigError: `ca_pem` holds no certificate.
@@ -350,8 +362,6 @@ cdef class TLSContext:
             raise UsageError("a client context takes either ca_pem or dangerously_skip_verification=True")
         self.verifies = not dangerously_skip_verification
         self.context = SSL_CTX_new(TLS_client_method())
-        if self.context == NULL:
-            raise MemoryError
         self.set_common(groups, protocols)
         if ca_pem is not None:
             self.trust(ca_pem)
@@ -362,6 +372,9 @@ cdef class TLSContext:
 
     cdef int set_common(self, str groups, protocols) except -1:
         cdef bytes wire
+        if self.context == NULL:
+            ERR_clear_error()
+            raise InternalError("OpenSSL gives no TLS context: a configuration of its own may forbid what we need")
         self.method = BIO_meth_new(BIO_TYPE_SOURCE_SINK, b"enclave-os connection")
         if self.method == NULL:
             raise MemoryError
@@ -406,15 +419,18 @@ cdef class TLSContext:
 
     cdef int trust(self, bytes ca_pem) except -1:
         cdef BIO *bio = BIO_new_mem_buf(PyBytes_AS_STRING(ca_pem), <int>PyBytes_GET_SIZE(ca_pem))
+        cdef X509_STORE *store = SSL_CTX_get_cert_store(self.context)
         cdef X509 *certificate
         cdef int count = 0
+        if X509_STORE_set_flags(store, X509_V_FLAG_X509_STRICT) != 1:
+            raise InternalError("OpenSSL does not check certificates strictly")
         if bio == NULL:
             raise MemoryError
         while True:
-            certificate = PEM_read_bio_X509(bio, NULL, NULL, NULL)
+            certificate = PEM_read_bio_X509(bio, NULL, refuse_password, NULL)
             if certificate == NULL:
                 break
-            if X509_STORE_add_cert(SSL_CTX_get_cert_store(self.context), certificate) == 1:
+            if X509_STORE_add_cert(store, certificate) == 1:
                 count += 1
             X509_free(certificate)
         BIO_free(bio)
@@ -424,7 +440,7 @@ cdef class TLSContext:
         return 0
 
 
-# -- connections ---------------------------------------------------------------------------------------------------------
+# -- connections ------------------------------------------------------------------------------------------------------
 
 cdef tls_conn_t *tls_conn_new(TLSContext context, tls_copy_in_t copy_in, tls_sink_t sink, void *sink_arg) except NULL:
     cdef tls_conn_t *conn = <tls_conn_t *>calloc(1, sizeof(tls_conn_t))
@@ -439,7 +455,7 @@ cdef tls_conn_t *tls_conn_new(TLSContext context, tls_copy_in_t copy_in, tls_sin
     conn.context = <PyObject *>context
     conn.ssl = SSL_new(context.context)
     bio = BIO_new(context.method)
-    if conn.ssl == NULL or bio == NULL or SSL_set_app_data(conn.ssl, conn) != 1:
+    if conn.ssl == NULL or bio == NULL:
         BIO_free(bio)
         tls_conn_free(conn)
         ERR_clear_error()
@@ -622,7 +638,7 @@ cdef int tls_export(tls_conn_t *conn, uint8_t *to, size_t size, const char *labe
     return 0 if done == 1 else -1
 
 
-# -- the engine: one connection for Python --------------------------------------------------------------------------------
+# -- the engine: one connection for Python ----------------------------------------------------------------------------
 
 cdef void copy_private(uint8_t *to, const uint8_t *from_, size_t size) noexcept nogil:
     memcpy(to, from_, size)
@@ -756,7 +772,8 @@ cdef class TLSEngine:
         error = tls_take_error(self.conn)
         if error is not None:
             return error
-        if self.conn.alert_sent == (ALERT_FATAL << 8 | ALERT_INTERNAL_ERROR) or self.conn.refusal == TLS_REFUSED_BY_SINK:
+        ours = self.conn.alert_sent == (ALERT_FATAL << 8 | ALERT_INTERNAL_ERROR)
+        if ours or self.conn.refusal == TLS_REFUSED_BY_SINK:
             return InternalError("TLS: " + tls_describe(self.conn))
         return (ClientProtocolError if self.conn.server else ServerProtocolError)("TLS: " + tls_describe(self.conn))
 
@@ -782,7 +799,7 @@ cdef class TLSEngine:
         return data
 
     def close(self):
-        """Say close_notify, once; reading may go on. Nothing is said before the handshake is done, or after a failure."""
+        """Say close_notify, once; reading may go on. Says nothing before the handshake is done, or after a failure."""
         tls_close(self.conn)
 
     def update_keys(self, *, bint ask_peer=False):
@@ -893,6 +910,19 @@ cdef bytes encode(X509 *certificate):
         return PyBytes_FromStringAndSize(<char *>data, size)
     finally:
         OPENSSL_free(data)
+
+
+def ignore_openssl_configuration():
+    """Keep libcrypto from reading openssl.cnf, which could load code; to be called before anything else uses libcrypto.
+
+    The file, and OPENSSL_CONF, which may name another one, are the host's. For the enclave's entry only: whoever uses
+    the client has a right to a configuration of their own.
+
+    Raises:
+        InternalError: libcrypto cannot be initialised.
+    """
+    if OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL) != 1:
+        raise InternalError("libcrypto cannot be initialised")
 
 
 def openssl_version():

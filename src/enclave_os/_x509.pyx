@@ -1,8 +1,8 @@
 # Leaf certificates, minted fresh for a connection: key, DER by hand, signature by the issuer.
 #
-# A TBSCertificate is a concatenation of parts of which all but serial, validity and public key are the same from leaf to
-# leaf. So they are encoded once, in LeafMinter, and a leaf is written from its end to its start (each length is known
-# when its header is written) into one buffer:
+# A TBSCertificate is a concatenation of parts of which all but serial, validity and public key are the same from leaf
+# to leaf. So they are encoded once, in LeafMinter, and a leaf is written from its end to its start (each length is
+# known when its header is written) into one buffer:
 #
 #   Certificate = SEQUENCE { TBSCertificate, ecdsa-with-SHA256, BIT STRING signature }          RFC 5280 4.1
 #   TBSCertificate = SEQUENCE { [0] v3, serial, ecdsa-with-SHA256, issuer, validity, subject, SPKI, [3] extensions }
@@ -16,16 +16,16 @@ from libc.string cimport memcpy
 from libc.time cimport time_t, tm
 
 from enclave_os._openssl cimport (
-    ASN1_OCTET_STRING, ASN1_STRING_get0_data, ASN1_STRING_length, EC_GROUP_free, EC_GROUP_new_by_curve_name, EC_KEY,
-    EC_KEY_METHOD, EC_KEY_METHOD_new, EC_KEY_OpenSSL, EC_KEY_free, EC_KEY_generate_key, EC_KEY_new, EC_KEY_set_group,
-    EC_KEY_set_method, ERR_clear_error, EVP_PKEY, EVP_PKEY_CTX_free, EVP_PKEY_CTX_new, EVP_PKEY_EC, EVP_PKEY_assign,
-    EVP_PKEY_free, EVP_PKEY_get1_encoded_public_key, EVP_PKEY_get_base_id, EVP_PKEY_get_group_name, EVP_PKEY_new,
-    EVP_PKEY_sign, EVP_PKEY_sign_init, NID_X9_62_prime256v1, OPENSSL_free, OSSL_LIB_CTX_free, OSSL_LIB_CTX_new,
-    OSSL_PROVIDER_load, OSSL_PROVIDER_unload, OSSL_STACK_OF_X509_free, RAND_bytes, SHA256_CTX, SHA256_Final, SHA256_Init,
-    SHA256_Update, STACK_OF_X509, X509,
-    X509_check_ca, X509_check_private_key, X509_check_purpose, X509_d2i_under, X509_free, X509_get0_pubkey, X509_get0_subject_key_id,
-    X509_get_subject_name, X509_set_pubkey, X509_up_ref, d2i_AutoPrivateKey, d2i_X509, i2d_PUBKEY, i2d_X509,
-    i2d_X509_NAME, i2o_ECPublicKey, sk_X509_new_null, sk_X509_num, sk_X509_push, sk_X509_value,
+    ASN1_OCTET_STRING, ASN1_STRING_get0_data, ASN1_STRING_length, d2i_AutoPrivateKey, d2i_X509, EC_GROUP_free,
+    EC_GROUP_new_by_curve_name, EC_KEY, EC_KEY_free, EC_KEY_generate_key, EC_KEY_METHOD, EC_KEY_METHOD_new,
+    EC_KEY_new, EC_KEY_OpenSSL, EC_KEY_set_group, EC_KEY_set_method, ERR_clear_error, EVP_PKEY, EVP_PKEY_assign,
+    EVP_PKEY_CTX_free, EVP_PKEY_CTX_new, EVP_PKEY_EC, EVP_PKEY_free, EVP_PKEY_get1_encoded_public_key,
+    EVP_PKEY_get_base_id, EVP_PKEY_get_group_name, EVP_PKEY_new, EVP_PKEY_sign, EVP_PKEY_sign_init, i2d_PUBKEY,
+    i2d_X509, i2d_X509_NAME, i2o_ECPublicKey, NID_X9_62_prime256v1, OPENSSL_free, OSSL_LIB_CTX_free, OSSL_LIB_CTX_new,
+    OSSL_PROVIDER_load, OSSL_PROVIDER_unload, OSSL_STACK_OF_X509_free, RAND_bytes, SHA256_CTX, SHA256_Final,
+    SHA256_Init, SHA256_Update, sk_X509_new_null, sk_X509_num, sk_X509_push, sk_X509_value, STACK_OF_X509, X509,
+    X509_check_ca, X509_check_private_key, X509_check_purpose, X509_d2i_under, X509_free, X509_get0_pubkey,
+    X509_get0_subject_key_id, X509_get_subject_name, X509_set_pubkey, X509_up_ref,
 )
 
 import ipaddress
@@ -76,7 +76,7 @@ cdef bytes FIXED_EXTENSIONS = bytes.fromhex(
 cdef bytes KEY_ID_PREFIX = bytes.fromhex("301d0603551d0e04160414")
 
 
-# -- DER -----------------------------------------------------------------------------------------------------------------
+# -- DER --------------------------------------------------------------------------------------------------------------
 
 cdef bytes der(uint8_t tag, bytes content):
     """One DER element: tag, shortest definite length, content."""
@@ -213,7 +213,7 @@ cdef int put_time(der_writer_t *w, int64_t seconds) noexcept nogil:
     return 0
 
 
-# -- reading what the operator or a test hands us ----------------------------------------------------------------------
+# -- reading what the operator or a test hands us ---------------------------------------------------------------------
 
 cdef X509 *read_certificate(bytes data) except NULL:
     cdef const unsigned char *at = <const unsigned char *>PyBytes_AS_STRING(data)
@@ -280,7 +280,7 @@ cdef bytes key_identifier(const uint8_t *point, size_t size):
     return PyBytes_FromStringAndSize(<char *>digest, KEY_ID_SIZE)
 
 
-# -- identities ----------------------------------------------------------------------------------------------------------
+# -- identities -------------------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class Identity:
@@ -357,7 +357,7 @@ cdef bytes certificate_der(X509 *certificate):
         OPENSSL_free(data)
 
 
-# -- minting -------------------------------------------------------------------------------------------------------------
+# -- minting ----------------------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class LeafMinter:
@@ -434,7 +434,8 @@ cdef class LeafMinter:
         OPENSSL_free(data)
         key_id = X509_get0_subject_key_id(issuer)
         if key_id != NULL:
-            identifier = PyBytes_FromStringAndSize(<const char *>ASN1_STRING_get0_data(key_id), ASN1_STRING_length(key_id))
+            data = <unsigned char *>ASN1_STRING_get0_data(key_id)
+            identifier = PyBytes_FromStringAndSize(<const char *>data, ASN1_STRING_length(key_id))
         else:
             data = NULL
             size = <int>EVP_PKEY_get1_encoded_public_key(self.issuer_key, &data)
@@ -461,8 +462,9 @@ cdef class LeafMinter:
         return 0
 
     cdef int fresh_key(self, Identity identity, uint8_t *point) except -1:
-        # EC_KEY from a kept group: 9 us. As a provider's key it would have to be encoded and decoded again to be put into
-        # an X509 (120 us), and exported to a provider for the handshake's signature (22 us); LEAF_KEY_METHOD spares that.
+        # EC_KEY from a kept group: 9 us. A provider's key would have to be encoded and decoded again to be put into an
+        # X509 (120 us). An EC_KEY would be exported to a provider for the handshake's signature (22 us), but for
+        # LEAF_KEY_METHOD.
         cdef EC_KEY *key = EC_KEY_new()
         cdef uint8_t *at = point
         identity.key = EVP_PKEY_new()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -438,6 +441,45 @@ def test_the_error_queue_is_left_clean(server: TLSContext) -> None:
         theirs.tls.read()
     ours.write(b"still fine")
     assert ours.take_output()
+
+
+ANY_CONTEXT = "TLSContext.client(dangerously_skip_verification=True)"
+
+
+@pytest.mark.parametrize(("first", "survives"), [("", False), ("ignore_openssl_configuration();", True)])
+def test_a_configuration_of_the_hosts_is_not_read(tmp_path: Path, first: str, survives: bool) -> None:
+    # A file that asks for algorithms which nobody has; one that loads a library would be taken in the same way.
+    configuration = tmp_path / "openssl.cnf"
+    configuration.write_text(
+        "openssl_conf = all\n[all]\nalg_section = algorithms\n[algorithms]\ndefault_properties = fips=yes\n"
+    )
+    program = f"from enclave_os._tls import TLSContext, ignore_openssl_configuration; {first} {ANY_CONTEXT}"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "OPENSSL_CONF": str(configuration)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode == 0) is survives
+    assert survives or "OpenSSL gives no TLS context" in done.stderr
+
+
+def test_an_encrypted_block_asks_nobody_for_a_password(development_ca: Authority) -> None:
+    lines = development_ca.certificate_pem.decode().splitlines()
+    headers = ["Proc-Type: 4,ENCRYPTED", "DEK-Info: AES-256-CBC," + "00" * 16, ""]
+    with pytest.raises(ConfigError, match="no CA certificate"):
+        TLSContext.client(ca_pem="\n".join([lines[0], *headers, *lines[1:], ""]).encode())
+
+
+def test_our_client_is_strict(now: int) -> None:
+    # RFC 5280 4.2.1.2: a CA's certificate must have a subject key identifier; only a strict check asks for it.
+    sloppy = Authority.make("Sloppy CA", with_key_id=False)
+    leaf = LeafMinter(sloppy.certificate_der, sloppy.key_der, ["localhost"]).mint(now, 86400)
+    client = TLSContext.client(ca_pem=sloppy.certificate_pem)
+    with pytest.raises(ServerProtocolError, match="Missing Subject Key Identifier"):
+        shake_hands(TLSEngine(TLSContext.server(lambda hello: leaf)), TLSEngine(client, "localhost"))
 
 
 def test_it_is_openssl_3() -> None:
