@@ -4,13 +4,16 @@ Invariants: no bytes crash it, it gives only its four results and they do not de
 client composed by the rules is read back as it was composed; two requests in a row never become anything but two.
 """
 
+from random import Random
 from urllib.parse import quote
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from enclave_os.http._parser import METHOD_NAMES
 from tests.enclave.http_feed import Event, both, cut, feed
+from tests.enclave.test_http_strict import ACCEPTED, CASES
 
 NAME_CHARACTERS = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 OURS = frozenset({"host", "expect", "upgrade", "connection", "content-length", "transfer-encoding"})
@@ -91,6 +94,40 @@ def test_no_bytes_crash_it_and_cuts_do_not_matter(prefix: bytes, rest: bytes, si
     whole = both(raw, **limits)
     assert feed(cut(raw, size), **limits) == whole
     assert feed(cut(raw, size)) == both(raw)
+
+
+SEEDS = [raw for raw, _ in CASES.values()] + [raw for raw, _ in ACCEPTED.values()]
+LIMITS = {"head_size_max": (64, 300, 16384), "header_count_max": (2, 100), "target_size_max": (8, 8192)}
+INSERTED = (b"\r\n", b"\n", b"\r", b"\0", b" ", b"%", b"..", b"/", b":", b";", b"0", b"f", b"Host: a\r\n", b"\r\n\r\n")
+
+
+def mutated(random: Random) -> bytes:
+    """One or two of the strict tests' requests with a few bytes changed, inserted, removed or repeated."""
+    raw = bytearray(b"".join(random.choices(SEEDS, k=random.choice((1, 1, 2)))))
+    for _ in range(random.randint(1, 4)):
+        at, end = sorted(random.choices(range(len(raw) + 1), k=2))
+        match random.randrange(4):
+            case 0 if at < len(raw):
+                raw[at] = random.randrange(256)
+            case 1:
+                raw[at:at] = random.choice(INSERTED)
+            case 2:
+                del raw[at : at + random.randint(1, 5)]
+            case _:
+                raw[at:at] = raw[at:end][:40]
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutations_of_the_strict_cases(seed: int) -> None:
+    """Whatever is near a rule of the parser: one event list for every cut, under limits that strike and that do not."""
+    random = Random(seed)
+    for _ in range(3000):
+        raw = mutated(random)
+        limits = {name: random.choice(values) for name, values in LIMITS.items()}
+        limits["body_size_max"] = random.choice((4, 1 << 24))
+        whole = both(raw, **limits)
+        assert feed(cut(raw, random.randint(2, 20)), **limits) == whole, raw
 
 
 @settings(max_examples=300, deadline=None)

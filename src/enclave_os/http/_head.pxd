@@ -63,7 +63,7 @@ cdef const char *head_too_long(
 # Why a head is refused whose first `size` bytes begin no known method: not implemented if they are a token, else malformed.
 cdef const char *head_no_method(const uint8_t *head, uint32_t size, uint16_t *status) noexcept nogil
 
-# Why a head is refused whose first `size` bytes end where llhttp no longer saw a version: well-formed but not ours, or malformed.
+# Why a head is refused in which llhttp read no version behind these `size` bytes: a version that is not ours, or malformed.
 cdef const char *head_no_version(const uint8_t *head, uint32_t size, uint16_t *status) noexcept nogil
 
 # RFC 9110 5.6.2 tchar

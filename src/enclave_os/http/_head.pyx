@@ -87,14 +87,16 @@ cdef const char *head_no_method(const uint8_t *head, uint32_t size, uint16_t *st
 
 
 cdef const char *head_no_version(const uint8_t *head, uint32_t size, uint16_t *status) noexcept nogil:
-    cdef uint32_t n = size - 1 if size and head[size - 1] == c"\r" else size
+    # The last 9 bytes are SP HTTP/d.d; of one that llhttp knows, it is what follows that it could not read.
+    cdef const uint8_t *last = head + (size - 9 if size > 9 else 0)
     cdef bint whole = (
-        n > 9 and head[n - 9] == c" " and same(head + n - 8, b"http/", 5)
-        and CLASS[head[n - 3]] & IS_DIGIT and head[n - 2] == c"." and CLASS[head[n - 1]] & IS_DIGIT
+        size > 9 and last[0] == c" " and same(last + 1, b"http/", 5)
+        and CLASS[last[6]] & IS_DIGIT and last[7] == c"." and CLASS[last[8]] & IS_DIGIT
     )
-    # llhttp says no at the major number already, if there is no such protocol.
-    cdef bint major = n > 7 and head[n - 7] == c" " and same(head + n - 6, b"http/", 5) and CLASS[head[n - 1]] & IS_DIGIT
-    if whole or (major and n == size):
+    if whole and not (
+        (last[6] == c"1" and last[8] <= c"1") or (last[6] == c"2" and last[8] == c"0")
+        or (last[6] == c"0" and last[8] == c"9")
+    ):
         status[0] = 505
         return b"HTTP version not supported"
     status[0] = 400

@@ -164,8 +164,8 @@ cdef int feed_head(http_parser_t *p, const uint8_t *data, size_t size, size_t *p
         return refuse(p, status, reason)
     taken = llhttp_get_error_pos(&p.llhttp) - <const char *>start
     if error == HPE_INVALID_VERSION or error == HPE_INVALID_METHOD:
-        # The byte at error_pos is the first that fits none.
-        if not keep_partial(p, start, min(taken + 1, n)):
+        # error_pos is the byte that fits no method; of a version it may be the one behind, so only what is before counts.
+        if not keep_partial(p, start, taken if error == HPE_INVALID_VERSION else min(taken + 1, n)):
             return refuse(p, 503, b"out of memory")
         if error == HPE_INVALID_METHOD:
             reason = head_no_method(p.partial, p.partial_size, &status)
