@@ -146,10 +146,11 @@ def test_every_test_that_a_page_names_exists() -> None:
 
 
 def test_every_page_that_the_code_names_exists() -> None:
+    made = {"serve.md"}  # what bench_serve writes beside its figures
     missing: set[str] = set()
     for name, path in files(ROOT, (*CODE_SUFFIXES, ".md", ".toml")):
         for page in re.findall(r"(?<![\w/.-])([\w./-]+\.md)\b", path.read_text(encoding="utf-8")):
             places = (ROOT / page, ROOT / "docs" / page, path.parent / page)
-            if not any(place.is_file() for place in places):
+            if page not in made and not any(place.is_file() for place in places):
                 missing.add(f"{name}: {page}")
     assert missing == set()
