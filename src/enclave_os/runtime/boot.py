@@ -19,6 +19,7 @@ from enclave_os.border.control import ControlBlock
 from enclave_os.border.doorbell import Doorbell
 from enclave_os.border.region import Region
 from enclave_os.errors import EnclaveError
+from enclave_os.runtime.allocator import keep_memory
 from enclave_os.runtime.context import Context, ExitCode, Mode
 from enclave_os.runtime.hardening import harden
 from enclave_os.runtime.log import escape_line
@@ -33,6 +34,7 @@ MODES: Final[Mapping[str, Mode]] = {"simulated": "simulated", "direct": "direct"
 def run_enclave(environment: Mapping[str, str]) -> int:
     """The whole life of an enclave process; returns its exit code. Errors before the log works go to stderr."""
     harden()
+    keep_memory()
     try:
         context = attach(environment)
     except PeerProtocolError as error:

@@ -1,0 +1,32 @@
+"""Big blocks stay with the process: freed and taken again they cost no new page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+# In a process of its own: the thresholds are for good. Counts page faults of taking and freeing 8 blocks of 1 MiB.
+PROGRAM = """
+import resource, sys
+from enclave_os.runtime.allocator import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def round():
+    blocks = [bytearray(1 << 20) for _ in range(8)]
+round()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    round()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    run = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True, timeout=60)
+    return int(run.stdout)
+
+
+def test_blocks_taken_again_are_not_faulted_in_again() -> None:
+    pages = 20 * 8 * 256
+    assert faults("keep") < pages // 100
+    assert faults("leave") > pages // 10, "without it the system is asked each time: the test can fail"
