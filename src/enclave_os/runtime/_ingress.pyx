@@ -411,6 +411,7 @@ cdef class Ingress:
             raise MemoryError
         conn.conn_id = conn_id
         conn.sink = &self._out
+        conn.window_start = self._out.ring.produced
         try:
             conn.tls = tls_conn_new(self._tls, eos_copy_in, connection_sink, conn)
         except MemoryError:
@@ -611,8 +612,11 @@ cdef class Ingress:
             return 0
         Py_DECREF(<object>conn.task)
         conn.task = NULL
-        if task.cancelled() or error is not None:
-            self._failed(conn, error or InternalError("cancelled"))
+        if task.cancelled():
+            # Not by us, who would have given the connection's claim to it up before: the loop ends.
+            self._finish(conn, CLOSE_SHUTDOWN)
+        elif error is not None:
+            self._failed(conn, error)
         elif isinstance(result, Response):
             self._answer(conn, <Response>result)
         elif not conn.streaming:
