@@ -237,8 +237,8 @@ cdef int loop(proxy_t *p) noexcept nogil:
     cdef epoll_event_t events[EVENTS_PER_TURN_MAX]
     cdef int timeout, got, i, error = 0
     cdef uint32_t index
+    p.now_ns = eos_monotonic_ns()
     while True:
-        p.now_ns = eos_monotonic_ns()
         obey(p)
         if p.stopping:
             break
@@ -251,10 +251,12 @@ cdef int loop(proxy_t *p) noexcept nogil:
                 timeout = sleep_ms(p)
                 count(&p.count.sleeps, 1)
         got = epoll_wait(p.epoll, events, EVENTS_PER_TURN_MAX, timeout)
-        disarm_all(p)
         if got < 0 and errno != EINTR:
             error = errno
             break
+        # Before the events: what they move counts from now, not from before the sleep.
+        p.now_ns = eos_monotonic_ns()
+        disarm_all(p)
         for i in range(got):
             on_event(p, events[i].events, events[i].data.u64)
     for index in range(p.workers_high):

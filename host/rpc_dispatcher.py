@@ -73,10 +73,12 @@ class RPCDispatcher:
 
     Args:
         on_lie: called in the dispatcher's thread, once per worker, when its channel is poisoned.
+        on_failure: called in the dispatcher's thread when it ends without `stop`, by a bug of ours.
     """
 
-    def __init__(self, on_lie: Callable[[int, PeerProtocolError], None]) -> None:
+    def __init__(self, on_lie: Callable[[int, PeerProtocolError], None], on_failure: Callable[[], None]) -> None:
         self._on_lie = on_lie
+        self._on_failure = on_failure
         self._epoll = select.epoll()
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._control, select.EPOLLIN)
@@ -126,11 +128,15 @@ class RPCDispatcher:
                 self._epoll.unregister(worker.doorbell.rpc_to_host)
 
     def _run(self) -> None:
-        while not self._stopping:
-            with self._lock:
-                sleep = self._turn()
-            self._epoll.poll(-1 if sleep else 0)
-            silence(self._control)
+        try:
+            while not self._stopping:
+                with self._lock:
+                    sleep = self._turn()
+                self._epoll.poll(-1 if sleep else 0)
+                silence(self._control)
+        finally:
+            if not self._stopping:
+                self._on_failure()
 
     def _turn(self) -> bool:
         """Serve every worker once; whether all of them are armed."""

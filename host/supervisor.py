@@ -23,6 +23,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -76,6 +77,7 @@ class _Life:
     region: Region
     doorbell: Doorbell
     process: EnclaveProcess
+    undo: ExitStack  # takes back all but the process
 
 
 @dataclass(slots=True)
@@ -153,7 +155,10 @@ class Supervisor:
         self._workers = [_Worker(index) for index in range(count)]
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._asked_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._dispatcher = RPCDispatcher(lambda index, error: self._ask(lambda: self._rpc_lie(index, error)))
+        self._dispatcher = RPCDispatcher(
+            lambda index, error: self._ask(lambda: self._rpc_lie(index, error)),
+            lambda: self._ask(self._dispatcher_failed),
+        )
         self._proxy = TCPProxy(settings, lambda error: self._ask(lambda: self._proxy_failed(error)))
         self._selector = selectors.DefaultSelector()
         self._ready_fd: int | None = None
@@ -242,6 +247,11 @@ class Supervisor:
         self._exit_code = EX_OSERR
         self._end_now = True
 
+    def _dispatcher_failed(self) -> None:
+        self._log.error("the RPC dispatcher ended by a bug of the host")
+        self._exit_code = EX_SOFTWARE
+        self._end_now = True
+
     def _on_exit(self, worker: _Worker) -> None:
         """The process of a worker has ended."""
         life, phase = worker.life, worker.phase
@@ -260,32 +270,47 @@ class Supervisor:
             return
         if phase is Phase.SERVING and time.monotonic() - worker.serving_since >= STEADY_SECONDS:
             worker.failures = 0
+        self._start_again(worker, f"{how}{_reason(results)}")
+
+    def _start_again(self, worker: _Worker, why: str) -> None:
         delay = DELAYS[min(worker.failures, len(DELAYS) - 1)]
         worker.failures += 1
         worker.due = time.monotonic() + delay
         again = f"; {worker.failures} times in a row, starting again in {delay:g} s" if delay else "; starting again"
-        self._log.error(f"worker {worker.index} {how}{_reason(results)}{again}")
+        self._log.error(f"worker {worker.index} {why}{again}")
 
     # -- a worker's life ----------------------------------------------------------------------------------------------
 
     def _start(self, worker: _Worker) -> None:
-        region = Region(self._folder, region_label(self._state_folder, worker.index), self._layout)
+        """Begin a life. Raises: OSError: the system refused, and nothing has served yet."""
         try:
-            region.call_channels()
-            region.call_run(self._documents[worker.index])
-            doorbell = Doorbell()
-            # Attached before the process exists: its first frame finds somebody.
-            self._proxy.add_worker(worker.index, region, doorbell)
-            self._dispatcher.add_worker(worker.index, region, doorbell, self._registry(worker.index))
-            process = EnclaveProcess(self._command, region=region.name, doorbell=doorbell, mode="simulated")
-        except OSError:
-            region.unlink()
-            raise
-        worker.life = _Life(region, doorbell, process)
+            life = self._make_life(worker.index)
+        except OSError as error:
+            if not self._served:
+                raise
+            self._start_again(worker, f"could not be started: {error}")
+            return
+        worker.life = life
         worker.phase = Phase.STARTING
         worker.due = time.monotonic() + START_SECONDS_MAX
-        self._selector.register(process.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
-        self._log.info(f"worker {worker.index} started, process {process.pid}")
+        self._selector.register(life.process.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
+        self._log.info(f"worker {worker.index} started, process {life.process.pid}")
+
+    def _make_life(self, index: int) -> _Life:
+        with ExitStack() as undo:
+            region = Region(self._folder, region_label(self._state_folder, index), self._layout)
+            undo.callback(region.unlink)
+            region.call_channels()
+            region.call_run(self._documents[index])
+            doorbell = Doorbell()
+            undo.callback(doorbell.close)
+            # Attached before the process exists: its first frame finds somebody.
+            self._proxy.add_worker(index, region, doorbell)
+            undo.callback(self._proxy.detach_worker, index)
+            self._dispatcher.add_worker(index, region, doorbell, self._registry(index))
+            undo.callback(self._dispatcher.remove_worker, index)
+            process = EnclaveProcess(self._command, region=region.name, doorbell=doorbell, mode="simulated")
+            return _Life(region, doorbell, process, undo.pop_all())
 
     def _registry(self, index: int) -> Registry:
         return Registry(
@@ -329,10 +354,7 @@ class Supervisor:
         pid = life.process.pid
         how = f"(process {pid}) {describe_exit(life.process.reap())}"
         results = [_result(life.region, slot) for slot in (Slot.INIT_CHANNEL, Slot.INIT_DATA_CHANNEL, Slot.RUN)]
-        self._proxy.detach_worker(worker.index)
-        self._dispatcher.remove_worker(worker.index)
-        life.region.unlink()
-        life.doorbell.close()
+        life.undo.close()
         return how, results
 
     # -- the end ------------------------------------------------------------------------------------------------------

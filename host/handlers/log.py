@@ -95,7 +95,7 @@ class Log:
                 line = f"{line}\n{self._format(LogLevel.WARNING, HOST, f'{dropped} log lines were dropped')}"
             try:
                 print(line, file=self._stream, flush=True)
-            except OSError:
+            except (OSError, ValueError):  # a broken pipe, a closed stream
                 return  # nobody reads stderr any more; later lines fill the queue and are dropped
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import select
 import socket
 from contextlib import suppress
 
@@ -22,14 +23,13 @@ def reason(frame: tuple[int, int, bytes]) -> int:
 
 def fill(rig: Rig, conn_id: int) -> bytes:
     """Send to a client that does not read until the proxy says PAUSE; what was sent."""
-    sent = b""
+    sent: list[bytes] = []
     while conn_id not in rig.enclave.paused:
-        piece = bytes([len(sent) >> 14 & 0xFF]) * 16384
-        rig.enclave.say(FrameKind.DATA, conn_id, piece)
-        sent += piece
+        sent.append(bytes([len(sent) & 0xFF]) * 16384)
+        rig.enclave.say(FrameKind.DATA, conn_id, sent[-1])
         rig.enclave.frames += rig.enclave.take()
-        assert len(sent) < 64 * MIB
-    return sent
+        assert len(sent) < 1024
+    return b"".join(sent)
 
 
 def test_pause_stops_the_socket_and_resume_starts_it() -> None:
@@ -185,6 +185,20 @@ def test_a_client_that_takes_nothing_is_cut_off() -> None:
         assert stats["unsent_bytes"] == 0
         with pytest.raises(ConnectionResetError):  # a cut answer must not look like a whole one
             read_all(client)
+
+
+def test_a_client_that_takes_a_little_gets_its_time_anew() -> None:
+    """Deadlines count from the last progress, not from before the sleep that it ended."""
+    with Rig(stall_ms=2000, pause_above=4 * MIB, resume_below=MIB) as rig:
+        client, conn_id = rig.open(receive_buffer=4096)
+        fill(rig, conn_id)
+        for _ in range(2):
+            assert not select.select([rig.proxy.event_fd], [], [], 1.2)[0]
+            before = rig.proxy.stats()["bytes_to_clients"]
+            while rig.proxy.stats()["bytes_to_clients"] == before:
+                client.recv(1 << 16)
+        assert rig.proxy.stats()["timeouts"] == 0
+        assert reason(rig.enclave.wait_kind(FrameKind.CLOSE, conn_id)) == CloseReason.TIMEOUT
 
 
 def test_a_client_that_never_ends_does_not_keep_its_slot() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import select
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +70,8 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lies: queue.SimpleQueue[tuple[int, PeerProtocolError]] = queue.SimpleQueue()
-        self.dispatcher = RPCDispatcher(lambda index, error: self.lies.put((index, error)))
+        self.failed = threading.Event()
+        self.dispatcher = RPCDispatcher(lambda index, error: self.lies.put((index, error)), self.failed.set)
         self.callers: list[Caller] = []
         self.dispatcher.start()
 
@@ -183,6 +185,18 @@ def test_a_lie_ends_the_channel_and_no_other(desk: Desk, record: bytes, lie: Lie
     other.send(encode_rpc_request(2, Method.TIME))
     assert len(other.collect(1)) == 1
     assert liar.take() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_bug_in_a_handler_is_not_silent(desk: Desk) -> None:
+    """An unforeseen exception ends the dispatcher, and that is said."""
+
+    def bug(_: bytes) -> bytes:
+        raise ZeroDivisionError
+
+    caller = desk.add({Method.TIME: bug})
+    caller.send(encode_rpc_request(1, Method.TIME))
+    assert desk.failed.wait(10)
 
 
 def test_a_removed_worker_is_left_alone(desk: Desk) -> None:
