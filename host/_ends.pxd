@@ -74,11 +74,14 @@ cdef inline void finish(proxy_t *p, connection_t *connection) noexcept nogil:
         queue_ready(connection)
 
 cdef inline void drop_all(proxy_t *p, worker_t *worker) noexcept nogil:
-    # Every socket of a worker that is gone.
+    # Every socket of a worker that is gone. One that only lingers has its whole answer in the kernel, which a reset would
+    # throw away: it is closed, and the kernel delivers on.
     cdef uint32_t slot
+    cdef connection_t *connection
     for slot in range(worker.slots):
-        if slot_at(worker, slot).worker != NULL:
-            drop_socket(p, slot_at(worker, slot), True)
+        connection = slot_at(worker, slot)
+        if connection.worker != NULL:
+            drop_socket(p, connection, not connection.flags & C_LINGER)
 
 cdef inline void broke(proxy_t *p, worker_t *worker) noexcept nogil:
     # A lie. The worker's rings are not touched again; its connections end, the supervisor replaces it.

@@ -62,6 +62,7 @@ class Server:
         self.config.write_text(to_toml(sections) + more)
         self.expected: list[str] = []
         """Parts of log lines that would be bugs anywhere else but that a test provoked."""
+        self._asked = False
         self._lines: list[str] = []
         self._grown = threading.Condition()
         self._start(python)
@@ -154,9 +155,14 @@ class Server:
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._asked = True
+        self.process.send_signal(number)
+
     def terminate(self) -> None:
         """Ask it to drain."""
-        self.process.send_signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
     def wait(self, seconds: float = END_SECONDS) -> int:
         """Its exit code, once it and its log have ended."""
@@ -168,7 +174,7 @@ class Server:
     def stop(self) -> None:
         """End it as an operator does, and check that it ended well and left nothing behind."""
         pids = list(self.enclave_pids.values())
-        if self.process.poll() is None:
+        if not self._asked:  # a second signal would end what the first one drains
             self.terminate()
         try:
             code = self.wait()

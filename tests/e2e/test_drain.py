@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 import threading
@@ -11,12 +12,20 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.server import Server
-from tests.e2e.wire import HELLO, SECONDS, Connection, get
+from tests.e2e.wire import HELLO, SECONDS, Connection, get, request
 
 StartServer = Callable[..., Server]
 
-HALF = b"POST /trial/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhello"
-OPENER = b"POST /trial/open/gate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
+
+
+def begin(connection: Connection, target: str) -> None:
+    """Send a request but for the ten bytes of its body, and see that the enclave has it: a 100 says so.
+
+    What is still on its way when the drain begins was not begun, and its connection is closed like an idle one.
+    """
+    head = request("POST", target, "Expect: 100-continue", body=b"0123456789")
+    connection.send(head[:-10])
+    assert connection.answer().status == 100
 
 
 def wait_for_refusal(server: Server) -> None:
@@ -45,22 +54,23 @@ def test_what_is_in_flight_is_finished(start_server: StartServer, number: signal
         Connection(server) as idle,
         Connection(server) as fresh,
     ):
-        sending.send(HALF)
-        opening.send(OPENER)
+        begin(sending, "/trial/echo")
+        begin(opening, "/trial/open/gate")
         waiting.send(get("/trial/wait/gate"))
         assert idle.ask(get("/trial/awaited/gate")).body == b"awaited"
         reading.send(get("/trial/stream/500"))
-        server.process.send_signal(number)
+        assert select.select([reading.tls], [], [], SECONDS)[0], "the answer has begun"
+        server.signal(number)
         server.wait_for_log(f"{number.name}: draining")
         idle.expect_end()
         fresh.expect_end()
         wait_for_refusal(server)
-        sending.send(b"world")
+        sending.send(b"helloworld")
         answer = sending.answer()
         assert answer.body == b"helloworld"
         assert answer.one("Connection") == "close"
         sending.expect_end()
-        opening.send(b"!")
+        opening.send(b"0123456789")
         assert opening.answer().body == b"open"
         assert waiting.answer().body == b"opened"
         waiting.expect_end()
@@ -73,12 +83,13 @@ def test_what_is_in_flight_is_finished(start_server: StartServer, number: signal
 def test_requests_behind_the_one_in_flight_are_not_begun(start_server: StartServer) -> None:
     server = start_server()
     with Connection(server) as connection, Connection(server) as other:
-        connection.send(OPENER)
         other.send(get("/trial/wait/gate") + HELLO * 3)
+        assert connection.ask(get("/trial/awaited/gate")).body == b"awaited"
+        begin(connection, "/trial/open/gate")
         server.terminate()
         server.wait_for_log("SIGTERM: draining")
         wait_for_refusal(server)
-        connection.send(b"!")
+        connection.send(b"0123456789")
         assert connection.answer().body == b"open"
         answer = other.answer()
         assert answer.body == b"opened"
@@ -107,10 +118,10 @@ def test_a_drain_has_a_deadline(start_server: StartServer) -> None:
     with Connection(server) as connection, Connection(server) as other:
         connection.send(get("/trial/wait/never"))
         assert other.ask(get("/trial/awaited/never")).body == b"awaited"
-        begin = time.monotonic()
+        started = time.monotonic()
         server.terminate()
         assert server.wait() == 0
-        assert 0.9 <= time.monotonic() - begin <= 15
+        assert 0.9 <= time.monotonic() - started <= 15
     server.stop()
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from tests.e2e.server import Server
-from tests.e2e.wire import HELLO, Connection, get
+from tests.e2e.wire import HELLO, Connection, get, request
 
 StartServer = Callable[..., Server]
 
@@ -66,17 +66,19 @@ def test_worker_zero_is_not_special_to_clients(start_server: StartServer) -> Non
 def test_both_drain(start_server: StartServer) -> None:
     server = start_server({"server": {"workers": 2}})
     server.wait_for_log("worker 1 serves")
-    half = b"POST /trial/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhello"
+    body = b"helloworld"
+    head = request("POST", "/trial/echo", "Expect: 100-continue", body=body)[: -len(body)]
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(Connection(server)) for _ in range(4)]
         assert sorted(worker_of(connection) for connection in connections) == [0, 0, 1, 1]
         for connection in connections:
-            connection.send(half)
+            connection.send(head)
+            assert connection.answer().status == 100
         server.terminate()
         server.wait_for_log("SIGTERM: draining")
         for connection in connections:
-            connection.send(b"world")
-            assert connection.answer().body == b"helloworld"
+            connection.send(body)
+            assert connection.answer().body == body
             connection.expect_end()
     assert server.wait() == 0
     server.stop()
