@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os.border.channel import Channel, attach_channel
 from enclave_os.border.region import Region
+from enclave_os.errors import ServerProtocolError
 from enclave_os.http import Request, Response
 from enclave_os.ratls.certificate import CertificateStore
 from enclave_os.runtime._ingress import Ingress
@@ -82,11 +83,14 @@ class Client:
         self.plain = bytearray()
         self.frames: list[Frame] = []
         self.tls_closed = False
-        self.host_closed = False
+        self.failure: ServerProtocolError | None = None
+        self.record: list[bytes] | None = None  # a list: keep the payload of every DATA frame sent
 
     # -- what the host does for it ------------------------------------------------------------------------------------
 
     def send(self, kind: FrameKind, payload: bytes = b"") -> None:
+        if self.record is not None and kind == FrameKind.DATA:
+            self.record.append(payload)
         self.harness.send(kind, self.conn_id, payload)
 
     def new(self, peer: bytes = PEER) -> None:
@@ -103,7 +107,6 @@ class Client:
 
     def close(self, reason: CloseReason = CloseReason.NORMAL) -> None:
         """The host's CLOSE: the socket is gone, or this answers the enclave's CLOSE."""
-        self.host_closed = True
         self.send(FrameKind.CLOSE, reason.to_bytes(2, "little"))
 
     # -- what the client does -----------------------------------------------------------------------------------------
@@ -111,6 +114,10 @@ class Client:
     def handshake(self) -> Client:
         """NEW, and the whole handshake."""
         self.new()
+        return self.handshake_after_new()
+
+    def handshake_after_new(self) -> Client:
+        """The whole handshake of a connection that the enclave knows."""
         assert self.engine.read() is None
         self.flush()
         for _ in range(4):
@@ -138,10 +145,14 @@ class Client:
             self.send(FrameKind.DATA, data[start : start + piece])
 
     def take(self, data: bytes) -> None:
-        """Bytes that came from the enclave."""
+        """Bytes that came from the enclave. An alert, or what is not TLS, ends the reading: `failure` has it."""
         self.engine.feed(data)
-        while not self.tls_closed:
-            plaintext = self.engine.read()
+        while not self.tls_closed and self.failure is None:
+            try:
+                plaintext = self.engine.read()
+            except ServerProtocolError as error:
+                self.failure = error
+                return
             if plaintext is None:
                 return
             if plaintext == b"":
@@ -295,6 +306,11 @@ class IngressHarness:
             self.ingress.on_wake()
         raise AssertionError("the ingress does not drain its ring")
 
+    def send_unchecked(self, record: bytes) -> None:
+        """One ring record for an enclave that may no longer take any."""
+        if self.host.data_to_enclave.produce(record) != FULL:
+            self.host.data_to_enclave.publish()
+
     def receive(self, limit: int = 100_000) -> list[Frame]:
         """Take at most `limit` frames out of the outgoing ring, hand their bytes to the clients, and give room back."""
         taken = []
@@ -332,10 +348,11 @@ class IngressHarness:
         for _ in range(times):
             self.wake()
             self.receive()
-        while True:
+        for _ in range(500):
             self.wake()
             if not self.receive():
                 return
+        raise AssertionError("the ingress goes on and on")
 
     def pump_once(self) -> list[Frame]:
         """Wake, and take what came out of it: for what never ends by itself."""
