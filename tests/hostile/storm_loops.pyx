@@ -28,6 +28,9 @@ cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t size, int protection, int flags, int descriptor, long offset)
     int munmap(void *address, size_t size)
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef enum:
     PAGE = 4096
     # One shared page before the ring is the storm's own: the peer leaves it alone, the honest side trusts it.
@@ -156,7 +159,9 @@ def peer(Mapping mapping not None, uint64_t seed, uint32_t noise_in, bint produc
                 used = cursor - eos_load_acquire(consumed)
                 if used + skip + total > capacity and used <= capacity:
                     stuck += 1
-                    if stuck & 1023:
+                    if stuck & 0xFF == 0:
+                        sched_yield()       # the two may share one core
+                    if stuck & 0x3FFF:
                         continue
                 # Room, or one of our lies stands in the consumer's word: then it is taken for drained, and may object.
                 if skip:
@@ -175,7 +180,11 @@ def peer(Mapping mapping not None, uint64_t seed, uint32_t noise_in, bint produc
             else:
                 # What is read here may be another lie of ours: then the honest end hears it.
                 random = eos_load_acquire(produced)
-                if random != cursor:
+                if random == cursor:
+                    stuck += 1
+                    if stuck & 0xFF == 0:
+                        sched_yield()
+                else:
                     cursor = random
                     eos_store_release(consumed, cursor)
                     eos_store_relaxed(<uint64_t *>(header + RING_PRODUCER_WAITS_OFFSET), random)
@@ -200,6 +209,7 @@ def honest_consumer(Mapping mapping not None, uint64_t seed, uint64_t events, ui
     cdef uint8_t *header = mapping.base + 2 * PAGE - RING_HEADER_SIZE
     cdef uint8_t *data = mapping.base + 2 * PAGE
     cdef uint64_t capacity = mapping.capacity, state = seed | 1, start, calls = 0, records = 0, taken = 0, attaches = 0
+    cdef uint64_t idle = 0
     cdef uint64_t lies[LIES]
     cdef uint64_t header_words[2]
     cdef ring_consumer_t c
@@ -251,6 +261,9 @@ def honest_consumer(Mapping mapping not None, uint64_t seed, uint64_t events, ui
                     ring_release(&c)
                     if ring_arm(&c) == RING_EMPTY:
                         ring_disarm(&c)
+                    idle += 1
+                    if idle & 0xFFF == 0:
+                        sched_yield()
                 elif result != RING_POISONED:
                     wrong = b"an unknown result"
                 if calls & 7 == 0:
@@ -275,6 +288,7 @@ def honest_producer(Mapping mapping not None, uint64_t seed, uint64_t events, ui
     cdef uint8_t *header = mapping.base + 2 * PAGE - RING_HEADER_SIZE
     cdef uint8_t *data = mapping.base + 2 * PAGE
     cdef uint64_t capacity = mapping.capacity, state = seed | 1, start, calls = 0, records = 0, given = 0, attaches = 0
+    cdef uint64_t idle = 0
     cdef uint64_t lies[LIES]
     cdef ring_producer_t p
     cdef uint8_t *payload = NULL
@@ -313,6 +327,9 @@ def honest_producer(Mapping mapping not None, uint64_t seed, uint64_t events, ui
                 elif result == RING_FULL:
                     ring_publish(&p)
                     result = ring_wait_for_room(&p, size)
+                    idle += 1
+                    if idle & 0xFFF == 0:
+                        sched_yield()
                 elif result != RING_POISONED:
                     wrong = b"an unknown result"
                 if calls & 3 == 0:
