@@ -60,7 +60,7 @@ These keys are for development: whoever reads the key file can be any role.
 class Parser(argparse.ArgumentParser):
     """argparse with the exit code of sysexits.h and without abbreviated flags, which would change meaning later.
 
-    The same lines stand in host/cli.py: neither package may import the other, and the wire has no command line.
+    The same lines stand in host/cli.py: neither package may import the other, and the wire has no commands.
     """
 
     def __init__(self, **arguments: object) -> None:
