@@ -75,7 +75,7 @@ examples:
 class Parser(argparse.ArgumentParser):
     """argparse with the exit code of sysexits.h and without abbreviated flags, which would change meaning later.
 
-    The same lines stand in enclave_os_client/cli.py: neither package may import the other, and the wire has no commands.
+    The same lines stand in enclave_os_client/cli.py: neither package may import the other, and the wire is no place.
     """
 
     def __init__(self, **arguments: object) -> None:
