@@ -119,6 +119,25 @@ def test_an_enclave_that_cannot_start_is_not_tried_again(tmp_path: Path, behavio
         assert server.leftovers() == []
 
 
+def test_a_start_that_the_system_refuses_is_tried_again(tmp_path: Path) -> None:
+    """While another worker serves, no room for a region is a reason to wait and not to end."""
+    with Server(tmp_path, settings={"server": {"workers": 2}}) as server:
+        address = server.ready()
+        pid = server.enclave_pid("worker 1 started, process")
+        server.expect("worker 1 serves")
+        aside = server.regions.rename(tmp_path / "aside")
+        os.kill(pid, signal.SIGKILL)
+        server.expect("worker 1 could not be started:")
+        with connect(address) as client:
+            echo(client)
+        for path in aside.glob("*-1-*"):
+            path.unlink()  # the dead one's, which could not be found to be unlinked
+        aside.rename(server.regions)
+        server.expect("worker 1 serves")
+        assert server.stop() == 0
+        assert server.leftovers() == []
+
+
 def test_a_program_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with Server(tmp_path, command=["/nonexistent/enclave"]) as server:
         server.rest()
