@@ -192,11 +192,17 @@ class CountingLoop(asyncio.SelectorEventLoop):
 
     Attributes:
         timers: handles of `call_later`, newest last.
+        wakes: how often `on_wake` was asked for by `call_soon`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.timers: list[asyncio.TimerHandle] = []
+        self.wakes = 0
+
+    def call_soon(self, callback: Any, *args: Any, **kwargs: Any) -> asyncio.Handle:
+        self.wakes += getattr(callback, "__name__", "") == "on_wake"
+        return super().call_soon(callback, *args, **kwargs)
 
     def call_later(self, delay: float, callback: Any, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
         handle = super().call_later(delay, callback, *args, **kwargs)
@@ -323,6 +329,7 @@ class IngressHarness:
                 if conn_id:
                     self.strays.append(frame)
                 continue
+            assert client.closed is None, f"{frame.kind.name} after CLOSE"
             client.frames.append(frame)
             if frame.kind == FrameKind.DATA:
                 client.take(payload)
