@@ -613,8 +613,9 @@ cdef class Ingress:
         Py_DECREF(<object>conn.task)
         conn.task = NULL
         if task.cancelled():
-            # Not by us, who would have given the connection's claim to it up before: the loop ends.
-            self._finish(conn, CLOSE_SHUTDOWN)
+            # Not by us, who would have given the claim to it up before: the loop ends, or the module cancelled itself.
+            self._failures += 1
+            self._finish(conn, CLOSE_INTERNAL)
         elif error is not None:
             self._failed(conn, error)
         elif isinstance(result, Response):
