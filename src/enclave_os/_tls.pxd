@@ -28,14 +28,17 @@ cdef enum:
     TLS_REFUSED_NOT = 0
     TLS_REFUSED_CHALLENGE_SIZE = 1      # extension 0xFFBB of another size than 32
     TLS_REFUSED_HELLO_CHANGED = 2       # the second ClientHello differs in challenge or name
-    TLS_REFUSED_HANDSHAKE_SIZE = 3      # more than TLS_HANDSHAKE_SIZE_MAX before our answer
+    TLS_REFUSED_HANDSHAKE_SIZE = 3      # more than TLS_HELLO_SIZE_MAX or TLS_HANDSHAKE_SIZE_MAX before our answer
     TLS_REFUSED_FLOOD = 4               # key updates or tickets without end
     TLS_REFUSED_BY_SINK = 5             # nobody's refusal: the sink could not take what we owed the peer
     TLS_REFUSED_BY_CHOOSER = 6          # the chooser of identities raised
 
 cdef enum:
     TLS_CHALLENGE_SIZE = 32
-    TLS_HANDSHAKE_SIZE_MAX = 65536      # a ClientHello with every extension known is under 4 KiB
+    # A ClientHello with every extension known is under 4 KiB. OpenSSL makes room for what a header announces, 16 KiB to
+    # begin with and up to 128 KiB, and zeroes it: nine bytes from each of many clients would hold gigabytes.
+    TLS_HELLO_SIZE_MAX = 16384
+    TLS_HANDSHAKE_SIZE_MAX = 65536      # everything before our answer: two hellos in records of any size
     TLS_CONTROL_MESSAGES_MAX = 32       # key updates and tickets that are free; one more for each MiB of plaintext read
     TLS_CONTROL_MESSAGES_PER_SHIFT = 20
 
@@ -67,6 +70,13 @@ cdef struct tls_conn_t:
     bint has_challenge
     uint8_t challenge[32]
     uint8_t spki_sha256[32]     # of the leaf that this connection shows, zeros before it is chosen
+    # Before our answer, the walk over plaintext records that finds the size of a message before OpenSSL makes room.
+    uint8_t record_head[5]
+    uint8_t record_head_size    # bytes of it seen; 0 while inside a record, too
+    uint8_t message_head[4]
+    uint8_t message_head_size
+    uint16_t record_left        # bytes of the record to come
+    uint32_t message_left       # bytes of the handshake message to come
 
 cdef enum:
     PROTOCOLS_SIZE_MAX = 256

@@ -8,8 +8,8 @@
 # resumption, 0-RTT, renegotiation, compression, post-handshake authentication. A client's PSK offer finds no session
 # and becomes a full handshake, so that each connection is attested.
 #
-# Bounds (TL3): a ClientHello, with its retry, 64 KiB; 32 empty records in a row and 16 KiB of refused early data
-# (OpenSSL's own); key updates and tickets 32, and one more for each MiB of plaintext read.
+# Bounds (TL3): a ClientHello 16 KiB, and 64 KiB with its records and its retry; 32 empty records in a row and 16 KiB of
+# refused early data (OpenSSL's own); key updates and tickets 32, and one more for each MiB of plaintext read.
 #
 # Every refusal reaches the peer as an alert (TL4): OpenSSL sends its own; where it sends none (bytes that are not TLS,
 # and our own bound before there are keys) we write the seven bytes of a plaintext alert.
@@ -61,6 +61,8 @@ cdef enum:
     CHALLENGE_EXTENSION = 0xFFBB
     RECORD_HANDSHAKE = 22
     RECORD_ALERT = 21
+    RECORD_HEAD_SIZE = 5
+    MESSAGE_HEAD_SIZE = 4
     MESSAGE_NEW_SESSION_TICKET = 4
     MESSAGE_ENCRYPTED_EXTENSIONS = 8
     MESSAGE_KEY_UPDATE = 24
@@ -91,7 +93,7 @@ cdef int on_bio_read(BIO *bio, char *to, int room) noexcept nogil:
     if size > <size_t>room:
         size = <size_t>room
     if not conn.answered and not conn.handshake_done:
-        # Before our answer nothing limits the peer but this; OpenSSL alone would buffer 128 KiB.
+        # Before our answer nothing limits the peer but this.
         conn.handshake_size += <uint32_t>size
         if conn.handshake_size > TLS_HANDSHAKE_SIZE_MAX:
             conn.refusal = TLS_REFUSED_HANDSHAKE_SIZE
@@ -99,7 +101,44 @@ cdef int on_bio_read(BIO *bio, char *to, int room) noexcept nogil:
     conn.copy_in(<uint8_t *>to, conn.input, size)
     conn.input += size
     conn.input_size -= size
+    if conn.server and not conn.answered and not messages_fit(conn, <const uint8_t *>to, size):
+        conn.refusal = TLS_REFUSED_HANDSHAKE_SIZE
+        return -1
     return <int>size
+
+
+cdef bint messages_fit(tls_conn_t *conn, const uint8_t *data, size_t size) noexcept nogil:
+    # Walks records (RFC 8446 5.1) and the handshake messages in them (4), which may be cut anywhere, over the private
+    # copy. Judges nothing but the size that a message announces: all else is OpenSSL's.
+    cdef size_t at = 0
+    cdef size_t step
+    while at < size:
+        if conn.record_left == 0:
+            conn.record_head[conn.record_head_size] = data[at]
+            conn.record_head_size += 1
+            at += 1
+            if conn.record_head_size == RECORD_HEAD_SIZE:
+                conn.record_head_size = 0
+                conn.record_left = <uint16_t>(<uint16_t>conn.record_head[3] << 8 | conn.record_head[4])
+            continue
+        step = min(<size_t>conn.record_left, size - at)
+        if conn.record_head[0] == RECORD_HANDSHAKE:
+            if conn.message_left == 0:
+                step = 1
+                conn.message_head[conn.message_head_size] = data[at]
+                conn.message_head_size += 1
+                if conn.message_head_size == MESSAGE_HEAD_SIZE:
+                    conn.message_head_size = 0
+                    conn.message_left = <uint32_t>conn.message_head[1] << 16
+                    conn.message_left |= <uint32_t>conn.message_head[2] << 8 | conn.message_head[3]
+                    if conn.message_left > TLS_HELLO_SIZE_MAX:
+                        return False
+            else:
+                step = min(step, <size_t>conn.message_left)
+                conn.message_left -= <uint32_t>step
+        at += step
+        conn.record_left -= <uint16_t>step
+    return True
 
 
 cdef int on_bio_write(BIO *bio, const char *data, int size) noexcept nogil:
@@ -327,7 +366,8 @@ cdef class TLSContext:
         Args:
             choose: called with the `ClientHello` once per connection, returns the `Identity` to show. What it raises
                 ends that handshake with internal_error and is kept for whoever runs the connection.
-            protocols: ALPN names served; a client that offers only others gets no_application_protocol.
+            protocols: ALPN names served; a client that offers only others gets no_application_protocol. None of them:
+                what a client offers is ignored.
             groups: key agreement groups, OpenSSL names joined by colons, preferred first.
         """
         cdef TLSContext self = TLSContext.__new__(TLSContext)
@@ -337,7 +377,8 @@ cdef class TLSContext:
         self.set_common(groups, protocols)
         SSL_CTX_set_client_hello_cb(self.context, on_client_hello, NULL)
         SSL_CTX_set_cert_cb(self.context, on_certificate, NULL)
-        SSL_CTX_set_alpn_select_cb(self.context, on_alpn, &self.protocols)
+        if self.protocols.size:
+            SSL_CTX_set_alpn_select_cb(self.context, on_alpn, &self.protocols)
         SSL_CTX_set_verify(self.context, SSL_VERIFY_NONE, NULL)
         return self
 
@@ -599,7 +640,7 @@ cdef object tls_take_error(tls_conn_t *conn):
 cdef dict REFUSALS = {
     TLS_REFUSED_CHALLENGE_SIZE: "the challenge (extension 0xFFBB) is not exactly 32 bytes",
     TLS_REFUSED_HELLO_CHANGED: "the second ClientHello differs from the first in challenge or server name",
-    TLS_REFUSED_HANDSHAKE_SIZE: "more than 64 KiB before the handshake was answered",
+    TLS_REFUSED_HANDSHAKE_SIZE: "a hello of more than 16 KiB, or 64 KiB before the handshake was answered",
     TLS_REFUSED_FLOOD: "a flood of key updates or tickets",
     TLS_REFUSED_BY_SINK: "the ciphertext could not be passed on",
     TLS_REFUSED_BY_CHOOSER: "no identity could be chosen",

@@ -18,10 +18,12 @@ from tests.enclave.certificates import Authority
 from tests.enclave.tls_peers import Forger, client_hello, extension, in_records, key_share, pair
 
 BASE = [peers.VERSIONS_1_3, peers.GROUPS_X25519, peers.SIGNATURES_P256]
+HELLO_SIZE_MAX = 16384
 HANDSHAKE_SIZE_MAX = 65536
 CONTROL_MESSAGES_MAX = 32
 EMPTY_RECORDS_MAX = 32  # OpenSSL's MAX_EMPTY_RECORDS
 IDLE_CONNECTION_SIZE_MAX = 15 * 1024
+HALF_OPEN_SIZE_MAX = 80 * 1024  # OpenSSL's buffers: 22 KiB for the message, 17 for a record each way, and the SSL itself
 
 
 @pytest.fixture(scope="module")
@@ -46,37 +48,52 @@ def padded_hello(size: int) -> bytes:
     return hello
 
 
-def test_a_large_hello_within_the_bound_is_answered(server: TLSContext) -> None:
-    data = in_records(padded_hello(60_000))
-    assert len(data) <= HANDSHAKE_SIZE_MAX
+@pytest.mark.parametrize("record_size", [3, 1000, 16384])
+def test_a_large_hello_within_the_bound_is_answered(server: TLSContext, record_size: int) -> None:
     engine = TLSEngine(server)
-    engine.feed(data)
+    engine.feed(in_records(padded_hello(4 + HELLO_SIZE_MAX), record_size))
     assert engine.read() is None
     assert peers.records(engine.take_output())[0][1][0] == 2
 
 
-@pytest.mark.parametrize("piece", [1000, 16384, 1 << 20])
-def test_64_kib_of_handshake_is_the_end(server: TLSContext, piece: int) -> None:
-    # OpenSSL alone would take a ClientHello of 128 KiB.
-    extensions = [*BASE, key_share(), extension(21, bytes(60_000))]
-    data = in_records(client_hello(extensions, suites=peers.SUITES + b"\x0a\x0a" * 30_000))
-    assert len(data) > 120_000
+@pytest.mark.parametrize("record_size", [1, 2, 5, 16384])
+def test_a_hello_over_the_bound_is_refused_by_its_first_bytes(server: TLSContext, record_size: int) -> None:
+    # OpenSSL alone would make room for 128 KiB, and zero it, when it has seen nine bytes.
+    data = in_records(padded_hello(4 + HELLO_SIZE_MAX + 1), record_size)
+    first = data[: 9 if record_size > 3 else (5 + record_size) * (4 // record_size)]
     engine = TLSEngine(server)
-    for at in range(0, HANDSHAKE_SIZE_MAX - piece + 1, piece):
-        engine.feed(data[at : at + piece])
-        assert engine.read() is None
-    engine.feed(data[max(0, HANDSHAKE_SIZE_MAX // piece * piece) :][:piece])
-    with pytest.raises(ClientProtocolError, match="more than 64 KiB"):
+    engine.feed(first[:-1])
+    assert engine.read() is None
+    engine.feed(first[-1:])
+    with pytest.raises(ClientProtocolError, match="more than 16 KiB"):
         engine.read()
     assert peers.plaintext_alert(engine.take_output()) == peers.ILLEGAL_PARAMETER
 
 
-def test_an_endless_hello_of_small_records_is_the_end(server: TLSContext) -> None:
-    message = b"\x01" + (131_000).to_bytes(3, "big") + bytes(131_000)
+def test_a_second_hello_has_the_same_bound(server: TLSContext) -> None:
+    groups = extension(10, struct.pack("!HHH", 4, 24, 29))
+    first = client_hello([BASE[0], groups, BASE[2], key_share(24, b"\x04" + b"x" * 96)])
     engine = TLSEngine(server)
-    engine.feed(in_records(message, 1))
-    with pytest.raises(ClientProtocolError, match="more than 64 KiB"):
+    engine.feed(in_records(first))
+    assert engine.read() is None
+    assert engine.take_output()
+    engine.feed(b"\x14\x03\x03\x00\x01\x01" + in_records(padded_hello(60_000))[:9])
+    with pytest.raises(ClientProtocolError, match="more than 16 KiB"):
         engine.read()
+    assert peers.plaintext_alert(engine.take_output()) == peers.ILLEGAL_PARAMETER
+
+
+def test_64_kib_of_handshake_is_the_end(server: TLSContext) -> None:
+    # A hello within its bound, in records of a byte each: six times its size on the wire.
+    engine = TLSEngine(server)
+    data = in_records(padded_hello(4 + HELLO_SIZE_MAX), 1)
+    assert len(data) > HANDSHAKE_SIZE_MAX
+    engine.feed(data[:HANDSHAKE_SIZE_MAX])
+    assert engine.read() is None
+    engine.feed(data[HANDSHAKE_SIZE_MAX:])
+    with pytest.raises(ClientProtocolError, match="64 KiB before"):
+        engine.read()
+    assert peers.plaintext_alert(engine.take_output()) == peers.ILLEGAL_PARAMETER
 
 
 def test_empty_records_before_the_handshake_are_few(server: TLSContext) -> None:
@@ -223,6 +240,21 @@ def test_an_idle_connection_is_small(server: TLSContext, client: TLSContext) -> 
     before = allocated()
     del kept
     assert before - allocated() > 200 * 10_000, "and it is given back"
+
+
+@needs_glibc_malloc
+def test_a_half_open_connection_is_bounded(server: TLSContext) -> None:
+    def half_open() -> TLSEngine:
+        engine = TLSEngine(server)
+        engine.feed(in_records(padded_hello(4 + HELLO_SIZE_MAX))[:9])
+        assert engine.read() is None
+        return engine
+
+    kept = [half_open() for _ in range(10)]
+    before = allocated()
+    kept += [half_open() for _ in range(100)]
+    assert (allocated() - before) / 100 < HALF_OPEN_SIZE_MAX
+    assert all(not engine.handshake_done for engine in kept)
 
 
 @needs_glibc_malloc
