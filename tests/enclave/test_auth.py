@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -276,6 +277,10 @@ JW4_CLAIMS = {
     "exp NaN": token(KEY, compact(CLAIMS).replace(b'"exp":1795000600', b'"exp":NaN')),
     "exp Infinity": token(KEY, compact(CLAIMS).replace(b'"exp":1795000600', b'"exp":Infinity')),
     "exp of 10,000 digits": token(KEY, compact(CLAIMS).replace(b'"exp":1795000600', b'"exp":' + b"9" * 10_000)),
+    "iat ahead, nbf not": token(KEY, CLAIMS | {"iat": NOW + 60, "nbf": NOW - 60}),
+    "nbf ahead, iat not": token(KEY, CLAIMS | {"iat": NOW - 60, "nbf": NOW + 60}),
+    "more than a day since iat": token(KEY, CLAIMS | {"iat": NOW - 24 * 3600, "nbf": NOW}),
+    "more than a day since nbf": token(KEY, CLAIMS | {"iat": NOW, "nbf": NOW - 24 * 3600}),
     "more than a day": token(KEY, CLAIMS | {"iat": NOW - 10, "exp": NOW + 24 * 3600}),
     "exp before iat": token(KEY, CLAIMS | {"iat": NOW + 4, "exp": NOW + 3}),
     "exp twice": token(KEY, compact(CLAIMS)[:-1] + b',"exp":1795000601}'),
@@ -341,6 +346,35 @@ def test_refused_with_the_same_steps(bad: str) -> None:
     assert keeper.judge(bad) is None
     assert len(verified) == 1
     assert clock.asked == 1
+
+
+UNREAD = {
+    name: value
+    for name, value in REFUSED.items()
+    if not name.startswith("JW3")
+    or name.removeprefix("JW3: ") in ("63 bytes", "65 bytes", "32 bytes", "96 bytes", "DER")
+}
+
+
+@pytest.mark.parametrize("bad", UNREAD.values(), ids=UNREAD.keys())
+def test_our_own_checks_refuse_it_whatever_the_signature_says(bad: str) -> None:
+    """PyJWT refuses many of these too; nothing rests on that."""
+    keeper = Authenticator([issuer(KEY)], FixedClock(), lambda text, key: True)
+    assert keeper.judge(bad) is None
+
+
+@pytest.mark.parametrize(
+    "bad", ["." * 10**6, "a" * 10**6, JW4_CLAIMS["exp of 10,000 digits"], JW4_CLAIMS["claims very deep"]]
+)
+def test_jw7_refused_soon(bad: str) -> None:
+    """5 ms, and tenfold for a busy machine."""
+    keeper = authenticator()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert keeper.judge(bad) is None
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.05
 
 
 def test_the_tables_are_not_refused_for_another_reason() -> None:

@@ -265,7 +265,7 @@ def _is_timely(claims: dict[str, Any], now: int) -> bool:
 
 def _numeric_date(value: object) -> int:
     """A NumericDate that is a whole number (RFC 7519 2 allows fractions; ours and every issuer's are whole), or -1."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= NUMERIC_DATE_MAX else -1
+    return value if type(value) is int and 0 <= value <= NUMERIC_DATE_MAX else -1
 
 
 def _is_for(audience: object, ours: str) -> bool:
