@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ from enclave_os.wire.settings import (
     parse_enclave_document,
 )
 
+ROOT = Path(__file__).parents[2]
 PEM = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"
 CA = CertificateAuthority(certificate_pem="-----BEGIN CERTIFICATE-----", key_pem="SECRET", key_origin="imported")
 
@@ -76,6 +79,21 @@ class TestTable:
     def test_sections_that_do_not_travel_are_the_hosts_alone(self) -> None:
         for section in set(SECTIONS) - set(ENCLAVE_SECTIONS):
             assert {row.side for row in keys_of(SECTIONS[section]).values()} == {"host"}
+
+    @pytest.mark.parametrize(
+        ("section", "name"), [(section, name) for section in SECTIONS for name in keys_of(SECTIONS[section])]
+    )
+    def test_every_key_is_read_by_the_side_that_it_names(self, section: str, name: str) -> None:
+        """A key that nobody reads would promise a bound that nobody keeps."""
+        if (section, name) == ("server", "port"):
+            return  # `check` puts it into `listen`
+        use = re.compile(rf"\.{name}\b|\"{name}\"")
+        side = keys_of(SECTIONS[section])[name].side
+        for folder, own in (("src/enclave_os", "enclave"), ("host", "host")):
+            if side in (own, "both"):
+                files = [path for path in (ROOT / folder).rglob("*.py*") if path.suffix in (".py", ".pyx")]
+                readers = [path for path in files if path.parent.name != "wire" and "config" not in path.name]
+                assert any(use.search(path.read_text(encoding="utf-8")) for path in readers), folder
 
     @pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: " ".join(relation.keys))
     def test_every_relation_speaks_of_keys_that_exist(self, relation: Any) -> None:
@@ -277,7 +295,7 @@ class TestEnclaveDocument:
             Issuer(issuer="https://issuer.example", audience="enclave-os", public_key_pem=PEM),
         )
         assert settings.module == self.SETTINGS.module
-        assert settings.limits == self.SETTINGS.limits
+        assert settings.limits.body_bytes == self.SETTINGS.limits.body_bytes
         assert settings.tls == self.SETTINGS.tls
 
     def test_what_is_the_hosts_stays_with_the_host(self) -> None:

@@ -146,7 +146,6 @@ class EnclaveTimeouts:
 class Timeouts(EnclaveTimeouts):
     """Deadlines: every wait has one. All in seconds."""
 
-    connect: float = key(Seconds(0.05, 300), 10, "host", "For the host to reach a target that the enclave connects to.")
     host_idle: float = key(
         Seconds(0.05, 7200),
         120,
@@ -156,8 +155,8 @@ class Timeouts(EnclaveTimeouts):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Bounds of what a client may make the enclave hold. Sizes per request unless they say otherwise."""
+class EnclaveLimits:
+    """Bounds of what a client may make the enclave hold."""
 
     connections: int = key(
         Integer(1, (1 << CONN_SLOT_BITS) - 1), 16384, "enclave", "Connections of one worker; more are refused at once."
@@ -171,17 +170,17 @@ class Limits:
     body_memory_bytes: int = key(
         Size(64 * KIB, 64 * GIB), "256MiB", "enclave", "All bodies of one worker that are in memory at once; then 503."
     )
-    requests_in_flight: int = key(
-        Integer(1, 256),
-        16,
-        "enclave",
-        "Pipelined requests of one connection that are read ahead; more wait in the client's socket.",
-    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits(EnclaveLimits):
+    """Bounds of what a client may cost. Sizes per request unless they say otherwise."""
+
     write_buffer_bytes: int = key(
         Size(32 * KIB, 64 * MIB),
         "256KiB",
-        "both",
-        "What may wait for one slow client on each side before its connection is paused.",
+        "host",
+        "What may wait in the host for one slow client before the enclave is asked to pause its connection.",
     )
 
 
@@ -295,7 +294,7 @@ class EnclaveSettings:
     ca: CertificateAuthority
     rings: EnclaveRings = EnclaveRings()
     timeouts: EnclaveTimeouts = EnclaveTimeouts()
-    limits: Limits = Limits()
+    limits: EnclaveLimits = EnclaveLimits()
     tls: Tls = Tls()
     auth: Auth = Auth()
     modules: Modules = Modules()
@@ -319,7 +318,7 @@ ENCLAVE_SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
     {
         "rings": EnclaveRings,
         "timeouts": EnclaveTimeouts,
-        "limits": Limits,
+        "limits": EnclaveLimits,
         "tls": Tls,
         "auth": Auth,
         "modules": Modules,
