@@ -12,6 +12,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from enclave_os._openssl cimport BIO_METHOD, SSL, SSL_CTX
+from enclave_os._tls_hello cimport hello_walk_t
 
 # Copies ciphertext inside; `from_` may be shared with the host, so it is read once, here, and never by OpenSSL.
 ctypedef void (*tls_copy_in_t)(uint8_t *to, const uint8_t *from_, size_t size) noexcept nogil
@@ -35,9 +36,6 @@ cdef enum:
 
 cdef enum:
     TLS_CHALLENGE_SIZE = 32
-    # A ClientHello with every extension known is under 4 KiB. OpenSSL makes room for what a header announces, 16 KiB to
-    # begin with and up to 128 KiB, and zeroes it: nine bytes from each of many clients would hold gigabytes.
-    TLS_HELLO_SIZE_MAX = 16384
     TLS_HANDSHAKE_SIZE_MAX = 65536      # everything before our answer: two hellos in records of any size
     TLS_CONTROL_MESSAGES_MAX = 32       # key updates and tickets that are free; one more for each MiB of plaintext read
     TLS_CONTROL_MESSAGES_PER_SHIFT = 20
@@ -70,13 +68,7 @@ cdef struct tls_conn_t:
     bint has_challenge
     uint8_t challenge[32]
     uint8_t spki_sha256[32]     # of the leaf that this connection shows, zeros before it is chosen
-    # Before our answer, the walk over plaintext records that finds the size of a message before OpenSSL makes room.
-    uint8_t record_head[5]
-    uint8_t record_head_size    # bytes of it seen; 0 while inside a record, too
-    uint8_t message_head[4]
-    uint8_t message_head_size
-    uint16_t record_left        # bytes of the record to come
-    uint32_t message_left       # bytes of the handshake message to come
+    hello_walk_t walk           # over the plaintext records before our answer
 
 cdef enum:
     PROTOCOLS_SIZE_MAX = 256

@@ -23,7 +23,7 @@ HANDSHAKE_SIZE_MAX = 65536
 CONTROL_MESSAGES_MAX = 32
 EMPTY_RECORDS_MAX = 32  # OpenSSL's MAX_EMPTY_RECORDS
 IDLE_CONNECTION_SIZE_MAX = 15 * 1024
-HALF_OPEN_SIZE_MAX = 80 * 1024  # OpenSSL's buffers: 22 KiB for the message, 17 for a record each way, and the SSL itself
+HALF_OPEN_SIZE_MAX = 80 * 1024  # OpenSSL's buffers: 22 KiB for the message, 17 for a record each way, and the SSL
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 DEPENDENCIES = (
     *("_native.h", "_native.pxd", "_limits.pxd", "_ring.pxd", "_codec.pxd"),
-    *("_openssl.pxd", "_x509.pxd", "_tls.pxd"),
+    *("_openssl.pxd", "_x509.pxd", "_tls_hello.pxd", "_tls.pxd"),
     *("http/_head.pxd", "http/_llhttp.pxd", "http/_message.pxd", "http/_parser.pxd"),
 )
 # The flags of setup.py, so that the loops are optimised and checked as the package is.
