@@ -129,7 +129,7 @@ def peer(Mapping mapping not None, uint64_t seed, uint32_t noise_in, bint produc
     cdef uint64_t *consumed = <uint64_t *>(header + RING_CONSUMED_OFFSET)
     cdef uint64_t *word
     cdef uint64_t capacity = mapping.capacity, events = 0, state = seed | 1, generation = 0, cursor = 0, steps = 0, stuck = 0
-    cdef uint64_t random, at, size, total, skip, used
+    cdef uint64_t random, at, size, total, skip, used, other, flicker
     with nogil:
         while True:
             steps += 1
@@ -171,10 +171,14 @@ def peer(Mapping mapping not None, uint64_t seed, uint32_t noise_in, bint produc
                 eos_store_relaxed(<uint64_t *>(data + at), size)
                 cursor += skip + total
                 eos_store_release(produced, cursor)
-                # Seldom, the header changes right after it was published: a double fetch would see both.
-                if (random >> 32) % (8 * noise_in) == 0:
-                    eos_store_relaxed(<uint64_t *>(data + at), plausible(draw(&state), capacity, size))
-                    events += 1
+                # Now and then the header flickers between the truth and a lie right after it was published, and ends
+                # with the truth: a double fetch would see both.
+                if (random >> 32) & 15 == 0:
+                    other = plausible(draw(&state), capacity, size)
+                    for flicker in range((random >> 36) & 63):
+                        eos_store_relaxed(<uint64_t *>(data + at), other)
+                        eos_store_relaxed(<uint64_t *>(data + at), size)
+                        events += 2
                 eos_store_relaxed(<uint64_t *>(header + RING_CONSUMER_WAITS_OFFSET), random)
                 events += 3
             else:
