@@ -1,4 +1,4 @@
-"""Plaintext stays in the enclave (threats.md SE1, RG5): looked for where a host would look for it."""
+"""Plaintext stays in the enclave (docs/threat-model.md SE1, RG5): looked for where a host would look for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strictness over the socket: threats.md G. What is refused is refused once, audibly, and nothing behind it is read.
+"""Strictness over the socket (docs/threat-model.md, HTTP): one refusal, and nothing behind it is read.
 
 Every refusal here is followed by requests that must never be answered and by half a MiB more. The client reads only
 afterwards: its answer must have survived, which needs a server that goes on reading what it throws away (RFC 9112 9.6:

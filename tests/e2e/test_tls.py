@@ -1,4 +1,4 @@
-"""TLS over the socket: openssl's own client, Python's, and records by hand (threats.md F, TL1, TL2, TL4)."""
+"""TLS over the socket: openssl's own client, Python's, and records by hand (docs/threat-model.md F, TL1, TL2, TL4)."""
 
 from __future__ import annotations
 
