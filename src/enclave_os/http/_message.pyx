@@ -339,7 +339,9 @@ cdef class StreamingResponse(Response):
 cdef bytes encode_head(Response response):
     # Everything but Date, Connection and the empty line.
     cdef bytes head = status_and_type(response.status, response.content_type)
+    cdef bytes whole
     cdef uint8_t[40] line
+    cdef Py_ssize_t size, line_size
     if response.headers:
         head += b"".join([
             checked_name(name) + b": " + checked_value(value) + b"\r\n" for name, value in response.headers
@@ -347,12 +349,18 @@ cdef bytes encode_head(Response response):
     # No length for 204 (must not) and 304 (need not: RFC 9110 8.6); response_write_head frames what is streamed.
     if response.streaming or response.status == 204 or response.status == 304:
         return head
-    return head + (<const char *>line)[:write_length(PyBytes_GET_SIZE(response.body), line)]
+    size = PyBytes_GET_SIZE(head)
+    line_size = write_length(PyBytes_GET_SIZE(response.body), line)
+    whole = PyBytes_FromStringAndSize(NULL, size + line_size)
+    memcpy(PyBytes_AS_STRING(whole), PyBytes_AS_STRING(head), size)
+    memcpy(PyBytes_AS_STRING(whole) + size, line, line_size)
+    return whole
 
 
 cdef bytes status_and_type(int status, str content_type):
     # Most answers of a module share these lines, so they are kept; a type made up per request cannot fill the memory.
-    cdef tuple key = (status, content_type)
+    # For 200, by far the most common, the type alone is the key: a tuple to look up costs more than the rest of the head.
+    cdef object key = content_type if status == 200 else (status, content_type)
     cdef object lines = PREFIXES.get(key)
     if lines is None:
         lines = f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode("ascii")
