@@ -84,6 +84,7 @@ cdef class TLSContext:
     cdef object choose          # server: ClientHello -> Identity
     cdef tls_protocols_t protocols
     cdef readonly bint is_server
+    cdef readonly bint keeps_buffers
     cdef readonly bint verifies
     cdef int set_common(self, str groups, protocols) except -1
     cdef int trust(self, bytes ca_pem) except -1
@@ -102,6 +103,8 @@ cdef int tls_read(tls_conn_t *conn, uint8_t *to, size_t room) noexcept nogil
 # Encrypts all of it into the sink: 0, or TLS_FAILED (also before the handshake is done, and after tls_close).
 cdef int tls_write(tls_conn_t *conn, const uint8_t *data, size_t size) noexcept nogil
 cdef void tls_close(tls_conn_t *conn) noexcept nogil
+# Give back the record buffers of a connection that will be idle; they are taken anew when it is not.
+cdef void tls_release(tls_conn_t *conn) noexcept nogil
 # Could a further tls_read return something without more input: plaintext inside OpenSSL, or TLS_CLOSED or TLS_FAILED?
 cdef bint tls_pending(tls_conn_t *conn) noexcept nogil
 # What the chooser of identities raised, handed over once, or None.

@@ -37,7 +37,7 @@ from enclave_os._openssl cimport (
     SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version, SSL_CTX_set_mode, SSL_CTX_set_msg_callback,
     SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_CTX_set_session_cache_mode,
     SSL_CTX_set_verify, SSL_ERROR_WANT_READ, SSL_ERROR_ZERO_RETURN, SSL_export_keying_material, SSL_EXT_CLIENT_HELLO,
-    SSL_EXT_TLS1_3_ONLY, SSL_free, SSL_get0_alpn_selected, SSL_get0_param, SSL_get0_peer_certificate,
+    SSL_EXT_TLS1_3_ONLY, SSL_free, SSL_free_buffers, SSL_get0_alpn_selected, SSL_get0_param, SSL_get0_peer_certificate,
     SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group, SSL_get_peer_cert_chain, SSL_get_rbio,
     SSL_get_verify_result, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_KEY_UPDATE_NOT_REQUESTED,
     SSL_KEY_UPDATE_REQUESTED, SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_new,
@@ -302,7 +302,7 @@ cdef class TLSContext:
         BIO_meth_free(self.method)
 
     @staticmethod
-    def server(choose not None, *, protocols=(HTTP_1_1,), str groups not None=GROUPS):
+    def server(choose not None, *, protocols=(HTTP_1_1,), str groups not None=GROUPS, bint keep_buffers=False):
         """The serving end.
 
         Args:
@@ -311,9 +311,12 @@ cdef class TLSContext:
             protocols: ALPN names served; a client that offers only others gets no_application_protocol. None of them:
                 what a client offers is ignored.
             groups: key agreement groups, OpenSSL names joined by colons, preferred first.
+            keep_buffers: a connection keeps its two record buffers (33 KiB) between records, until `tls_release`. For
+                who knows when a connection is idle; else they are given back after each record.
         """
         cdef TLSContext self = TLSContext.__new__(TLSContext)
         self.is_server = True
+        self.keeps_buffers = keep_buffers
         self.choose = choose
         self.context = SSL_CTX_new(TLS_server_method())
         self.set_common(groups, protocols)
@@ -379,9 +382,9 @@ cdef class TLSContext:
         SSL_CTX_set_session_cache_mode(self.context, SSL_SESS_CACHE_OFF)
         SSL_CTX_set_options(self.context, SSL_OP_NO_TICKET | SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION
                             | SSL_OP_CIPHER_SERVER_PREFERENCE)
-        # RELEASE_BUFFERS: an idle connection holds no 16 KiB buffers. NO_AUTO_CHAIN: we say what is sent; OpenSSL would
+        # RELEASE_BUFFERS: an idle connection holds no 16 KiB buffers, whoever runs it. NO_AUTO_CHAIN: we say what is sent; OpenSSL would
         # otherwise build and verify a chain in every handshake. read_ahead: one BIO read per input, not two per record.
-        SSL_CTX_set_mode(self.context, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_NO_AUTO_CHAIN)
+        SSL_CTX_set_mode(self.context, SSL_MODE_NO_AUTO_CHAIN | (0 if self.keeps_buffers else SSL_MODE_RELEASE_BUFFERS))
         SSL_CTX_set_read_ahead(self.context, 1)
         SSL_CTX_set_max_cert_list(self.context, TLS_HANDSHAKE_SIZE_MAX)
         SSL_CTX_set_msg_callback(self.context, on_message)
@@ -568,6 +571,11 @@ cdef void tls_close(tls_conn_t *conn) noexcept nogil:
     clean_queue()
     if SSL_shutdown(conn.ssl) < 0:
         fail(conn)
+
+
+cdef void tls_release(tls_conn_t *conn) noexcept nogil:
+    if not conn.failed:
+        SSL_free_buffers(conn.ssl)      # keeps a buffer with something in it
 
 
 cdef bint tls_pending(tls_conn_t *conn) noexcept nogil:

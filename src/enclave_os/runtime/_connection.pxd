@@ -31,12 +31,13 @@ cdef enum phase_t:
     PHASE_WRITING       # an answer is partly out
     PHASE_GONE          # our CLOSE went out or is owed; a tombstone until the host's CLOSE
 
-cdef enum deadline_t:
+cdef enum:
     DEADLINE_NONE
     DEADLINE_HANDSHAKE
     DEADLINE_HEAD
     DEADLINE_BODY
-    DEADLINE_IDLE
+    DEADLINE_WARM       # just answered: its TLS buffers are kept for the next request
+    DEADLINE_IDLE       # the time since the last answer goes on; the buffers are gone
     DEADLINE_REQUEST
     DEADLINE_WRITE
     DEADLINE_COUNT
@@ -57,6 +58,8 @@ cdef enum:
     # What one connection may have in the outgoing ring: at most two windows. So one big answer neither fills the ring
     # before the host's PAUSE can arrive, nor makes the others wait for all of it.
     WRITE_WINDOW = 131072
+    # Connections that keep their TLS buffers (33 KiB each) between requests: the last that were answered.
+    WARM_MAX = 1024
     BODY_PIECE = 16384          # plaintext bytes of a body written at once: one full TLS record
 
 cdef struct out_t:              # where every connection's ciphertext goes
@@ -314,6 +317,7 @@ cdef struct deadlines_t:
     conn_t *first[DEADLINE_COUNT]
     conn_t *last[DEADLINE_COUNT]
     uint64_t timeout_ns[DEADLINE_COUNT]
+    uint32_t count[DEADLINE_COUNT]
 
 cdef inline void deadline_clear(deadlines_t *lists, conn_t *conn) noexcept nogil:
     if conn.deadline == DEADLINE_NONE:
@@ -327,6 +331,7 @@ cdef inline void deadline_clear(deadlines_t *lists, conn_t *conn) noexcept nogil
     else:
         conn.next.previous = conn.previous
     conn.previous = conn.next = NULL
+    lists.count[conn.deadline] -= 1
     conn.deadline = DEADLINE_NONE
 
 cdef inline void deadline_set(deadlines_t *lists, conn_t *conn, uint8_t deadline, uint64_t now) noexcept nogil:
@@ -334,6 +339,7 @@ cdef inline void deadline_set(deadlines_t *lists, conn_t *conn, uint8_t deadline
     deadline_clear(lists, conn)
     conn.deadline = deadline
     conn.since = now
+    lists.count[deadline] += 1
     conn.previous = lists.last[deadline]
     if conn.previous == NULL:
         lists.first[deadline] = conn

@@ -96,6 +96,10 @@ cdef class Ingress:
     cdef int _check_drained(self) except -1
     # deadlines
     cdef void _start(self, conn_t *conn, uint8_t deadline) noexcept
+    cdef void _idle(self, conn_t *conn) noexcept
+    cdef void _cool(self, conn_t *conn) noexcept
+    cdef void _idle(self, conn_t *conn) noexcept
+    cdef void _cool(self, conn_t *conn) noexcept
     cdef int _expire(self, conn_t *conn, uint8_t deadline) except -1
     cdef int _arm_tick(self) except -1
     cdef int _leave(self) except -1

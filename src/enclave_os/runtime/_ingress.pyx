@@ -44,7 +44,7 @@ from enclave_os._ring cimport (
 )
 from enclave_os._tls cimport (
     ClientHello, TLS_CLOSED, TLS_FAILED, TLS_WANT_INPUT, tls_close, tls_conn_free, tls_conn_new, tls_pending, tls_read,
-    tls_take_error, tls_write,
+    tls_release, tls_take_error, tls_write,
 )
 from enclave_os.http._message cimport (
     CHUNK_HEAD_SIZE_MAX, RESPONSE_NO_ROOM, Request, Response, StreamingResponse, chunk_write_head, response_write,
@@ -86,6 +86,7 @@ cdef enum:                          # wire.frames.CloseReason
     CLOSE_INTERNAL = 8
 
 cdef uint64_t DATE_EVERY_NS = 200_000_000
+cdef uint64_t WARM_NS = 500_000_000  # as long as most gaps between requests that come one after the other
 cdef double TICK_SECONDS = 0.5      # granularity of deadlines; the tick runs only while there are connections
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 cdef str TOO_MANY_BODIES = "too many request bodies are in flight; try later"
@@ -145,9 +146,10 @@ cdef class Ingress:
         self._connections_max = limits["connections"]
         # A host that goes on sending after PAUSE has at most one ring's worth in flight.
         self._held_max = HOLD_PAUSE + self._from_host.ring.capacity
-        for index, name in ((<int>DEADLINE_HANDSHAKE, "handshake"), (<int>DEADLINE_HEAD, "head"), (<int>DEADLINE_BODY, "body"),
-                            (<int>DEADLINE_IDLE, "idle"), (<int>DEADLINE_REQUEST, "request"), (<int>DEADLINE_WRITE, "write_stall")):
+        for index, name in ((DEADLINE_HANDSHAKE, "handshake"), (DEADLINE_HEAD, "head"), (DEADLINE_BODY, "body"),
+                            (DEADLINE_IDLE, "idle"), (DEADLINE_REQUEST, "request"), (DEADLINE_WRITE, "write_stall")):
             self._deadlines.timeout_ns[index] = <uint64_t>(timeouts[name] * 1e9)
+        self._deadlines.timeout_ns[DEADLINE_WARM] = WARM_NS
         self._spin_ns = spin_us * 1000
         self._out.ring = &self._to_host.ring
         self._now = eos_monotonic_ns()
@@ -246,7 +248,6 @@ cdef class Ingress:
                 conn = deadline_due(&self._deadlines, deadline, now_ns)
                 if conn == NULL:
                     break
-                self._timeouts += 1
                 self._expire(conn, deadline)
         self._leave()
 
@@ -474,6 +475,8 @@ cdef class Ingress:
                 self._handshakes += 1
                 conn.phase = PHASE_READING
                 self._start(conn, DEADLINE_HEAD)
+                if got <= 0:
+                    tls_release(conn.tls)       # whether a request follows soon, nobody knows
             if got > 0:
                 used = self._feed(conn, self._plain, got)
                 if used < <size_t>got and conn.phase != PHASE_GONE:
@@ -531,8 +534,8 @@ cdef class Ingress:
                 self._refuse(conn, conn.parser.status, conn.parser.reason.decode("ascii"))
                 return size
         if conn.parser.state == HTTP_AT_START:
-            if conn.served and conn.deadline != DEADLINE_IDLE:
-                self._start(conn, DEADLINE_IDLE)
+            if conn.served and conn.deadline != DEADLINE_WARM and conn.deadline != DEADLINE_IDLE:
+                self._idle(conn)
         elif conn.parser.state == HTTP_IN_BODY:
             if self._count_body(conn) == 0 and conn.deadline != DEADLINE_BODY:
                 self._start(conn, DEADLINE_BODY)
@@ -570,6 +573,7 @@ cdef class Ingress:
         if isinstance(result, Response) and not isinstance(result, StreamingResponse):
             return self._answer(conn, <Response>result)
         conn.phase = PHASE_BUSY
+        tls_release(conn.tls)           # how long the module takes, nobody knows
         self._start(conn, DEADLINE_REQUEST)
         answer = Answer()
         answer.ingress, answer.conn_id = self, conn.conn_id
@@ -698,7 +702,7 @@ cdef class Ingress:
         if not conn.keep_alive:
             return self._finish(conn, CLOSE_NORMAL)
         conn.phase = PHASE_READING
-        self._start(conn, DEADLINE_IDLE)
+        self._idle(conn)
         if self._draining and not conn.left_size and not conn.held_size:
             return self._finish(conn, CLOSE_SHUTDOWN)
         return 0
@@ -928,7 +932,21 @@ cdef class Ingress:
     cdef void _start(self, conn_t *conn, uint8_t deadline) noexcept:
         deadline_set(&self._deadlines, conn, deadline, self._now)
 
+    cdef void _idle(self, conn_t *conn) noexcept:
+        # Between requests: warm first. The oldest of too many, or one whose time is up, cools down.
+        deadline_set(&self._deadlines, conn, DEADLINE_WARM, self._now)
+        if self._deadlines.count[DEADLINE_WARM] > WARM_MAX:
+            self._cool(self._deadlines.first[DEADLINE_WARM])
+
+    cdef void _cool(self, conn_t *conn) noexcept:
+        tls_release(conn.tls)
+        deadline_set(&self._deadlines, conn, DEADLINE_IDLE, conn.since)
+
     cdef int _expire(self, conn_t *conn, uint8_t deadline) except -1:
+        if deadline == DEADLINE_WARM:
+            self._cool(conn)
+            return 0
+        self._timeouts += 1
         if deadline == DEADLINE_HEAD and conn.parser.state == HTTP_AT_START:
             return self._finish(conn, CLOSE_TIMEOUT)        # connected, then silent: nobody waits for an answer
         if deadline == DEADLINE_HEAD or deadline == DEADLINE_BODY:

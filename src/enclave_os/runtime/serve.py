@@ -62,7 +62,9 @@ class Server:
             lambda: self._clock.trusted_ns() / NS_PER_SECOND,
         )
         self._tls = TLSContext.server(
-            self._certificates.choose, protocols=[name.encode() for name in settings.tls.alpn]
+            self._certificates.choose,
+            protocols=[name.encode() for name in settings.tls.alpn],
+            keep_buffers=True,  # the ingress knows which connections are idle
         )
         self._registry = Registry(
             [Core(), *load_modules(settings.modules.enabled)],
