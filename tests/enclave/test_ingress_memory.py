@@ -1,0 +1,147 @@
+"""What connections cost the enclave's heap: little while idle, bounded while they wait, nothing when they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from enclave_os.http import Request, Response
+from enclave_os.wire.frames import FrameKind
+from tests.enclave.ingress_harness import Client, IngressHarness, MakeIngress, ingresses, request
+
+IDLE_BYTES_MAX = 30 << 10
+HOLD_PAUSE = 16 << 10
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[MakeIngress]:
+    yield from ingresses(tmp_path)
+
+
+class MallInfo2(ctypes.Structure):
+    """struct mallinfo2 of glibc's malloc.h: all are size_t."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks"),
+            "keepcost",
+        )
+    ]
+
+
+@pytest.fixture
+def libc() -> ctypes.CDLL:
+    """glibc, if it is what serves malloc here."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallInfo2
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    before = heap(libc)
+    block = libc.malloc(1 << 16)
+    seen = heap(libc) - before
+    libc.free(block)
+    if seen < 1 << 16:
+        pytest.skip("another allocator serves malloc (a sanitizer's), and mallinfo2 knows nothing of it")
+    return libc
+
+
+def heap(libc: ctypes.CDLL) -> int:
+    """Bytes that malloc has given out: OpenSSL's and the natives' own. Python's small objects come on top."""
+    gc.collect()
+    libc.malloc_trim(0)
+    info = libc.mallinfo2()
+    return int(info.uordblks) + int(info.hblkhd)
+
+
+def quiet(client: Client) -> None:
+    """Forget the client's end, which lives in this process too and is not to be counted."""
+    del client.harness.clients[client.conn_id]
+    del client.engine
+    client.frames.clear()
+
+
+@pytest.mark.parametrize(("count", "asked"), [(2000, False), (500, True)], ids=["handshake done", "asked once"])
+def test_an_idle_connection_is_small(
+    make: MakeIngress, libc: ctypes.CDLL, count: int, asked: bool, record_property: pytest.RecordProperty
+) -> None:
+    harness = make()
+    warm = harness.connect()
+    warm.ask("POST /", b"x" * 20_000)
+    before = heap(libc)
+    for slot in range(10, 10 + count):
+        client = harness.client(slot=slot).handshake()
+        if asked:
+            client.write(request("POST /", b"x" * 20_000))
+            harness.turn()
+            client.reply()
+        quiet(client)
+    harness.frames.clear()
+    harness.requests.clear()
+    assert harness.count("connections_live") == count + 1
+    each = (heap(libc) - before) / count
+    record_property("idle_bytes_each", round(each))
+    print(f"{each:.0f} bytes each")
+    assert 1000 < each < IDLE_BYTES_MAX
+
+
+def test_nothing_is_left_of_connections_that_ended(make: MakeIngress, libc: ctypes.CDLL) -> None:
+    async def later(asked: Request) -> Response:
+        await asyncio.sleep(0)
+        return Response(200, asked.body * 3)
+
+    harness = make(lambda asked: later(asked) if len(asked.body) % 2 else Response(200, asked.body * 3))
+
+    def live(turn: int) -> None:
+        client = harness.client(slot=1 + turn % 5, generation=turn % 0x7FF).handshake()
+        client.write(request("POST /", b"x" * (turn % 30_000 + 100)) + request("GET /behind"))
+        if turn % 3 == 0:
+            harness.pump()
+        if turn % 7 == 0:
+            client.write(b"\0" if turn % 2 else b"GET / HT")
+        client.close()
+        harness.pump()
+        quiet(client)
+        harness.frames.clear()
+        harness.requests.clear()
+
+    for turn in range(300):
+        live(turn)
+    before = heap(libc)
+    for turn in range(1000):
+        live(turn)
+    assert harness.count("connections_live") == 0
+    assert heap(libc) - before < 32 << 10
+
+
+def test_what_waits_is_bounded(make: MakeIngress, libc: ctypes.CDLL) -> None:
+    async def never(_: Request) -> Response:
+        await asyncio.Event().wait()
+        return Response(200)
+
+    harness = make(never)
+    client = harness.connect()
+    client.write(request("GET /"))
+    harness.pump()
+    before = heap(libc)
+    capacity = harness.host.layout.data.to_enclave.capacity
+    flood(harness, client, HOLD_PAUSE + capacity - 1000)
+    held = heap(libc) - before
+    # Each growth takes half as much again as it needs.
+    assert capacity < held < 2 * (HOLD_PAUSE + capacity)
+    flood(harness, client, 2000)
+    assert harness.count("connections_flooded_total") == 1
+    assert heap(libc) - before < 16 << 10
+
+
+def flood(harness: IngressHarness, client: Client, size: int) -> None:
+    """Bytes for a connection that asked the host to pause."""
+    for start in range(0, size, 1000):
+        client.send(FrameKind.DATA, b"z" * min(1000, size - start))
+        harness.wake()
