@@ -28,6 +28,7 @@ class Trial(Module):
             Route("POST", "/trial/echo", self.echo),
             Route("GET", "/trial/large/{size}", self.large),
             Route("GET", "/trial/stream/{count}", self.stream),
+            Route("GET", "/trial/stream-behind/{gate}", self.stream_behind),
             Route("GET", "/trial/wait/{gate}", self.wait),
             Route("GET", "/trial/awaited/{gate}", self.awaited),
             Route("POST", "/trial/open/{gate}", self.open),
@@ -61,6 +62,14 @@ class Trial(Module):
     async def _pieces(self, count: int) -> AsyncIterator[bytes]:
         for _ in range(count):
             yield PIECE
+
+    def stream_behind(self, request: Request) -> Response:
+        """One piece, when the gate is opened."""
+        return StreamingResponse(self._behind((request.params or {})["gate"]))
+
+    async def _behind(self, gate: str) -> AsyncIterator[bytes]:
+        await self._event(self._gates, gate).wait()
+        yield b"behind"
 
     async def wait(self, request: Request) -> Response:
         """Answer when the gate is opened."""

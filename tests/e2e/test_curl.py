@@ -122,3 +122,5 @@ def test_error_statuses_reach_it(server: Server) -> None:
         assert told.endswith(status)
         assert json.loads(told[: -len(status)])["error"]
         assert "planted" not in told
+    server.wait_for_log("module trial failed: RuntimeError")
+    assert "planted" not in server.log, "what a module says in an exception may be a client's secret"

@@ -17,7 +17,7 @@ from tests.e2e.wire import HELLO, SECONDS, Connection, client_context, get
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
 ALERT, FATAL = 21, 2  # a record's type and an alert's level, RFC 8446 5.1 and 6
-UNEXPECTED_MESSAGE, RECORD_OVERFLOW, DECODE_ERROR, PROTOCOL_VERSION = 10, 22, 50, 70
+UNEXPECTED_MESSAGE, RECORD_OVERFLOW, ILLEGAL_PARAMETER, DECODE_ERROR, PROTOCOL_VERSION = 10, 22, 47, 50, 70
 
 
 def s_client(server: Server, *arguments: str | Path, sent: bytes = b"") -> str:
@@ -145,7 +145,7 @@ def read_alert(raw: socket.socket) -> tuple[int, int]:
         (b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n", {DECODE_ERROR, PROTOCOL_VERSION}),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {DECODE_ERROR, PROTOCOL_VERSION}),
         (b"\x17\x03\x03\x00\x05hello", {UNEXPECTED_MESSAGE}),
-        (b"\x16\x03\x01\xff\xff" + b"\x01" * 0xFFFF, {RECORD_OVERFLOW, DECODE_ERROR, UNEXPECTED_MESSAGE}),
+        (b"\x16\x03\x01\xff\xff" + b"\x01" * 0xFFFF, {RECORD_OVERFLOW, ILLEGAL_PARAMETER}),
         (b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", {DECODE_ERROR, PROTOCOL_VERSION}),
         (b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", {UNEXPECTED_MESSAGE}),
         (b"\x80\x2e\x01\x00\x02" + b"\0" * 43, {DECODE_ERROR, PROTOCOL_VERSION}),

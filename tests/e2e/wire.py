@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import struct
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -85,6 +86,15 @@ class Connection:
     def expect_end(self) -> None:
         """The server says no more: an orderly end (close_notify), nothing lost to a reset."""
         assert self._stream.read(1) == b""
+
+    def end_sending(self) -> None:
+        """TCP's half-close: the server reads an end, and may still say what it has to say."""
+        socket.socket.shutdown(self.tls, socket.SHUT_WR)  # SSLSocket's own would forget its TLS state
+
+    def reset(self) -> None:
+        """Leave by a reset, as a client that died does."""
+        self.tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
 
     def close(self) -> None:
         """Leave without a word, as clients do."""
