@@ -263,7 +263,7 @@ class IngressHarness:
             shutdown_offset=slot_offset(Slot.SHUTDOWN) + SLOT_STATE,
             doorbell_in=self.host.to_enclave_bell,
             doorbell_out=self.host.data_bell,
-            tls=TLSContext.server(self.store.choose),
+            tls=TLSContext.server(self.store.choose, keep_buffers=True),
             respond=self._respond,
             loop=self.loop,
             http_date=lambda: DATE,

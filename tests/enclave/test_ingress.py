@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from enclave_os.http import Response
+from enclave_os.http import Request, Response
 from enclave_os.wire.frames import CloseReason, FrameKind
-from tests.enclave.ingress_harness import NAME, MakeIngress, ingresses, request
+from tests.enclave.ingress_harness import NAME, MakeIngress, echo, ingresses, request
 
 
 @pytest.fixture
@@ -230,3 +231,50 @@ class TestRefusals:
         fourth.close()
         harness.pump()
         assert harness.connect().ask("GET /").status == 200
+
+
+class TestColdConnections:
+    """An idle connection's TLS buffers are given back; what lay half-read in them must not go with them."""
+
+    SECOND = request("POST /second", b"x" * 700)
+
+    @pytest.mark.parametrize("records", [1, 3])
+    @pytest.mark.parametrize("seconds", [0.0, 1.0])
+    def test_a_request_cut_anywhere_survives_the_cooling(self, make: MakeIngress, records: int, seconds: float) -> None:
+        harness = make()
+        client = harness.connect()
+        size = len(self.SECOND) // records + 1
+        length = len(self.SECOND) + 22 * records
+        for cut in [*range(0, 12), *range(12, length, 61), length - 17, length - 1]:
+            client.write(request("GET /first"))
+            data = b"".join(
+                client.ciphertext(self.SECOND[start : start + size]) for start in range(0, len(self.SECOND), size)
+            )
+            assert len(data) == length
+            if cut:
+                client.send(FrameKind.DATA, data[:cut])
+            harness.turn()
+            assert client.reply().body == b"GET /first "
+            harness.expire(seconds)
+            client.send(FrameKind.DATA, data[cut:])
+            harness.turn()
+            assert client.reply().body == b"POST /second " + b"x" * 700
+        assert client.closed is None
+
+    @pytest.mark.parametrize("piece", [1, 37, 1_000, 16_384])
+    def test_records_behind_a_slow_module_survive_it(self, make: MakeIngress, piece: int) -> None:
+        async def slow(asked: Request) -> Response:
+            await asyncio.sleep(0)
+            return echo(asked)
+
+        harness = make(slow)
+        client = harness.connect()
+        bodies = [b"%d" % number * (number * 97 % 3_000) for number in range(1, 12)]
+        text = b"".join(request("POST /", body) for body in bodies)
+        for start in range(0, len(text), 5_000):
+            client.engine.write(text[start : start + 5_000])
+        data = client.engine.take_output()
+        for start in range(0, len(data), piece):
+            client.send(FrameKind.DATA, data[start : start + piece])
+        harness.pump(40)
+        assert [client.reply().body for _ in bodies] == [b"POST / " + body for body in bodies]
