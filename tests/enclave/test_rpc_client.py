@@ -93,9 +93,9 @@ def test_many_calls_get_their_own_replies_in_any_order(host: FakeHost) -> None:
         (lambda i: encode_rpc_reply(i, -99, STAMP), "status -99"),
         (lambda i: encode_rpc_reply(i, 0, STAMP[:7]), "7 bytes of reply"),
         (lambda i: encode_rpc_reply(i, 0, b""), "0 bytes of reply"),
-        (lambda i: encode_rpc_reply(i, 0, STAMP + b"x"), "9 bytes of reply"),
+        (lambda i: encode_rpc_reply(i, 0, STAMP + b"x"), "record's size"),
         (lambda i: encode_rpc_reply(i, 0, STAMP)[:-1], "RPC header"),
-        (lambda i: encode_rpc_reply(i, 0, STAMP) + b"x", "RPC header"),
+        (lambda i: encode_rpc_reply(i, 0, STAMP) + b"x", "record's size"),
         (lambda i: b"\0" * 15, "RPC header"),
     ],
 )

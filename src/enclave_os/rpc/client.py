@@ -17,12 +17,16 @@ from typing import Final
 from enclave_os.errors import HostRefused
 from enclave_os.wire import FULL, Consumer, Producer, decode_rpc_reply, encode_rpc_request
 from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, UsageError
+from enclave_os.wire.limits import RPC_HEADER_SIZE
 from enclave_os.wire.rpc import METHODS, Method, MethodSpec, Status
 
 PENDING_MAX: Final = 4096  # calls in flight; more is our own mistake upstream, refused at once
 LATE_MAX: Final = 4096  # a reply later than the next 4096 expired calls counts as a lie
 QUEUED_MAX: Final = 1024  # requests that wait for room in a full ring
 REPLIES_PER_TURN_MAX: Final = 256
+REPLY_BYTES_PER_TURN_MAX: Final = 1 << 20
+# A record larger than any reply can be is a lie, found before it is copied.
+REPLY_RECORD_MAX: Final = RPC_HEADER_SIZE + max(spec.reply_size_max for spec in METHODS.values())
 
 
 @dataclass(slots=True)
@@ -101,14 +105,12 @@ class RPCClient:
             return
         try:
             self._send_queued()
-            while True:
-                records = self._from_host.consume_many(REPLIES_PER_TURN_MAX, 1 << 20)
-                for record in records:
-                    self._reply(record)
-                if self._from_host.release():
-                    self._ring_host()
-                if not records:
-                    return
+            # Once: who calls us looks again before it sleeps, so a host that feeds us for ever costs others nothing.
+            records = self._from_host.consume_many(REPLIES_PER_TURN_MAX, REPLY_BYTES_PER_TURN_MAX, REPLY_RECORD_MAX)
+            for record in records:
+                self._reply(record)
+            if self._from_host.release():
+                self._ring_host()
         except PeerProtocolError as error:
             self._break(HostProtocolError.from_peer(error, "the RPC channel"))
 

@@ -357,3 +357,23 @@ cdef inline conn_t *deadline_due(deadlines_t *lists, uint8_t deadline, uint64_t 
 
 cdef extern from "string.h" nogil:
     void *memcpy_down "memmove"(void *to, const void *from_, size_t size)
+    # An own name, so that it does not clash with the memmove that Cython declares for itself.
+
+
+# -- small ends -------------------------------------------------------------------------------------------------------
+
+cdef extern from "unistd.h" nogil:
+    ssize_t read(int fd, void *to, size_t size)
+    ssize_t write(int fd, const void *from_, size_t size)
+
+cdef inline void doorbell_ring(int doorbell) noexcept nogil:
+    cdef uint64_t one = 1
+    write(doorbell, &one, sizeof(one))      # an eventfd that is full is already ringing
+
+cdef inline void doorbell_silence(int doorbell) noexcept nogil:
+    cdef uint64_t rings[8]
+    read(doorbell, rings, sizeof(rings))    # nothing to read is fine: somebody woke us for nothing
+
+cdef inline void copy_private(uint8_t *to, const uint8_t *from_, size_t size) noexcept nogil:
+    # tls_copy_in_t for bytes that are inside already.
+    memcpy(to, from_, size)

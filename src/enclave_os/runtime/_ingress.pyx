@@ -62,10 +62,6 @@ from enclave_os.errors import InternalError
 from enclave_os.http._message import error_response
 from enclave_os.wire.errors import HostProtocolError
 
-cdef extern from "unistd.h" nogil:
-    ssize_t read(int fd, void *to, size_t size)
-    ssize_t write(int fd, const void *from_, size_t size)
-
 cdef enum:
     PLAIN_SIZE = 16384 + 256        # one TLS record's plaintext, RFC 8446 section 5.1
     PAGE_SIZE = 32768               # a head (its limit is 8 KiB) and a small body, written as one
@@ -94,10 +90,7 @@ cdef bytes LAST_CHUNK = b"0\r\n\r\n"
 
 
 cdef class Answer:
-    """A request that a module answers asynchronously: the task, and the connection that it may write to.
-
-    The connection may be gone or may have gone on when the task ends, so it is looked up each time: see `_owner`.
-    """
+    """A request that a module answers asynchronously. Its connection may be gone when the task ends: see `_owner`."""
 
     def __call__(self, task):
         self.ingress._task_done(self, task)
@@ -173,9 +166,8 @@ cdef class Ingress:
 
     def on_doorbell(self):
         """The doorbell's descriptor is readable: silence it and serve until the rings are empty, then arm and return."""
-        cdef uint8_t drop[64]
         self._wakes += 1
-        read(self._doorbell_in, drop, sizeof(drop))
+        doorbell_silence(self._doorbell_in)
         if not self._scheduled:         # else it is about to run anyway
             self.on_wake()
 
@@ -276,11 +268,6 @@ cdef class Ingress:
         """Whether a drain was asked for."""
         return self._draining
 
-    @property
-    def drained(self):
-        """Whether a drain was asked for and no connection is left."""
-        return self._drained
-
     # -- ring -> connection ---------------------------------------------------------------------------------------
 
     cdef int _turn(self) except -1:
@@ -322,7 +309,7 @@ cdef class Ingress:
         if ring_release(&self._from_host.ring):
             ring_publish(&self._out.ring[0])
             self._rings += 1
-            ring_doorbell(self._doorbell_out)
+            doorbell_ring(self._doorbell_out)
         else:
             self._ring_host()
         return frames
@@ -987,16 +974,7 @@ cdef class Ingress:
         # Publish what was committed; one ring of the doorbell if the proxy sleeps.
         if ring_publish(self._out.ring):
             self._rings += 1
-            ring_doorbell(self._doorbell_out)
-
-
-cdef void copy_private(uint8_t *to, const uint8_t *from_, size_t size) noexcept nogil:
-    memcpy(to, from_, size)
-
-
-cdef void ring_doorbell(int doorbell) noexcept nogil:
-    cdef uint64_t one = 1
-    write(doorbell, &one, sizeof(one))      # an eventfd that is full is already ringing
+            doorbell_ring(self._doorbell_out)
 
 
 cdef void release_connection(conn_t *conn) noexcept:
