@@ -55,9 +55,7 @@ class ControlBlock:
         """Copy a filled slot's argument, once. Raises: UsageError: not filled, or taken before."""
         if not self.is_filled(slot):
             raise UsageError(f"{slot.name} is not there to be taken")
-        self._taken.add(slot)
-        base = slot_offset(slot)
-        return Entry(self._region.read_word(base + SLOT_OFFSET), self._region.read_word(base + SLOT_ARGUMENT_SIZE))
+        return self._copy(slot)
 
     def wait(self, slot: Slot, doorbell: Doorbell, seconds: float = ENTRY_SECONDS_MAX) -> Entry:
         """Sleep on the doorbell until the host calls this entry, then take it.
@@ -71,7 +69,12 @@ class ControlBlock:
                 raise HostProtocolError(f"the host did not call {slot.name.lower()} within {seconds:g} s")
             select.select([doorbell.incoming], [], [], left)
             doorbell.silence()
-        return self.take(slot)
+        return self._copy(slot)  # not `take`: a state that was seen once is not looked at again
+
+    def _copy(self, slot: Slot) -> Entry:
+        self._taken.add(slot)
+        base = slot_offset(slot)
+        return Entry(self._region.read_word(base + SLOT_OFFSET), self._region.read_word(base + SLOT_ARGUMENT_SIZE))
 
     def answer(self, slot: Slot, result: EntryResult) -> None:
         """Give the host the outcome and mark the slot taken."""

@@ -41,15 +41,25 @@ class Doorbell:
         self.incoming, self.data_to_host, self.rpc_to_host = numbers
 
     def silence(self) -> None:
-        """Take the ring that woke us; nothing to take is fine."""
+        """Take the ring that woke us; nothing to take is fine.
+
+        Raises: HostProtocolError: the descriptor is not one that can be read.
+        """
         try:
             os.read(self.incoming, 64)
         except BlockingIOError:
             return
+        except OSError as error:
+            raise HostProtocolError(f"the doorbell cannot be read: {error.strerror}") from error
 
     def ring_dispatcher(self) -> None:
-        """Wake the host's RPC dispatcher. A full eventfd is ringing already."""
+        """Wake the host's RPC dispatcher. A full eventfd is ringing already.
+
+        Raises: HostProtocolError: the descriptor is not one that can be written.
+        """
         try:
             os.write(self.rpc_to_host, _ONE)
         except BlockingIOError:
             return
+        except OSError as error:
+            raise HostProtocolError(f"the dispatcher's doorbell cannot be rung: {error.strerror}") from error

@@ -22,6 +22,9 @@ _CUT: Final = " [cut]"
 
 def escape_line(text: str, size_max: int = LOG_LINE_SIZE_MAX) -> str:
     """One printable line of at most `size_max` UTF-8 bytes."""
+    text = text[
+        : size_max + 1
+    ]  # a character is a byte at least: what lies behind is cut anyway, so spend no time on it
     if not text.isprintable():
         text = "".join(
             c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED_CATEGORIES else c for c in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from dataclasses import dataclass
@@ -49,10 +50,14 @@ class Stop:
         threading.Thread(target=self._read_lifeline, args=(descriptor,), name="lifeline", daemon=True).start()
 
     def _read_lifeline(self, descriptor: int) -> None:
-        while os.read(descriptor, 64):
-            pass  # nobody writes here; what comes is ignored, only the end counts
+        with contextlib.suppress(
+            OSError
+        ):  # what cannot be watched counts as gone: the enclave does not outlive its host
+            while os.read(descriptor, 64):
+                pass  # nobody writes here; what comes is ignored, only the end counts
         done = threading.Event()
-        self._loop.call_soon_threadsafe(self._set, Reason(ExitCode.HOST_GONE))
+        with contextlib.suppress(RuntimeError):  # the loop has ended before us; the process must still do so
+            self._loop.call_soon_threadsafe(self._set, Reason(ExitCode.HOST_GONE))
         done.wait(STUCK_SECONDS)
         os._exit(ExitCode.HOST_GONE)
 
