@@ -158,7 +158,6 @@ cdef class Ingress:
         free(self._page)
 
     # -- what the loop calls --------------------------------------------------------------------------------------
-
     def start(self):
         """Tell the host that connections are welcome: READY, once. Before it, `on_wake` arms the doorbell for RPC."""
         self._ready_owed = True
@@ -267,6 +266,11 @@ cdef class Ingress:
     def draining(self):
         """Whether a drain was asked for."""
         return self._draining
+
+    @property
+    def drained(self):
+        """Whether a drain was asked for and no connection is left."""
+        return self._drained
 
     # -- ring -> connection ---------------------------------------------------------------------------------------
 
