@@ -204,7 +204,7 @@ def test_close_notify_before_the_end(server: Server) -> None:
     with Connection(server) as connection:
         connection.send(get("/hello", "Connection: close"))
         assert connection.answer().body == b"world"
-        # Python raises SSLEOFError where close_notify is missing, with this option off (its default here).
+        # An end without close_notify would raise SSLEOFError: wire.py forbids Python to overlook it.
         assert connection.tls.read(1) == b""
 
 

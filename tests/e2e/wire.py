@@ -46,7 +46,9 @@ class Connection:
     def __init__(self, server: Server, *, raw: socket.socket | None = None, seconds: float = SECONDS) -> None:
         raw = raw or socket.create_connection(("127.0.0.1", server.port), timeout=seconds)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.tls = client_context(server).wrap_socket(raw, server_hostname="localhost")
+        context = client_context(server)
+        # A TCP end without close_notify raises SSLEOFError: an answer that could have been cut off is no answer.
+        self.tls = context.wrap_socket(raw, server_hostname="localhost", suppress_ragged_eofs=False)
         self._stream = self.tls.makefile("rb")
 
     def send(self, data: bytes) -> None:
