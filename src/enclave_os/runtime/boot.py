@@ -38,14 +38,14 @@ def run_enclave(environment: Mapping[str, str]) -> int:
     try:
         context = attach(environment)
     except PeerProtocolError as error:
-        return _complain(error, ExitCode.PROTOCOL)
+        return _complain(HostProtocolError.from_peer(error), ExitCode.PROTOCOL)
     except ConfigError as error:
         return _complain(error, ExitCode.CONFIG)
     try:
         code = uvloop.run(serve(context))
     except PeerProtocolError as error:
         context.control.answer(Slot.RUN, EntryResult.FAILED)
-        return _complain(error, ExitCode.PROTOCOL)
+        return _complain(HostProtocolError.from_peer(error), ExitCode.PROTOCOL)
     except (EnclaveError, WireError) as error:
         context.control.answer(Slot.RUN, EntryResult.BAD_CONFIGURATION)
         return _complain(error, ExitCode.CONFIG)
