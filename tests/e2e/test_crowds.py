@@ -7,8 +7,11 @@ HT4's 3,000 connections are made with ENCLAVE_OS_E2E=full; without it a fifth of
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
+
+import pytest
 
 from tests.e2e.crowd import Crowd, p99_of_a_good_client
 from tests.e2e.server import Overrides, Server, own_memory
@@ -29,12 +32,20 @@ HOST_DEAF_MAX = 2 * (256 << 10)
 TARGET = b"POST /trial/echo HTTP/1.1\r\nHost: localhost\r\n"
 
 
+def need_descriptors(count: int) -> None:
+    """Client and host each hold one for every connection."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < count + 200:
+        pytest.skip(f"this system allows {limit} descriptors, and {count} clients need more")
+
+
 def short(**seconds: float) -> Overrides:
     """Settings with these deadlines, all others far above what a test takes."""
     return {"timeouts": {"handshake": 60, "head": 60, "body": 60, "idle": 60, "write_stall": 60, **seconds}}
 
 
 def test_tl5_two_thousand_half_open(start_server: StartServer) -> None:
+    need_descriptors(2000)
     deadline = 5.0
     server = start_server(short(handshake=deadline))
     quiet = p99_of_a_good_client(server)
@@ -71,6 +82,7 @@ def test_slow_senders_and_one_that_never_reads(start_server: StartServer) -> Non
 
 
 def test_ht4_slow_heads_bodies_and_readers(start_server: StartServer) -> None:
+    need_descriptors(3 * EACH)
     server = start_server(short())
     quiet = p99_of_a_good_client(server)
     before = own_memory(server.enclave_pids[0]), own_memory(server.host_pid)
