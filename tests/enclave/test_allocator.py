@@ -23,8 +23,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how: str) -> int:
-    # What is under test is glibc's malloc: not the sanitizer's, with which the rest of the suite may run.
-    own = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "PYTHONMALLOC")}
+    # What is under test is glibc's malloc: not the sanitizer's, with which (and whose build) the rest of the suite may run.
+    others = ("LD_PRELOAD", "PYTHONMALLOC", "PYTHONPATH")
+    own = {name: value for name, value in os.environ.items() if name not in others}
     command = [sys.executable, "-c", PROGRAM, how]
     run = subprocess.run(command, env=own, capture_output=True, text=True, check=True, timeout=60)
     return int(run.stdout)
