@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how: str) -> int:
-    # What is under test is glibc's malloc: not the sanitizer's, with which (and whose build) the rest of the suite may run.
+    # What is under test is glibc's malloc, not that of a sanitizer (nor its build) with which the suite may run.
     others = ("LD_PRELOAD", "PYTHONMALLOC", "PYTHONPATH")
     own = {name: value for name, value in os.environ.items() if name not in others}
     command = [sys.executable, "-c", PROGRAM, how]
