@@ -199,13 +199,13 @@ class TestDocument:
 class Enclave:
     """A real enclave process, as the supervisor starts it."""
 
-    def __init__(self, host: FakeHost, **changes: str | None) -> None:
+    def __init__(self, host: FakeHost, pass_fds: tuple[int, ...] = (), **changes: str | None) -> None:
         words = environment(host) | {"LANG": "C.UTF-8"} | changes
         self.host = host
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-B", "-m", "enclave_os"],
             env={name: value for name, value in words.items() if value is not None},
-            pass_fds=(host.to_enclave_bell, host.data_bell, host.rpc_bell),
+            pass_fds=pass_fds or (host.to_enclave_bell, host.data_bell, host.rpc_bell),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -295,6 +295,21 @@ class TestEnvironment:
         assert code == ExitCode.PROTOCOL
         assert len(lines) == 1
         assert lines[0].startswith("enclave[")
+        assert "the host broke the contract" in lines[0]
+
+    @pytest.mark.parametrize("kind", ["file", "folder"])
+    @pytest.mark.parametrize("place", [0, 2])
+    def test_a_doorbell_that_is_none(self, shared_host: FakeHost, tmp_path: Path, kind: str, place: int) -> None:
+        (tmp_path / "file").touch()
+        odd = os.open(tmp_path if kind == "folder" else tmp_path / "file", os.O_RDONLY)
+        bells = [shared_host.to_enclave_bell, shared_host.data_bell, shared_host.rpc_bell]
+        bells[place] = odd
+        shared_host.rpc_to_host.arm()  # a dispatcher that sleeps, so that it must be rung
+        spec = "eventfd:" + ",".join(str(bell) for bell in bells)
+        code, lines = Enclave(shared_host, pass_fds=(*bells,), ENCLAVE_OS_DOORBELL=spec).wait()
+        os.close(odd)
+        assert code == ExitCode.PROTOCOL
+        assert len(lines) == 1
         assert "the host broke the contract" in lines[0]
 
     @pytest.mark.parametrize(

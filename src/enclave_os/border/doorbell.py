@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 from typing import Final
 
 from enclave_os.wire.errors import HostProtocolError
@@ -39,6 +40,11 @@ class Doorbell:
             except OSError as error:
                 raise HostProtocolError(f"descriptor {number} of the doorbell is not open") from error
         self.incoming, self.data_to_host, self.rpc_to_host = numbers
+        with select.epoll() as waiting:
+            try:
+                waiting.register(self.incoming)
+            except OSError as error:  # a file or a folder: never not readable, so nothing that one can sleep on
+                raise HostProtocolError("the doorbell is nothing that can be waited for") from error
 
     def silence(self) -> None:
         """Take the ring that woke us; nothing to take is fine.
