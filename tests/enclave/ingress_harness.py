@@ -244,6 +244,8 @@ class IngressHarness:
         self.bugs: list[dict[str, Any]] = []
         self.reports: list[tuple[str, BaseException]] = []
         self.rpc_calls = 0
+        self.rpc_records: list[bytes] = []
+        self.rpc_records_at_once = 1000
         self.rpc_lies: list[PeerProtocolError] = []
         self.clients: dict[int, Client] = {}
         self.frames: list[Frame] = []
@@ -410,7 +412,7 @@ class IngressHarness:
     def _on_rpc(self) -> None:
         self.rpc_calls += 1
         try:
-            self.rpc.from_host.consume_many(1000, 1 << 20)
+            self.rpc_records += self.rpc.from_host.consume_many(self.rpc_records_at_once, 1 << 20)
             self.rpc.from_host.release()
         except PeerProtocolError as error:
             self.rpc_lies.append(error)

@@ -308,6 +308,17 @@ class TestWakeUps:
         harness.ingress.on_wake()
         assert harness.rpc_calls >= 1
 
+    def test_replies_that_were_left_are_seen_under_load(self, make: MakeIngress) -> None:
+        harness = make()
+        harness.rpc_records_at_once = 1  # an RPC client that takes what it may take at once, and leaves the rest
+        for req_id in range(3):
+            harness.host.rpc_to_enclave.produce(encode_rpc_reply(req_id, 0, b""))
+        harness.host.rpc_to_enclave.publish()
+        for _ in range(256 * 4):
+            harness.send(FrameKind.DATA, 77)
+        harness.ingress.on_wake()
+        assert len(harness.rpc_records) == 3
+
     def test_a_reply_wakes_a_sleeping_enclave(self, make: MakeIngress) -> None:
         harness = make()
         harness.wake()
