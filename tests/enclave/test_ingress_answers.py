@@ -435,8 +435,9 @@ class TestLateAnswers:
             harness.ingress.on_wake()
             harness.step(iterations)
             client.pause()
+            harness.wake()  # the frame, then the callback of the stream's task
             client.write(request("GET /second"))
-            harness.ingress.on_wake()
+            harness.wake()
             client.write(request("GET /third"))
             harness.wake()
             client.resume()

@@ -189,6 +189,40 @@ class TestTheEnd:
         assert harness.frames[-1].kind == FrameKind.DRAIN
         assert [client.reply().body for client in clients] == [body] * 5
 
+    def test_not_even_when_only_it_has_room(self, make: MakeIngress) -> None:
+        # DRAIN is the smallest of all: fill the ring until there is room for it, and for no close_notify before it.
+        harness = make(lambda asked: Response(200, b"z" * int(asked.path[1:])))
+        client = harness.connect()
+        out = harness.host.layout.data.to_host
+
+        def room() -> int:
+            produced = harness.host.words[out.header_offset // 8]
+            return out.capacity - (produced - harness.host.data_to_host.consumed)
+
+        def answer(size: int) -> int:
+            before = room()
+            client.write(request(f"GET /{size}"))
+            harness.wake()
+            return before - room()
+
+        def to_end() -> int:
+            return out.capacity - harness.host.words[out.header_offset // 8] % out.capacity
+
+        overhead = answer(4_000) - 4_000
+        while to_end() > 10_000:
+            answer(4_000)
+        answer(to_end() - overhead)  # exactly up to where the ring wraps; behind it is what the handshake left
+        assert to_end() == out.capacity
+        answer((room() - overhead - 24) // 8 * 8)
+        assert harness.count("ring_full_total") == 0
+        assert 16 <= room() < 48
+        harness.send(FrameKind.DRAIN, 0)
+        harness.wake()
+        assert not harness.ingress.drained
+        harness.pump()
+        assert drained(harness)
+        assert harness.frames[-1].kind == FrameKind.DRAIN
+
     def test_a_full_ring_delays_it_and_nothing_else(self, make: MakeIngress) -> None:
         harness = make(lambda _: Response(200, b"z" * 200_000))
         stuck, gone = harness.connect(), harness.connect()
