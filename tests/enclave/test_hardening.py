@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import signal
 import subprocess
@@ -33,6 +34,8 @@ def start(folder: Path) -> subprocess.Popen[str]:
         text=True,
         cwd=folder,
         preexec_fn=allow_core,
+        # A sanitizer would catch the signal and end otherwise.
+        env={**os.environ, "ASAN_OPTIONS": f"{os.environ.get('ASAN_OPTIONS', '')}:handle_segv=0"},
     )
 
 
