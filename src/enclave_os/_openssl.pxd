@@ -266,6 +266,7 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_ERROR_WANT_READ
     int SSL_ERROR_ZERO_RETURN
     int SSL_free_buffers(SSL *ssl)
+    const char *SSL_rstate_string(const SSL *ssl)
     int SSL_has_pending(const SSL *ssl)
     int SSL_use_cert_and_key(SSL *ssl, X509 *certificate, EVP_PKEY *key, STACK_OF_X509 *chain, int override)
     void SSL_certs_clear(SSL *ssl)

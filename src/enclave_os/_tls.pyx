@@ -41,7 +41,7 @@ from enclave_os._openssl cimport (
     SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group, SSL_get_peer_cert_chain, SSL_get_rbio,
     SSL_get_verify_result, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_KEY_UPDATE_NOT_REQUESTED,
     SSL_KEY_UPDATE_REQUESTED, SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_new,
-    SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_read,
+    SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_read, SSL_rstate_string,
     SSL_select_next_proto, SSL_SESS_CACHE_OFF, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state,
     SSL_set_hostflags, SSL_set_tlsext_host_name, SSL_shutdown, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
     SSL_use_cert_and_key, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_write_ex, STACK_OF_X509, TLS1_3_VERSION,
@@ -574,8 +574,10 @@ cdef void tls_close(tls_conn_t *conn) noexcept nogil:
 
 
 cdef void tls_release(tls_conn_t *conn) noexcept nogil:
-    if not conn.failed:
-        SSL_free_buffers(conn.ssl)      # keeps a buffer with something in it
+    # Only between records: before 3.0.14 OpenSSL freed a buffer in whose midst it was (CVE-2024-4741), and told by
+    # itself only when unread bytes were left. "RH": the next thing to read is a record's header.
+    if not conn.failed and SSL_has_pending(conn.ssl) == 0 and SSL_rstate_string(conn.ssl)[1] == c"H":
+        SSL_free_buffers(conn.ssl)
 
 
 cdef bint tls_pending(tls_conn_t *conn) noexcept nogil:

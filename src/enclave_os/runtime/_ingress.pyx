@@ -186,7 +186,7 @@ cdef class Ingress:
             taken = self._turn()
             if self._stopped:
                 return
-            if eos_load_acquire(self._rpc_from_host.ring.produced_word) != self._rpc_from_host.ring.produced_seen:
+            if eos_load_acquire(self._rpc_from_host.ring.produced_word) != self._rpc_from_host.ring.consumed:
                 self._on_rpc()          # also under load, when this function never comes to arm and sleep
             if eos_load_acquire(self._shutdown_word) == SLOT_FILLED:
                 self._stopped = True

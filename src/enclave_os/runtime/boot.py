@@ -18,7 +18,7 @@ from enclave_os.border.channel import Channel, attach_channel
 from enclave_os.border.control import ControlBlock
 from enclave_os.border.doorbell import Doorbell
 from enclave_os.border.region import Region
-from enclave_os.errors import EnclaveError
+from enclave_os.errors import EnclaveError, HostRefused
 from enclave_os.runtime.allocator import keep_memory
 from enclave_os.runtime.context import Context, ExitCode, Mode
 from enclave_os.runtime.hardening import harden
@@ -46,6 +46,10 @@ def run_enclave(environment: Mapping[str, str]) -> int:
     except PeerProtocolError as error:
         context.control.answer(Slot.RUN, EntryResult.FAILED)
         return _complain(HostProtocolError.from_peer(error), ExitCode.PROTOCOL)
+    except HostRefused as error:
+        # The host did not answer in time: a busy machine, which the next start may find at rest.
+        context.control.answer(Slot.RUN, EntryResult.FAILED)
+        return _complain(error, ExitCode.HOST_SLOW)
     except (EnclaveError, WireError) as error:
         context.control.answer(Slot.RUN, EntryResult.BAD_CONFIGURATION)
         return _complain(error, ExitCode.CONFIG)

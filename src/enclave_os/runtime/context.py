@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
 
     OK = 0  # the host called `shutdown`
     SOFTWARE = 70  # our own bug
+    HOST_SLOW = 69  # the host did not answer the first call in time
     HOST_GONE = 75  # the host's end of the lifeline closed
     PROTOCOL = 76  # the host broke the contract
     CONFIG = 78  # the configuration cannot be served; starting again would not help
