@@ -7,6 +7,7 @@ import random
 import select
 import socket
 from contextlib import suppress
+from statistics import median
 
 import pytest
 
@@ -225,8 +226,9 @@ def test_one_greedy_client_does_not_starve_another() -> None:
         greedy, greedy_id = rig.open()
         quiet, quiet_id = rig.open()
         greedy.setblocking(False)
-        between = 0
+        counts: list[int] = []
         for _ in range(50):
+            between = 0
             quiet.sendall(b"q")
             while True:
                 with suppress(BlockingIOError):
@@ -235,4 +237,6 @@ def test_one_greedy_client_does_not_starve_another() -> None:
                 between += sum(frame[1] == greedy_id for frame in frames)
                 if any(frame[1] == quiet_id for frame in frames):
                     break
-        assert between / 50 < 2 * rig.capacity / 16384
+            counts.append(between)
+        # The median: what the machine did to one round says nothing of the turns.
+        assert median(counts) < 2 * rig.capacity / 16384
