@@ -90,10 +90,10 @@ serve: $(STAMPS)/fast ## set everything up and serve on port 8443
 .PHONY: test test-fast test-debug test-sanitize hostile
 test: ## set everything up and pass the tests: fast, paranoid and sanitizer builds
 	@rm -rf $(RESULTS)
-	@$(MAKE) --no-print-directory test-fast
-	@$(MAKE) --no-print-directory test-debug
-	@$(MAKE) --no-print-directory test-sanitize
-	@$(PY) .ci/total.py $(RESULTS)/*.xml
+	@status=0; \
+	for part in fast debug sanitize; do $(MAKE) --no-print-directory test-$$part || status=1; done; \
+	$(or $(PYTHON),python3) .ci/total.py $(RESULTS) fast debug sanitize || status=1; \
+	exit $$status
 
 test-fast: $(STAMPS)/fast $(STAMPS)/test ## the whole suite on the fast build
 	$(PYTEST) --junit-xml=$(RESULTS)/fast.xml $(ARGS)
