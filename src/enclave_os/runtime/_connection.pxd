@@ -48,6 +48,16 @@ cdef enum owed_t:
     OWE_PAUSE = 2
     OWE_RESUME = 4
 
+# Why a connection ends: wire.frames.CloseReason.
+cdef enum:
+    CLOSE_NORMAL = 0
+    CLOSE_TIMEOUT = 2
+    CLOSE_LIMIT = 3
+    CLOSE_PROTOCOL = 4
+    CLOSE_FLOOD = 5
+    CLOSE_SHUTDOWN = 6
+    CLOSE_INTERNAL = 8
+
 # What connection_flush says.
 cdef enum:
     FLUSHED = 0

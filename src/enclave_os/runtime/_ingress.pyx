@@ -68,20 +68,13 @@ cdef enum:
     HEAD_ROOM = 16384
     HOLD_PAUSE = 16384              # held bytes above which the host is asked to stop reading the socket
     SLOT_FILLED = 1                 # wire.layout.SlotState
+    FRAMES_PER_LOOK = 8             # at the clock, whether the turn has lasted long enough
     TURNS_PER_WAKE_MAX = 4          # then the event loop's other work gets its turn
     CONN_SLOTS = 1 << CONN_SLOT_BITS
     TOMBSTONES_MAX = 1 << 17        # closed by us, not yet by the host: an honest one has no more than it has sockets
 
-cdef enum:                          # wire.frames.CloseReason
-    CLOSE_NORMAL = 0
-    CLOSE_TIMEOUT = 2
-    CLOSE_LIMIT = 3
-    CLOSE_PROTOCOL = 4
-    CLOSE_FLOOD = 5
-    CLOSE_SHUTDOWN = 6
-    CLOSE_INTERNAL = 8
-
 cdef uint64_t DATE_EVERY_NS = 200_000_000
+cdef uint64_t TURN_NS_MAX = 2_000_000
 cdef uint64_t WARM_NS = 500_000_000  # as long as most gaps between requests that come one after the other
 cdef double TICK_SECONDS = 0.5      # granularity of deadlines; the tick runs only while there are connections
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -173,7 +166,7 @@ cdef class Ingress:
     def on_wake(self):
         """Serve a bounded number of turns; what is left is scheduled behind the loop's other work."""
         cdef int turns = 0
-        cdef int taken
+        cdef bint more
         cdef uint64_t until
         cdef int state
         self._scheduled = False
@@ -183,7 +176,7 @@ cdef class Ingress:
             self._on_rpc()
         while turns < TURNS_PER_WAKE_MAX:
             turns += 1
-            taken = self._turn()
+            more = self._turn()
             if self._stopped:
                 return
             if eos_load_acquire(self._rpc_from_host.ring.produced_word) != self._rpc_from_host.ring.consumed:
@@ -192,7 +185,7 @@ cdef class Ingress:
                 self._stopped = True
                 self._on_stop(None)
                 return
-            if taken == FRAMES_PER_TURN_MAX:
+            if more:
                 continue
             if self._spin_ns:
                 until = eos_monotonic_ns() + self._spin_ns
@@ -275,7 +268,8 @@ cdef class Ingress:
     # -- ring -> connection ---------------------------------------------------------------------------------------
 
     cdef int _turn(self) except -1:
-        # One bounded batch of frames, answers published once. Returns the number of frames taken.
+        # One batch of frames, answers published once; bounded in number and in time, since a handshake costs as much as
+        # a hundred requests and those who wait for an answer should not wait for all of them. 1: there may be more.
         cdef const uint8_t *payload = NULL
         cdef uint32_t size = 0
         cdef int frames = 0
@@ -297,13 +291,15 @@ cdef class Ingress:
                 state = RING_POISONED
                 break
             ring_advance(&self._from_host.ring)
+            if frames % FRAMES_PER_LOOK == 0 and eos_monotonic_ns() - self._now > TURN_NS_MAX:
+                break
         self._frames_in += frames
         if state == RING_POISONED:
             self._break(HostProtocolError(self._from_host.ring.lie, "data.to_enclave"))
-            return frames
+            return 0
         if self._out.ring.lie:
             self._break(HostProtocolError(self._out.ring.lie, "data.to_host"))
-            return frames
+            return 0
         if self._out.blocked_first != NULL:
             self._flush()               # after the frames: a PAUSE among them counts before more is written
         if self._drain_owed and out_control(&self._out, FRAME_DRAIN, 0, -1):
@@ -316,7 +312,7 @@ cdef class Ingress:
             doorbell_ring(self._doorbell_out)
         else:
             self._ring_host()
-        return frames
+        return state == RING_READY
 
     cdef int _frame(self, const uint8_t *payload, uint32_t size) except -1:
         cdef frame_t frame
