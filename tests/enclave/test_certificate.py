@@ -7,11 +7,12 @@ import datetime
 import pytest
 from cryptography import x509
 
-from enclave_os._tls import ClientHello, TLSContext
-from enclave_os.errors import ConfigError, UsageError
-from enclave_os.ratls.certificate import LEAF_LIFETIME_S, CertificateStore, der_from_pem
+from enclave_os._tls import ClientHello, TLSContext, TLSEngine
+from enclave_os.errors import ConfigError, ServerProtocolError, UsageError
+from enclave_os.ratls.certificate import CLOCK_SLACK_S, LEAF_LIFETIME_S, CertificateStore, der_from_pem
 from tests.enclave import tls_peers as peers
 from tests.enclave.certificates import Authority
+from tests.enclave.tls_peers import shake_hands
 
 
 class Clock:
@@ -36,13 +37,26 @@ def store(development_ca: Authority, clock: Clock) -> CertificateStore:
     )
 
 
-def test_not_before_is_the_minute_that_has_begun(store: CertificateStore, clock: Clock) -> None:
-    for seconds in (0.0, 59.999, 60.0, 1_790_000_039.5):
+def test_not_before_is_a_whole_minute_some_time_ago(store: CertificateStore, clock: Clock) -> None:
+    for seconds in (300.0, 359.999, 360.0, 1_790_000_039.5):
         clock.now = seconds
         leaf = x509.load_der_x509_certificate(store.choose(ClientHello()).leaf_der)
-        begun = datetime.datetime.fromtimestamp(seconds // 60 * 60, tz=datetime.UTC)
+        begun = datetime.datetime.fromtimestamp((seconds - CLOCK_SLACK_S) // 60 * 60, tz=datetime.UTC)
         assert leaf.not_valid_before_utc == begun
         assert leaf.not_valid_after_utc == begun + datetime.timedelta(seconds=LEAF_LIFETIME_S)
+
+
+def test_a_client_whose_clock_is_behind_is_served_all_the_same(
+    development_ca: Authority, store: CertificateStore, clock: Clock
+) -> None:
+    clock.now += CLOCK_SLACK_S - 60  # the enclave's clock, ahead of the one that OpenSSL asks
+    client = TLSContext.client(ca_pem=development_ca.certificate_pem)
+    ours, theirs = TLSEngine(TLSContext.server(store.choose)), TLSEngine(client, "localhost")
+    shake_hands(ours, theirs)
+    assert theirs.handshake_done
+    clock.now += 3600
+    with pytest.raises(ServerProtocolError, match="not yet valid"):
+        shake_hands(TLSEngine(TLSContext.server(store.choose)), TLSEngine(client, "localhost"))
 
 
 def test_a_clock_that_fails_makes_no_certificate(development_ca: Authority) -> None:

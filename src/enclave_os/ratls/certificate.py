@@ -13,7 +13,11 @@ from enclave_os._x509 import Identity, LeafMinter
 from enclave_os.errors import ConfigError
 
 LEAF_LIFETIME_S = 24 * 60 * 60
-"""A leaf serves one connection; 24 h let it outlive that, and a client's clock be wrong by hours."""
+"""A leaf serves one connection; 24 h let it outlive that, and a client's clock be ahead by hours."""
+
+CLOCK_SLACK_S = 5 * 60
+"""How far a client's clock may be behind ours. Without it one whose clock is a second behind (or coarse: time(2) is
+milliseconds behind clock_gettime(2)) refuses every leaf of a minute's first second as not yet valid."""
 
 MINUTE_S = 60
 
@@ -64,6 +68,6 @@ class CertificateStore:
         self._minter = LeafMinter(issuer, key, list(names), list(extensions), chain_der=above)
 
     def choose(self, hello: ClientHello) -> Identity:
-        """A fresh key and leaf for the connection that said `hello`; NotBefore is the minute that has begun."""
-        not_before = int(self._clock()) // MINUTE_S * MINUTE_S
+        """A fresh key and leaf for the connection that said `hello`; NotBefore is a whole minute, CLOCK_SLACK_S ago."""
+        not_before = (int(self._clock()) - CLOCK_SLACK_S) // MINUTE_S * MINUTE_S
         return self._minter.mint(not_before, LEAF_LIFETIME_S)
