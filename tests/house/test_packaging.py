@@ -146,7 +146,7 @@ def test_every_test_that_a_page_names_exists() -> None:
 
 
 def test_every_page_that_the_code_names_exists() -> None:
-    made = {"serve.md"}  # what bench_serve writes beside its figures
+    made = {"serve.md", "docs/a.md"}  # what bench_serve writes beside its figures, what test_tidy plants
     missing: set[str] = set()
     for name, path in files(ROOT, (*CODE_SUFFIXES, ".md", ".toml")):
         for page in re.findall(r"(?<![\w/.-])([\w./-]+\.md)\b", path.read_text(encoding="utf-8")):
