@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import secrets
@@ -36,9 +37,11 @@ class FakeHost:
         )
         self.path = folder / self.name
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        # Held as a real host holds it: a server that starts beside us removes the regions that nobody has locked.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._lock = descriptor
         os.ftruncate(descriptor, self.layout.size)
         self.buffer = mmap.mmap(descriptor, self.layout.size)
-        os.close(descriptor)
         self.words = memoryview(self.buffer).cast("Q")
         self.epoch = secrets.token_bytes(16)
         header = encode_header(self.epoch, self.layout.size)
@@ -94,6 +97,6 @@ class FakeHost:
         return f"eventfd:{self.to_enclave_bell},{self.data_bell},{self.rpc_bell}"
 
     def close(self) -> None:
-        for bell in (self.to_enclave_bell, self.data_bell, self.rpc_bell):
-            os.close(bell)
+        for descriptor in (self.to_enclave_bell, self.data_bell, self.rpc_bell, self._lock):
+            os.close(descriptor)
         self.path.unlink(missing_ok=True)
