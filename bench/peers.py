@@ -154,7 +154,11 @@ def _spawn(
     log = folder / f"{name.replace(' ', '-')}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            arguments, cwd=folder, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output,
+            arguments,
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
             stderr=subprocess.STDOUT,
         )
     return process, log

@@ -6,6 +6,7 @@ python -m bench.plot build/bench/serve/serve.json draws it again from the file.
 from __future__ import annotations
 
 import importlib.util
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -64,6 +65,10 @@ def _latency_panel(axes: Axes, run: Run, case: str, title: str) -> None:
     axes.set_yticks(range(len(servers)), servers, fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    # Whole decades with a label each: labels between them would lie upon one another.
+    least, most = axes.get_xlim()
+    axes.set_xlim(10 ** math.floor(math.log10(least)), 10 ** math.ceil(math.log10(most)))
+    axes.xaxis.set_minor_formatter("")
     axes.margins(y=0.2)
     axes.grid(axis="x", alpha=0.3)
     axes.set_title(title, fontsize=9)
