@@ -11,7 +11,7 @@
 # construction: appending is O(1), and only the first one can be due.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from enclave_os._codec cimport FRAME_CLOSE, FRAME_DATA, FRAME_PAUSE, FRAME_RESUME, frame_word
 from enclave_os._limits cimport FRAME_HEADER_SIZE
@@ -217,7 +217,7 @@ cdef inline bint out_control(out_t *sink, uint8_t kind, uint32_t conn_id, int re
 cdef inline int out_later(conn_t *conn, const uint8_t *data, size_t size) noexcept nogil:
     cdef uint8_t *grown
     if conn.out_used:
-        memcpy_down(conn.out, conn.out + conn.out_used, conn.out_size - conn.out_used)
+        memmove(conn.out, conn.out + conn.out_used, conn.out_size - conn.out_used)
         conn.out_size -= conn.out_used
         conn.out_used = 0
     grown = <uint8_t *>realloc(conn.out, conn.out_size + size)
@@ -364,11 +364,6 @@ cdef inline conn_t *deadline_due(deadlines_t *lists, uint8_t deadline, uint64_t 
     if conn != NULL and now >= conn.since and now - conn.since >= lists.timeout_ns[deadline]:
         return conn
     return NULL
-
-
-cdef extern from "string.h" nogil:
-    void *memcpy_down "memmove"(void *to, const void *from_, size_t size)
-    # An own name, so that it does not clash with the memmove that Cython declares for itself.
 
 
 # -- small ends -------------------------------------------------------------------------------------------------------

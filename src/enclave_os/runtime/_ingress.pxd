@@ -61,6 +61,7 @@ cdef class Ingress:
     cdef uint64_t _accepted, _requests, _refused, _dropped, _timeouts, _handshakes, _handshakes_failed
     cdef uint64_t _bytes_in, _frames_in, _turns, _wakes, _rings, _flooded, _over_limit, _failures
 
+    cdef bint _called_to_stop(self) except -1
     # ring -> connection
     cdef int _turn(self) except -1
     cdef int _frame(self, const uint8_t *payload, uint32_t size) except -1
@@ -103,5 +104,5 @@ cdef class Ingress:
     cdef int _expire(self, conn_t *conn, uint8_t deadline) except -1
     cdef int _arm_tick(self) except -1
     cdef int _leave(self) except -1
-    cdef void _ring_host(self) noexcept
+    cdef void _ring_host(self, bint owed=*) noexcept
     cdef int _break(self, object error) except -1

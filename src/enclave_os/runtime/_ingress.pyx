@@ -32,13 +32,11 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from enclave_os._codec cimport (
-    FRAME_CLOSE, FRAME_CONNECTED, FRAME_DATA, FRAME_DRAIN, FRAME_EOF, FRAME_NEW, FRAME_PAUSE, FRAME_READY,
-    FRAME_RESUME, frame_allowed, frame_decode, frame_t,
+    FRAME_CLOSE, FRAME_CONNECTED, FRAME_DATA, FRAME_DRAIN, FRAME_NEW, FRAME_PAUSE, FRAME_READY, FRAME_RESUME,
+    frame_allowed, frame_decode, frame_t,
 )
-from enclave_os._limits cimport (
-    CONN_SLOT_BITS, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX, PEER_ADDRESS_SIZE_MAX,
-)
-from enclave_os._native cimport ENCLAVE_OS_DEBUG, eos_copy_in, eos_cpu_pause, eos_load_acquire, eos_load_relaxed, eos_monotonic_ns
+from enclave_os._limits cimport CONN_SLOT_BITS, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX, PEER_ADDRESS_SIZE_MAX
+from enclave_os._native cimport eos_copy_in, eos_cpu_pause, eos_load_acquire, eos_load_relaxed, eos_monotonic_ns
 from enclave_os._ring cimport (
     LIE_FRAME, RING_EMPTY, RING_POISONED, RING_READY, ring_advance, ring_arm, ring_peek, ring_publish, ring_release,
 )
@@ -47,11 +45,10 @@ from enclave_os._tls cimport (
     tls_release, tls_take_error, tls_write,
 )
 from enclave_os.http._message cimport (
-    CHUNK_HEAD_SIZE_MAX, RESPONSE_NO_ROOM, Request, Response, StreamingResponse, chunk_write_head, response_write,
-    response_write_head,
+    RESPONSE_NO_ROOM, Request, Response, StreamingResponse, response_write, response_write_head,
 )
 from enclave_os.http._parser cimport (
-    HTTP_AT_START, HTTP_CONTINUE, HTTP_IN_BODY, HTTP_NEED_DATA, HTTP_REFUSED, HTTP_REQUEST, http_parser_feed,
+    HTTP_AT_START, HTTP_CONTINUE, HTTP_IN_BODY, HTTP_NEED_DATA, HTTP_REQUEST, http_parser_feed,
     http_parser_free, http_parser_init, http_parser_next, http_take_request,
 )
 from enclave_os.runtime._connection cimport *
@@ -59,7 +56,7 @@ from enclave_os.runtime._connection cimport *
 from collections.abc import Coroutine
 
 from enclave_os.errors import InternalError
-from enclave_os.http._message import error_response
+from enclave_os.http._message import encode_chunk, error_response
 from enclave_os.wire.errors import HostProtocolError
 
 cdef enum:
@@ -79,7 +76,6 @@ cdef uint64_t WARM_NS = 500_000_000  # as long as most gaps between requests tha
 cdef double TICK_SECONDS = 0.5      # granularity of deadlines; the tick runs only while there are connections
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 cdef str TOO_MANY_BODIES = "too many request bodies are in flight; try later"
-cdef bytes LAST_CHUNK = b"0\r\n\r\n"
 
 
 cdef class Answer:
@@ -181,9 +177,7 @@ cdef class Ingress:
                 return
             if eos_load_acquire(self._rpc_from_host.ring.produced_word) != self._rpc_from_host.ring.consumed:
                 self._on_rpc()          # also under load, when this function never comes to arm and sleep
-            if eos_load_acquire(self._shutdown_word) == SLOT_FILLED:
-                self._stopped = True
-                self._on_stop(None)
+            if self._called_to_stop():
                 return
             if more:
                 continue
@@ -201,14 +195,20 @@ cdef class Ingress:
                 if ring_arm(&self._rpc_from_host.ring) != RING_EMPTY:
                     self._on_rpc()
                     continue
-                if eos_load_acquire(self._shutdown_word) == SLOT_FILLED:
-                    self._stopped = True
-                    self._on_stop(None)
+                self._called_to_stop()
                 return
             if state == RING_POISONED:
                 self._break(HostProtocolError(self._from_host.ring.lie, "data.to_enclave"))
                 return
         self._again()
+
+    cdef bint _called_to_stop(self) except -1:
+        # The host's ECALL `shutdown`; once is enough.
+        if eos_load_acquire(self._shutdown_word) != SLOT_FILLED:
+            return False
+        self._stopped = True
+        self._on_stop(None)
+        return True
 
     def begin_drain(self):
         """Finish what is in flight, answer with `Connection: close`, close idle connections; DRAIN goes to the host after."""
@@ -306,12 +306,7 @@ cdef class Ingress:
             self._drain_owed = False
         if self._live and self._tick_handle is None:
             self._arm_tick()
-        if ring_release(&self._from_host.ring):
-            ring_publish(&self._out.ring[0])
-            self._rings += 1
-            doorbell_ring(self._doorbell_out)
-        else:
-            self._ring_host()
+        self._ring_host(ring_release(&self._from_host.ring))
         return state == RING_READY
 
     cdef int _frame(self, const uint8_t *payload, uint32_t size) except -1:
@@ -800,10 +795,10 @@ cdef class Ingress:
                     continue
                 for start in range(0, len(piece), BODY_PIECE):
                     part = piece[start:start + BODY_PIECE]
-                    if not self._stream_write(answer, b"%x\r\n%b\r\n" % (len(part), part) if chunked else part):
+                    if not self._stream_write(answer, encode_chunk(part) if chunked else part):
                         return None
                     await self._stream_room(answer)
-            if chunked and not self._stream_write(answer, LAST_CHUNK):
+            if chunked and not self._stream_write(answer, encode_chunk(b"")):
                 return None
         await self._stream_room(answer)
         return None
@@ -970,9 +965,9 @@ cdef class Ingress:
             self._again()
         return 0
 
-    cdef void _ring_host(self) noexcept:
-        # Publish what was committed; one ring of the doorbell if the proxy sleeps.
-        if ring_publish(self._out.ring):
+    cdef void _ring_host(self, bint owed=False) noexcept:
+        # Publish what was committed; one ring of the doorbell if the proxy sleeps, or is owed one for room given back.
+        if ring_publish(self._out.ring) or owed:
             self._rings += 1
             doorbell_ring(self._doorbell_out)
 

@@ -25,7 +25,6 @@ from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
 from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.stop import Stop
-from enclave_os.wire.errors import HostProtocolError
 from enclave_os.wire.layout import SLOT_STATE, EntryResult, Slot, slot_offset
 from enclave_os.wire.rpc import Method
 
@@ -80,10 +79,7 @@ class Server:
         await self._registry.start(self._services)
         ingress = self._make_ingress()
         self._ingress = ingress
-        try:
-            self._loop.add_reader(self._context.doorbell.incoming, ingress.on_doorbell)
-        except OSError as error:  # not something that can be waited for: a file, say
-            raise HostProtocolError(f"the doorbell cannot be watched: {error.strerror}") from error
+        self._loop.add_reader(self._context.doorbell.incoming, ingress.on_doorbell)
         try:
             await self._say_ready(ingress)
             reason = await self._stop.wait()

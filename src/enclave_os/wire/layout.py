@@ -32,7 +32,6 @@ from enclave_os.wire.errors import PeerProtocolError, UsageError
 
 MAGIC: Final = int.from_bytes(b"ENCLAVOS", "little")
 LAYOUT_VERSION: Final = 1
-PAGE: Final = 4096
 
 MAGIC_OFFSET: Final = 0x00
 VERSION_OFFSET: Final = 0x08

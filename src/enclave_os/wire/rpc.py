@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Final
 
 LOG_LINE_SIZE_MAX: Final = 4096  # one line for a person; longer ones are cut by the logger, with a mark
-TIME_REPLY_SIZE: Final = 8
 
 
 class Method(IntEnum):
