@@ -55,7 +55,16 @@ class SealBroken(EnclaveError):
 
 
 class AttestationError(EnclaveError):
-    """Evidence that does not prove what it must."""
+    """Evidence that does not prove what it must, or cannot be made.
+
+    Attributes:
+        code: which of the reasons, in one word for machines; `evidence.appraise` lists them. `bad_evidence`: none that
+            has a word of its own.
+    """
+
+    def __init__(self, message: str, code: str = "bad_evidence") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ConfigError(EnclaveError):

@@ -36,17 +36,20 @@ MAY: dict[str, set[str]] = {
     "enclave_os._x509": TRUSTED_BASE | {"enclave_os._openssl"},
     "enclave_os._tls": TRUSTED_BASE | {"enclave_os._openssl", "enclave_os._x509"},
     "enclave_os.border": TRUSTED_BASE,
+    "enclave_os.evidence": TRUSTED_BASE,  # pure: bytes in, verdict out
     # 2 protocols: http over bytes, rpc over a channel it is handed
     "enclave_os.http": TRUSTED_BASE,
     "enclave_os.rpc": TRUSTED_BASE | {"enclave_os.border"},
     # 3 services
-    "enclave_os.ratls": TRUSTED_BASE | {"enclave_os._x509", "enclave_os._tls", "enclave_os.rpc"},
+    "enclave_os.ratls": TRUSTED_BASE | {"enclave_os.evidence", "enclave_os._x509", "enclave_os._tls", "enclave_os.rpc"},
     # 4 modules: handed what they use, they reach for nothing
-    "enclave_os.modules": TRUSTED_BASE | {"enclave_os.http"},
-    "enclave_os.modules.core": TRUSTED_BASE | {"enclave_os.http", "enclave_os.__init__"},  # says the version
+    "enclave_os.modules": TRUSTED_BASE | {"enclave_os.http", "enclave_os.evidence"},
+    "enclave_os.modules.core": TRUSTED_BASE
+    | {"enclave_os.http", "enclave_os.evidence", "enclave_os.__init__"},  # says the version
     # 5 runtime; the native is the one file where border and TLS meet
     "enclave_os.runtime": TRUSTED_BASE
-    | {"enclave_os.border", "enclave_os.http", "enclave_os.rpc", "enclave_os.ratls", "enclave_os.modules"},
+    | {"enclave_os.border", "enclave_os.http", "enclave_os.rpc", "enclave_os.ratls", "enclave_os.modules"}
+    | {"enclave_os.evidence"},
     "enclave_os.runtime._ingress": TRUSTED_BASE
     | NATIVE_WIRE
     | {"enclave_os._ring", "enclave_os._codec", "enclave_os._openssl", "enclave_os._tls", "enclave_os._x509"}
@@ -55,8 +58,14 @@ MAY: dict[str, set[str]] = {
     "enclave_os.runtime.serve": {"enclave_os"},
     "enclave_os.runtime.boot": {"enclave_os"},
     "enclave_os.__main__": {"enclave_os"},
-    # the client: wire and TLS in client mode, never a trusted package above them
-    "enclave_os_client": {"enclave_os.__init__", "enclave_os.wire", "enclave_os._tls"},
+    # the client: wire, TLS in client mode, and the judging of evidence; never a trusted package above them
+    "enclave_os_client": {
+        "enclave_os.__init__",
+        "enclave_os.wire",
+        "enclave_os._tls",
+        "enclave_os.errors",
+        "enclave_os.evidence",
+    },
     # the host: an allow-list of the wire
     "enclave_os_host": {"enclave_os.__init__", "enclave_os.wire"},
     "enclave_os_host._proxy": {*NATIVE_WIRE, "enclave_os.wire", "enclave_os._ring", "enclave_os._codec"},
