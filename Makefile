@@ -135,9 +135,9 @@ UV_COMPILE = build/uv/bin/uv pip compile -q --universal --python-version 3.11 --
 	--custom-compile-command "make requirements" pyproject.toml
 requirements: $(STAMPS)/venv ## pin every dependency anew, with hashes
 	$(PY) -m venv build/uv && build/uv/bin/pip install -q uv
-	$(UV_COMPILE) --upgrade --extra build --extra test --extra bench -o requirements/bench.txt
-	$(UV_COMPILE) -c requirements/bench.txt --extra build --extra test -o requirements/test.txt
-	$(UV_COMPILE) -c requirements/bench.txt --extra build -o requirements/run.txt
+	$(UV_COMPILE) --upgrade --extra build --extra client --extra test --extra bench -o requirements/bench.txt
+	$(UV_COMPILE) -c requirements/bench.txt --extra build --extra client --extra test -o requirements/test.txt
+	$(UV_COMPILE) -c requirements/bench.txt --extra build --extra client -o requirements/run.txt
 
 annotate: $(STAMPS)/fast ## where each native touches Python: HTML pages
 	@find build/cython-fast -name '*.html'

@@ -58,14 +58,8 @@ MAY: dict[str, set[str]] = {
     "enclave_os.runtime.serve": {"enclave_os"},
     "enclave_os.runtime.boot": {"enclave_os"},
     "enclave_os.__main__": {"enclave_os"},
-    # the client: wire, TLS in client mode, and the judging of evidence; never a trusted package above them
-    "enclave_os_client": {
-        "enclave_os.__init__",
-        "enclave_os.wire",
-        "enclave_os._tls",
-        "enclave_os.errors",
-        "enclave_os.evidence",
-    },
+    # the client: TLS in client mode and what judges evidence, never a trusted package above them
+    "enclave_os_client": TRUSTED_BASE | {"enclave_os._tls", "enclave_os._x509", "enclave_os.evidence"},
     # the host: an allow-list of the wire
     "enclave_os_host": {"enclave_os.__init__", "enclave_os.wire"},
     "enclave_os_host._proxy": {*NATIVE_WIRE, "enclave_os.wire", "enclave_os._ring", "enclave_os._codec"},
@@ -128,7 +122,11 @@ WIRE_STDLIB = frozenset(
     ]
 )
 ENCLAVE_BANNED = frozenset(
-    ["socket", "ssl", "subprocess", "multiprocessing", "urllib", "ftplib", "smtplib", "pickle", "marshal", "shelve"]
+    [
+        *("socket", "ssl", "subprocess", "multiprocessing", "urllib", "ftplib", "smtplib"),
+        *("pickle", "marshal", "shelve"),
+        *("httpx", "httpcore", "h11", "anyio"),  # the client's
+    ]
 )
 
 STATEMENT = re.compile(

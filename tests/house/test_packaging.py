@@ -29,7 +29,7 @@ def _direct() -> dict[str, list[str]]:
     """The direct dependencies by the requirements file that must pin them."""
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
-    run = [*project["dependencies"], *extras["build"]]
+    run = [*project["dependencies"], *extras["build"], *extras["client"]]
     return {"run.txt": run, "test.txt": run + extras["test"], "bench.txt": run + extras["test"] + extras["bench"]}
 
 

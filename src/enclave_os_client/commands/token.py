@@ -1,0 +1,96 @@
+"""`enclave-os token`: development keys and bearer tokens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from enclave_os_client import token
+
+if TYPE_CHECKING:
+    from .parser import Subparsers
+
+EPILOG: Final = """\
+examples:
+  enclave-os token keygen                          writes issuer.key.pem, prints the table for enclave-os.toml
+  enclave-os token issue --role monitoring         a token of one hour for /status and /metrics
+  enclave-os token issue --role manager --lifetime 300
+  enclave-os token show TOKEN                      what a token says, unverified
+  enclave-os token show - --key issuer.key.pem < token.txt
+
+  curl --cacert state/ca/root.pem -H "Authorization: Bearer $(enclave-os token issue --role monitoring)" \\
+       https://localhost:8443/status
+
+These keys are for development: whoever reads the key file can be any role.
+"""
+
+
+def add(commands: Subparsers) -> None:
+    """Describe the command."""
+    actions = commands.add_parser("token", description="Development keys and bearer tokens.", epilog=EPILOG)
+    names = actions.add_subparsers(dest="action", required=True, metavar="keygen|issue|show")
+    keygen = names.add_parser("keygen", description="Make an issuer's key and print its table for enclave-os.toml.")
+    keygen.set_defaults(run=_keygen)
+    issue = names.add_parser("issue", description="Print a bearer token.")
+    issue.set_defaults(run=_issue)
+    for command in (keygen, issue):
+        command.add_argument(
+            "--key", type=Path, default=Path("issuer.key.pem"), metavar="FILE",
+            help="the private key (default: %(default)s)",
+        )  # fmt: skip
+        command.add_argument("--issuer", default=token.DEFAULT_ISSUER, help="claim iss (default: %(default)s)")
+        command.add_argument("--audience", default=token.DEFAULT_AUDIENCE, help="claim aud (default: %(default)s)")
+    issue.add_argument(
+        "--role", action="append", required=True, help="manager, monitoring, or a module's own; may be given again"
+    )
+    issue.add_argument("--subject", default="developer", help="claim sub (default: %(default)s)")
+    issue.add_argument(
+        "--lifetime", type=int, default=token.DEFAULT_LIFETIME, metavar="SECONDS", help="default: %(default)s"
+    )
+    show = names.add_parser("show", description="Print what a token says.")
+    show.set_defaults(run=_show)
+    show.add_argument("text", metavar="TOKEN", help="the token, or - to read it from standard input")
+    show.add_argument(
+        "--key", type=Path, metavar="FILE", help="verify signature and times with this key (public or private PEM)"
+    )
+    show.add_argument("--audience", help="with --key: also require this audience")
+
+
+def _keygen(parsed: argparse.Namespace) -> int:
+    pair = token.generate_key()
+    token.write_private_key(parsed.key, pair.private_pem)
+    print(f"wrote {parsed.key}: the private key, for `enclave-os token issue`", file=sys.stderr)
+    print("paste into enclave-os.toml:", file=sys.stderr)
+    print(token.issuer_table(pair.public_pem, parsed.issuer, parsed.audience), end="")
+    return os.EX_OK
+
+
+def _issue(parsed: argparse.Namespace) -> int:
+    print(
+        token.issue(
+            token.read_key_file(parsed.key),
+            roles=parsed.role,
+            subject=parsed.subject,
+            now=int(time.time()),
+            issuer=parsed.issuer,
+            audience=parsed.audience,
+            lifetime=parsed.lifetime,
+        )
+    )
+    return os.EX_OK
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    text = sys.stdin.read(token.TOKEN_SIZE_MAX + 2) if parsed.text == "-" else parsed.text
+    public_pem = token.public_half(token.read_key_file(parsed.key)) if parsed.key else None
+    decoded = token.decode(text.strip(), public_pem=public_pem, audience=parsed.audience)
+    document = {"verified": decoded.verified, "header": decoded.header, "claims": decoded.claims}
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+    if not decoded.verified:
+        print("not verified: anybody can write this; give --key to check the signature", file=sys.stderr)
+    return os.EX_OK
