@@ -35,10 +35,10 @@ def parse(const uint8_t[::1] raw not None, size_t piece, uint64_t count):
 def write(Response response not None, uint64_t count):
     """Write head and body of `response` `count` times. Returns nanoseconds a response."""
     cdef uint8_t[4096] out
-    cdef const char *date = b"Sun, 06 Nov 1994 08:49:37 GMT"
+    cdef const char *lines = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
     cdef uint64_t began = eos_monotonic_ns()
     cdef uint64_t done
     for done in range(count):
-        if response_write(response, True, False, False, date, out, sizeof(out)) < 0:
+        if response_write(response, True, False, False, lines, 37, out, sizeof(out)) < 0:
             raise RuntimeError("the response is larger than the buffer")
     return (eos_monotonic_ns() - began) / count

@@ -12,6 +12,7 @@ __all__ = [
     "ClientProtocolError",
     "ClockUntrusted",
     "ConfigError",
+    "ConnectionGone",
     "EnclaveError",
     "HostProtocolError",
     "HostRefused",
@@ -48,6 +49,10 @@ class HostRefused(EnclaveError):
 
 class ClockUntrusted(EnclaveError):
     """The host's clock cannot carry a decision: whatever depends on time is denied."""
+
+
+class ConnectionGone(EnclaveError):
+    """The client connection that is asked about has ended, or there never was one. Weather, for who outlives it."""
 
 
 class SealBroken(EnclaveError):

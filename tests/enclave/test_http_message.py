@@ -2,17 +2,22 @@
 
 import json
 from collections.abc import AsyncIterator
+from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_os.errors import ConnectionGone
 from enclave_os.http import (
     JSON_DEPTH_MAX,
+    REFUSED,
+    REQUEST,
     Headers,
     HTTPError,
     Request,
+    RequestParser,
     Response,
     StreamingResponse,
     encode_chunk,
@@ -89,6 +94,61 @@ def test_make_request_refuses_as_the_parser_does() -> None:
         assert caught.value.status == status
     with pytest.raises(HTTPError):
         make_request("GET", "/ HTTP/1.1\r\nX: y\r\n\r\nGET /")
+
+
+def test_a_request_that_came_by_no_connection_says_so() -> None:
+    with pytest.raises(ConnectionGone):
+        _ = make_request("GET", "/").connection
+
+
+@pytest.mark.parametrize(
+    ("host", "hostname"),
+    [
+        ("a.example", "a.example"),
+        ("A.Example:8443", "a.example"),
+        ("a.example.", "a.example"),
+        ("a.example.:8443", "a.example"),
+        ("a.example..", "a.example."),  # one dot is the root; two are no name of anybody's
+        ("192.0.2.1:443", "192.0.2.1"),
+        ("[::1]", "::1"),
+        ("[0:0::0:1]:8443", "::1"),
+        ("[2001:DB8::A]", "2001:db8::a"),
+        ("[::FFFF:192.0.2.1]", str(IPv6Address("::ffff:192.0.2.1"))),
+        ("[1:2:3]", "1:2:3"),  # no address: compared as it stands
+        (".", ""),
+    ],
+)
+def test_a_hostname_has_one_spelling(host: str, hostname: str) -> None:
+    asked = make_request("GET", "/", host=host)
+    assert asked.host == host
+    assert asked.hostname == hostname
+
+
+def test_rt12_what_the_server_says_about_attestation_never_comes_from_a_client() -> None:
+    fields = [
+        ("X-Privasys-Attestation", "mutual"),
+        ("X-One", "1"),
+        ("x-PRIVASYS-attestation", "challenge"),
+        ("X-Privasys-Attestations", "2"),
+        ("X-Privasys-Attestation", ""),
+    ]
+    asked = make_request("POST", "/a?b", fields, b"hello", host="a.example")
+    assert "x-privasys-attestation" not in asked.headers
+    assert asked.headers.items() == [
+        ("host", "a.example"), ("x-one", "1"), ("x-privasys-attestations", "2"), ("content-length", "5"),
+    ]  # fmt: skip
+    assert (asked.host, asked.path, asked.query, asked.body) == ("a.example", "/a", "b", b"hello")
+
+
+def test_rt12_dropped_fields_count_towards_the_limits() -> None:
+    field = b"X-Privasys-Attestation: none\r\n"
+    head = b"GET / HTTP/1.1\r\n" + field * 3 + b"Host: a.example\r\n\r\n"
+    parser = RequestParser(header_count_max=4)
+    assert parser.feed(head) == (REQUEST, len(head))
+    assert parser.take().headers.items() == [("host", "a.example")]
+    parser = RequestParser(header_count_max=3)
+    assert parser.feed(head)[0] == REFUSED
+    assert parser.status == 431
 
 
 def test_nothing_secret_in_repr() -> None:
@@ -290,6 +350,8 @@ def test_ht6_names_that_are_refused(bad: str) -> None:
         "Connection",
         "Keep-Alive",
         "Date",
+        "X-Privasys-Attestation",
+        "x-privasys-attestation",
         "Upgrade",
         "Trailer",
         "TE",

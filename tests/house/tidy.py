@@ -18,9 +18,10 @@ FILE_LINES_MAX = 500
 # read in one piece, and a call across two extension modules is not inlined.
 LONGER: dict[str, int] = {
     "bench/load.c": 600,
-    "src/enclave_os/_tls.pyx": 950,
+    "src/enclave_os/_tls.pyx": 1100,
     "src/enclave_os/_x509.pyx": 650,
-    "src/enclave_os/runtime/_ingress.pyx": 1000,
+    "src/enclave_os/http/_message.pyx": 550,
+    "src/enclave_os/runtime/_ingress.pyx": 1050,
 }
 
 # Marks of unfinished work: an issue is the place for it. Spelled apart, so that this file passes its own test.

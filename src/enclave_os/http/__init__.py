@@ -14,6 +14,7 @@ from enclave_os.http._message import (
 )
 from enclave_os.http._parser import CONTINUE, NEED_DATA, REFUSED, REQUEST, RequestParser
 from enclave_os.http.build import make_request
+from enclave_os.http.connection import AttestationTag, Connection
 from enclave_os.http.errors import HTTPError
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "NEED_DATA",
     "REFUSED",
     "REQUEST",
+    "AttestationTag",
+    "Connection",
     "HTTPError",
     "Headers",
     "Request",

@@ -46,11 +46,15 @@ cdef struct head_t:
     bint has_length
     bint chunked
     bint expects                # "Expect: 100-continue"
+    bint has_ours               # a field that only the server says: head_without_ours, and read again
     bint wants_close
     bint keep_alive             # what the client wants, by version and Connection
 
 # Read a complete head of `size` bytes, with a NUL behind it. False: refused, see status and reason.
 cdef bint head_read(head_t *h, const uint8_t *head, uint32_t size, const http_limits_t *limits) noexcept nogil
+
+# The head without the fields that are the server's alone to say; `fields_offset` as head_read found it.
+cdef bytes head_without_ours(bytes head, uint32_t fields_offset)
 
 # The path as a new str reference, percent-decoded once; NULL when it is none that names one resource (400).
 cdef PyObject *head_path(const head_t *h, const uint8_t *head) noexcept

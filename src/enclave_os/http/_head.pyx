@@ -28,6 +28,9 @@ cdef enum:
     IS_DIGIT = 32
     IS_HOST = 64        # of a reg-name; neither "%" nor the sub-delims, which no DNS name has
 
+# What we say about a connection on every answer. From a client it would be a lie that a module might believe (RT12).
+cdef const char *OURS = "x-privasys-attestation"
+
 cdef uint8_t[256] CLASS
 
 
@@ -223,7 +226,17 @@ cdef bint take_field(
         if h.chunked or size != 7 or not same(value, b"chunked", 7):
             return refuse(h, 400, b"Transfer-Encoding other than chunked")
         h.chunked = True
+    elif name_size == 22 and same(name, OURS, 22):
+        h.has_ours = True
     return True
+
+
+cdef bytes head_without_ours(bytes head, uint32_t fields_offset):
+    # A checked head: its lines end in CRLF, and nothing else in it does.
+    cdef bytes line
+    lines = head[fields_offset:].split(b"\r\n")
+    kept = [line for line in lines if line.partition(b":")[0].lower() != OURS]
+    return head[:fields_offset] + b"\r\n".join(kept)
 
 
 cdef inline uint8_t lower(uint8_t byte) noexcept nogil:

@@ -18,6 +18,7 @@ cdef class Request:
     # set by the ingress
     cdef public str peer            # "ip:port" as the host alleges it, "" when unknown
     cdef public str sni             # from the TLS handshake; None: no TLS, or no SNI
+    cdef object link                # what `connection` gives; None: none was set
     # set by the registry
     cdef public object principal    # modules.auth.Principal, None: nobody proved who they are
     cdef public dict params         # of a pattern route, else None
@@ -47,16 +48,21 @@ cdef class StreamingResponse(Response):
 # Write status line and fields, to the empty line inclusive. Returns the bytes written, or RESPONSE_NO_ROOM.
 #   keep_alive  False writes "Connection: close"; a streaming response to HTTP/1.0 closes whatever was asked
 #   http10      the request was HTTP/1.0: keep-alive must be said
-#   date29      IMF-fixdate, 29 chars (RFC 9110 5.6.7)
+#   lines       whole field lines that every answer carries, Date among them, `lines_size` bytes
 # The body is not written: send `response.body`, unless the request was HEAD or `response_has_body` is false.
 cdef Py_ssize_t response_write_head(
-    Response response, bint keep_alive, bint http10, const char *date29, uint8_t *out, Py_ssize_t room
+    Response response, bint keep_alive, bint http10, const char *lines, Py_ssize_t lines_size, uint8_t *out,
+    Py_ssize_t room
 ) except -2
 
 # Head and body at once when both fit: one TLS record. `is_head`: the request was HEAD. Not for a streaming response.
 cdef Py_ssize_t response_write(
-    Response response, bint keep_alive, bint http10, bint is_head, const char *date29, uint8_t *out, Py_ssize_t room
+    Response response, bint keep_alive, bint http10, bint is_head, const char *lines, Py_ssize_t lines_size,
+    uint8_t *out, Py_ssize_t room
 ) except -2
+
+# The Host field without port, brackets and final dot, in lower case, an IPv6 address in its short form; "" without Host.
+cdef str request_hostname(Request request)
 
 # Size line of one chunk (RFC 9112 7.1), after it `size` bytes and CRLF. `out` has CHUNK_HEAD_SIZE_MAX. Returns bytes written.
 # size 0 is the last chunk: a CRLF after it ends the body.

@@ -3,6 +3,8 @@ from typing import Any, Final, Never, TypeAlias, TypeVar, final, overload
 
 from typing_extensions import disjoint_base
 
+from enclave_os.http.connection import Connection
+
 _Json: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 _T = TypeVar("_T")
 
@@ -28,6 +30,7 @@ class Request:
     sni: str | None
     principal: Any
     params: dict[str, str] | None
+    connection: Connection
     def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def method(self) -> str: ...
@@ -41,6 +44,8 @@ class Request:
     def query(self) -> str: ...
     @property
     def host(self) -> str: ...
+    @property
+    def hostname(self) -> str: ...
     @property
     def http_version(self) -> str: ...
     @property

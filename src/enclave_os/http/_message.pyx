@@ -5,6 +5,7 @@ asked for. A Response is immutable and keeps its encoded head, so one that is re
 HT6: no CR, LF, NUL or other control byte gets from a module into a head; and framing fields are ours alone to write.
 """
 
+import ipaddress
 import json
 
 cimport cython
@@ -12,12 +13,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeLatin1
 from libc.string cimport memcpy
 
+from enclave_os.errors import ConnectionGone
 from enclave_os.http.errors import HTTPError
 
-# Written by us from what we know (framing, connection, date), or given by its own argument.
+# Written by us from what we know (framing, connection, date, attestation), or given by its own argument.
 cdef frozenset OWN_FIELDS = frozenset((
     "connection", "content-length", "content-type", "date", "keep-alive", "proxy-connection", "te", "trailer",
-    "transfer-encoding", "upgrade",
+    "transfer-encoding", "upgrade", "x-privasys-attestation",
 ))
 # A value nested deeper is refused before the recursive parser sees it (threat-model.md JW7).
 JSON_DEPTH_MAX = 32
@@ -169,6 +171,25 @@ cdef class Request:
         return PyUnicode_DecodeASCII(PyBytes_AS_STRING(self.head) + self.host_offset, self.host_size, NULL)
 
     @property
+    def hostname(self):
+        """The name or address in Host, for comparing: lower case, without port, brackets and final dot; "" without Host.
+
+        An IPv6 address is in its short form, so that it has one spelling.
+        """
+        return request_hostname(self)
+
+    @property
+    def connection(self):
+        """The TLS connection it came by, an `http.Connection`. Raises: ConnectionGone: it came by none (a test's)."""
+        if self.link is None:
+            raise ConnectionGone("this request came by no connection")
+        return self.link
+
+    @connection.setter
+    def connection(self, value):
+        self.link = value
+
+    @property
     def http_version(self):
         """"1.1" or "1.0"."""
         return "1.1" if self.http_minor else "1.0"
@@ -194,6 +215,22 @@ cdef class Request:
     def __repr__(self):
         # No query, no fields, no body: any of them may hold a secret (threat-model.md SE3).
         return f"<Request {self.method} {self.path!r}>"
+
+
+cdef str request_hostname(Request request):
+    cdef str host = request.host
+    cdef Py_ssize_t end
+    if host.startswith("["):
+        # head_read let only hexadecimal digits, colons and dots pass between the brackets; that is no address yet.
+        host = host[1:host.index("]")].lower()
+        try:
+            return ipaddress.IPv6Address(host).compressed
+        except ValueError:
+            return host
+    end = host.find(":")
+    if end >= 0:
+        host = host[:end]
+    return host.removesuffix(".").lower()   # ASCII: head_read let nothing else pass
 
 
 cdef object unique_members(list pairs):
@@ -391,19 +428,18 @@ cdef Py_ssize_t write_length(uint64_t size, uint8_t *out) noexcept nogil:
 
 
 cdef Py_ssize_t response_write_head(
-    Response response, bint keep_alive, bint http10, const char *date29, uint8_t *out, Py_ssize_t room
+    Response response, bint keep_alive, bint http10, const char *lines, Py_ssize_t lines_size, uint8_t *out,
+    Py_ssize_t room
 ) except -2:
     cdef Py_ssize_t size = PyBytes_GET_SIZE(response.head)
     cdef uint8_t *start = out
-    # 6 + 29 + 2 date, 28 chunked, 24 connection, 2 empty line: the most that can follow
-    if room < size + 91:
+    # 28 chunked, 24 connection, 2 empty line: the most that can follow
+    if room < size + lines_size + 54:
         return RESPONSE_NO_ROOM
     memcpy(out, PyBytes_AS_STRING(response.head), size)
     out += size
-    memcpy(out, b"Date: ", 6)
-    memcpy(out + 6, date29, 29)
-    memcpy(out + 35, b"\r\n", 2)
-    out += 37
+    memcpy(out, lines, lines_size)
+    out += lines_size
     if response.streaming:
         if http10:
             keep_alive = False      # the close is what ends the body
@@ -421,13 +457,14 @@ cdef Py_ssize_t response_write_head(
 
 
 cdef Py_ssize_t response_write(
-    Response response, bint keep_alive, bint http10, bint is_head, const char *date29, uint8_t *out, Py_ssize_t room
+    Response response, bint keep_alive, bint http10, bint is_head, const char *lines, Py_ssize_t lines_size,
+    uint8_t *out, Py_ssize_t room
 ) except -2:
     cdef Py_ssize_t size = 0 if is_head else PyBytes_GET_SIZE(response.body)
     cdef Py_ssize_t head_size
     if room < size:
         return RESPONSE_NO_ROOM
-    head_size = response_write_head(response, keep_alive, http10, date29, out, room - size)
+    head_size = response_write_head(response, keep_alive, http10, lines, lines_size, out, room - size)
     if head_size < 0:
         return head_size
     memcpy(out + head_size, PyBytes_AS_STRING(response.body), size)
@@ -457,15 +494,15 @@ def encode_response(Response response not None, *, bint keep_alive=True, bint ht
     Args: date: IMF-fixdate, 29 characters.
     Raises: ValueError: date of another length.
     """
-    cdef bytes date29 = date.encode("ascii")
+    cdef bytes lines = b"Date: " + date.encode("ascii") + b"\r\n"
     cdef Py_ssize_t room = PyBytes_GET_SIZE(response.head) + PyBytes_GET_SIZE(response.body) + 128
     cdef bytes out
     cdef Py_ssize_t size
-    if len(date29) != 29:
+    if len(lines) != 37:
         raise ValueError("date is not an IMF-fixdate of 29 characters")
     out = PyBytes_FromStringAndSize(NULL, room)
-    size = response_write(response, keep_alive, http10, is_head or response.streaming, PyBytes_AS_STRING(date29),
-                          <uint8_t *>PyBytes_AS_STRING(out), room)
+    size = response_write(response, keep_alive, http10, is_head or response.streaming, PyBytes_AS_STRING(lines),
+                          PyBytes_GET_SIZE(lines), <uint8_t *>PyBytes_AS_STRING(out), room)
     return out[:size]
 
 

@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from enclave_os.http._head cimport (
     METHOD_HEAD, head_is_token_byte, head_no_method, head_no_version, head_path, head_read, head_t, head_too_long,
-    http_limits_t,
+    head_without_ours, http_limits_t,
 )
 from enclave_os.http._llhttp cimport (
     F_CHUNKED, F_CONTENT_LENGTH, HPE_INVALID_METHOD, HPE_INVALID_VERSION, HPE_OK, HPE_PAUSED, LLHTTP_DELETE, LLHTTP_GET,
@@ -218,6 +218,13 @@ cdef int begin_body(http_parser_t *p, bytes head) except? -2:
         return refuse(p, h.status, h.reason)
     if not agrees(&p.llhttp, &h):
         return refuse(p, 400, b"ambiguous request")
+    p.header_count = h.header_count
+    p.overhead = size
+    if h.has_ours:
+        head = head_without_ours(head, h.fields_offset)
+        data = <const uint8_t *>PyBytes_AS_STRING(<PyObject *>head)
+        if not head_read(&h, data, <uint32_t>len(head), p.limits):
+            return refuse(p, h.status, h.reason)
     path = head_path(&h, data)
     if path == NULL:
         return refuse(p, 400, b"malformed request target")
@@ -237,8 +244,6 @@ cdef int begin_body(http_parser_t *p, bytes head) except? -2:
     request.http_minor = h.http_minor
     Py_INCREF(request)
     p.request = <PyObject *>request
-    p.header_count = h.header_count
-    p.overhead = size
     p.keep_alive = h.keep_alive
     p.is_head = h.method == METHOD_HEAD
     p.http10 = h.http_minor == 0

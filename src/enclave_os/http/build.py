@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from enclave_os.http._message import Request
 from enclave_os.http._parser import REFUSED, REQUEST, RequestParser
+from enclave_os.http.connection import Connection
 from enclave_os.http.errors import HTTPError
 
 
@@ -15,6 +16,7 @@ def make_request(
     *,
     host: str = "localhost",
     peer: str = "",
+    connection: Connection | None = None,
 ) -> Request:
     """A request as the ingress would hand it to a module.
 
@@ -22,6 +24,7 @@ def make_request(
         target: as on the wire, percent-encoded where need be.
         headers: further fields; Host and Content-Length are added.
         peer: the alleged address, "ip:port".
+        connection: what `request.connection` gives; without one it raises ConnectionGone.
     Raises:
         HTTPError: the parser refuses it, with the status that a client would get.
     """
@@ -39,4 +42,6 @@ def make_request(
         raise HTTPError(parser.status or 400, parser.reason or "not exactly one request")
     request = parser.take()
     request.peer = peer
+    if connection is not None:
+        request.connection = connection
     return request

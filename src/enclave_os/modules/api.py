@@ -11,7 +11,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from enclave_os.errors import ConfigError
-from enclave_os.http import Request, Response
+from enclave_os.http import Connection, Request, Response
+
+__all__ = [
+    "DATA_PATH",
+    "MANAGER",
+    "METHODS",
+    "MONITORING",
+    "NAME_PATTERN",
+    "AppIdentity",
+    "Clock",
+    "Connection",
+    "Handler",
+    "Module",
+    "Route",
+    "Services",
+    "Status",
+]
 
 MANAGER: Final = "manager"
 MONITORING: Final = "monitoring"

@@ -1,5 +1,5 @@
 # One client connection inside the enclave: its memory, its way out to the ring, and its place in the deadline lists.
-# C only, inlined into _ingress.pyx, which holds the state machine; nothing here knows HTTP or Python objects.
+# Inlined into _ingress.pyx, which holds the state machine. At its end, what a module sees of it, which is _connection.pyx.
 #
 # The way out. OpenSSL hands finished TLS records to `connection_sink`, which copies them into the outgoing ring: the one
 # copy out of the enclave, in aligned words (eos_copy_out). OpenSSL never sees a pointer into shared memory. What the
@@ -100,6 +100,8 @@ cdef struct conn_t:
     out_t *sink
     void *peer                  # str, owned: the alleged address
     void *sni                   # str, owned: the name that the client asked for; NULL when it named none
+    void *app                   # str, owned: the application whose leaf it shows; NULL: the enclave-wide leaf
+    void *object                # Connection, owned: since its first request; NULL before, and when GONE
     uint64_t window_start       # ring position at which the present write window began
     uint32_t window_used        # bytes put into the ring since
     void *body                  # bytes, owned: the answer's body while it is partly out
@@ -111,6 +113,7 @@ cdef struct conn_t:
     uint8_t phase
     uint8_t deadline
     uint8_t owed
+    uint8_t tag                 # of TAGS: what its replies say about attestation
     bint blocked                # in the blocked list
     bint parked                 # its write window is full: wait until the host took the one before
     bint paused                 # the host asked us to stop sending
@@ -383,3 +386,27 @@ cdef inline void doorbell_silence(int doorbell) noexcept nogil:
 cdef inline void copy_private(uint8_t *to, const uint8_t *from_, size_t size) noexcept nogil:
     # tls_copy_in_t for bytes that are inside already.
     memcpy(to, from_, size)
+
+
+# -- the connection as modules see it ---------------------------------------------------------------------------------
+
+cdef enum:
+    TAG_COUNT = 4               # of http.AttestationTag, whose order a conn_t's tag counts in
+
+cdef class Connection:
+    cdef conn_t *conn           # NULL: it has ended
+    cdef object kept_evidence
+    cdef object kept_attested
+    cdef conn_t *alive(self) except NULL
+
+# The one Connection of `conn`, made when first asked for.
+cdef Connection connection_object(conn_t *conn)
+# What the handshake said, before TLS forgets it with the end of the handshake. May be called again.
+cdef int connection_keep_names(conn_t *conn) except -1
+# Certificates of the client, leaf first.
+cdef tuple connection_peer_chain(conn_t *conn)
+cdef object connection_client_nonce(conn_t *conn)
+# End it for whoever holds its Connection, and give back all but what still has to go out, and the claim of its task.
+cdef void connection_empty(conn_t *conn) noexcept
+# All of it, `conn` too.
+cdef void connection_free(conn_t *conn) noexcept

@@ -5,7 +5,10 @@ from enclave_os._ring cimport Consumer, Producer
 from enclave_os._tls cimport TLSContext
 from enclave_os.http._message cimport Response
 from enclave_os.http._parser cimport http_limits_t
-from enclave_os.runtime._connection cimport conn_t, deadlines_t, out_t
+from enclave_os.runtime._connection cimport TAG_COUNT, conn_t, deadlines_t, out_t
+
+cdef enum:
+    LINES_ROOM = 96                 # Date, 37 bytes, and X-Privasys-Attestation, at most 39
 
 cdef class Answer:
     # A request that a module answers asynchronously: the task, and the connection that it may write to.
@@ -28,6 +31,8 @@ cdef class Ingress:
     cdef object _on_rpc             # callable(): records wait in the RPC ring, or it has room again
     cdef object _on_stop            # callable(exception or None): the loop has to end
     cdef object _report             # callable(str, BaseException)
+    cdef object _judge_client       # callable(chain, nonce, Connection) -> evidence, or None
+    cdef frozenset _apps            # host names of applications with leaves of their own; None: there are none
     cdef int _doorbell_in
     cdef int _doorbell_out
     cdef uint64_t *_shutdown_word
@@ -46,7 +51,8 @@ cdef class Ingress:
     cdef deadlines_t _deadlines
     cdef uint64_t _now              # monotonic ns, read once a turn
     cdef uint64_t _date_at
-    cdef char _date[32]
+    cdef char[TAG_COUNT][LINES_ROOM] _lines     # what every answer says, by the connection's tag
+    cdef Py_ssize_t[TAG_COUNT] _lines_size
     cdef uint64_t _body_memory
     cdef bint _draining
     cdef bint _drained
@@ -60,6 +66,7 @@ cdef class Ingress:
     # counters, for /metrics
     cdef uint64_t _accepted, _requests, _refused, _dropped, _timeouts, _handshakes, _handshakes_failed
     cdef uint64_t _bytes_in, _frames_in, _turns, _wakes, _rings, _flooded, _over_limit, _failures
+    cdef uint64_t _misdirected, _clients_refused
 
     cdef bint _called_to_stop(self) except -1
     # ring -> connection
@@ -71,13 +78,14 @@ cdef class Ingress:
     cdef conn_t *_find(self, uint32_t conn_id) noexcept
     # connection -> requests
     cdef int _read(self, conn_t *conn) except -1
-    cdef int _keep_name(self, conn_t *conn) except -1
+    cdef int _judge(self, conn_t *conn) except -1
     cdef size_t _feed(self, conn_t *conn, const uint8_t *data, size_t size) except? 0
     cdef int _dispatch(self, conn_t *conn) except -1
     cdef conn_t *_owner(self, Answer answer) noexcept
     cdef int _failed(self, conn_t *conn, object error) except -1
     cdef int _count_body(self, conn_t *conn) except -1
     # answers -> ring
+    cdef int _write_lines(self) except -1
     cdef int _answer(self, conn_t *conn, Response response) except -1
     cdef int _write_body(self, conn_t *conn) except -1
     cdef int _answered(self, conn_t *conn) except -1
@@ -97,8 +105,6 @@ cdef class Ingress:
     cdef int _check_drained(self) except -1
     # deadlines
     cdef void _start(self, conn_t *conn, uint8_t deadline) noexcept
-    cdef void _idle(self, conn_t *conn) noexcept
-    cdef void _cool(self, conn_t *conn) noexcept
     cdef void _idle(self, conn_t *conn) noexcept
     cdef void _cool(self, conn_t *conn) noexcept
     cdef int _expire(self, conn_t *conn, uint8_t deadline) except -1

@@ -41,22 +41,24 @@ from enclave_os._ring cimport (
     LIE_FRAME, RING_EMPTY, RING_POISONED, RING_READY, ring_advance, ring_arm, ring_peek, ring_publish, ring_release,
 )
 from enclave_os._tls cimport (
-    ClientHello, TLS_CLOSED, TLS_FAILED, TLS_WANT_INPUT, tls_close, tls_conn_free, tls_conn_new, tls_pending, tls_read,
+    TLS_CLOSED, TLS_FAILED, TLS_WANT_INPUT, tls_close, tls_conn_new, tls_pending, tls_read,
     tls_release, tls_take_error, tls_write,
 )
 from enclave_os.http._message cimport (
-    RESPONSE_NO_ROOM, Request, Response, StreamingResponse, response_write, response_write_head,
+    RESPONSE_NO_ROOM, Request, Response, StreamingResponse, request_hostname, response_write, response_write_head,
 )
 from enclave_os.http._parser cimport (
     HTTP_AT_START, HTTP_CONTINUE, HTTP_IN_BODY, HTTP_NEED_DATA, HTTP_REQUEST, http_parser_feed,
-    http_parser_free, http_parser_init, http_parser_next, http_take_request,
+    http_parser_init, http_parser_next, http_take_request,
 )
 from enclave_os.runtime._connection cimport *
 
 from collections.abc import Coroutine
+from typing import get_args
 
-from enclave_os.errors import InternalError
+from enclave_os.errors import AttestationError, ClientProtocolError, ClockUntrusted, InternalError
 from enclave_os.http._message import encode_chunk, error_response
+from enclave_os.http.connection import AttestationTag
 from enclave_os.wire.errors import HostProtocolError
 
 cdef enum:
@@ -73,8 +75,10 @@ cdef enum:
 cdef uint64_t DATE_EVERY_NS = 200_000_000
 cdef uint64_t TURN_NS_MAX = 2_000_000
 cdef uint64_t WARM_NS = 500_000_000  # as long as most gaps between requests that come one after the other
+cdef tuple TAGS = get_args(AttestationTag)
 cdef double TICK_SECONDS = 0.5      # granularity of deadlines; the tick runs only while there are connections
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+cdef Response MISDIRECTED = error_response(421, "this connection shows the certificate of another host; open a new one")
 cdef str TOO_MANY_BODIES = "too many request bodies are in flight; try later"
 
 
@@ -96,6 +100,9 @@ cdef class Ingress:
         doorbell_in, doorbell_out: file descriptors; `doorbell_in` is read on each wake, `doorbell_out` wakes the proxy.
         tls: server context; respond: `Registry.respond`; loop: the running event loop.
         http_date: gives 29 bytes of IMF-fixdate. on_rpc, on_stop, report: see the .pxd.
+        judge_client: called after a handshake in which the client showed a certificate, with (chain_der, client_nonce,
+            connection); what it returns is the connection's `evidence`. ClientProtocolError, AttestationError and
+            ClockUntrusted end the connection; anything else is a bug.
         limits, timeouts: mappings of ints (bytes, counts) and seconds, as wire.settings names them.
     """
 
@@ -109,7 +116,8 @@ cdef class Ingress:
 
     def __init__(self, *, Consumer from_host not None, Producer to_host not None, Consumer rpc_from_host not None,
                  region not None, size_t shutdown_offset, int doorbell_in, int doorbell_out, TLSContext tls not None,
-                 respond, loop, http_date, on_rpc, on_stop, report, limits, timeouts, uint64_t spin_us=0):
+                 respond, loop, http_date, on_rpc, on_stop, report, limits, timeouts, uint64_t spin_us=0,
+                 judge_client=None):
         cdef uint8_t[::1] view = region
         cdef int index
         self._from_host, self._to_host, self._rpc_from_host = from_host, to_host, rpc_from_host
@@ -119,7 +127,7 @@ cdef class Ingress:
         self._shutdown_word = <uint64_t *>(&view[0] + shutdown_offset)
         self._doorbell_in, self._doorbell_out = doorbell_in, doorbell_out
         self._tls, self._respond, self._loop, self._http_date = tls, respond, loop, http_date
-        self._on_rpc, self._on_stop, self._report = on_rpc, on_stop, report
+        self._on_rpc, self._on_stop, self._report, self._judge_client = on_rpc, on_stop, report, judge_client
         self._limits.head_size_max = limits["head_bytes"]
         self._limits.header_count_max = limits["headers"]
         self._limits.target_size_max = limits["target_bytes"]
@@ -141,7 +149,7 @@ cdef class Ingress:
         if self._table != NULL:
             for slot in range(self._table_size):
                 if self._table[slot] != NULL:
-                    release_connection(self._table[slot])
+                    connection_free(self._table[slot])
             free(self._table)
         free(self._plain)
         free(self._page)
@@ -222,6 +230,14 @@ cdef class Ingress:
         self._check_drained()
         self._ring_host()
 
+    def set_apps(self, hostnames):
+        """Applications with certificates of their own (frozenset of names as `Request.hostname` spells them), or None.
+
+        A request for one of them on a connection that shows another certificate is answered 421; then the connection
+        goes on.
+        """
+        self._apps = hostnames or None
+
     def expire(self, uint64_t now_ns):
         """Enforce every deadline that is due at `now_ns` (CLOCK_MONOTONIC nanoseconds). Called by the tick, and by tests."""
         cdef uint8_t deadline
@@ -242,6 +258,7 @@ cdef class Ingress:
             "connections_closing": self._tombstones, "connections_over_limit_total": self._over_limit,
             "connections_flooded_total": self._flooded, "deadlines_expired_total": self._timeouts,
             "handshakes_total": self._handshakes, "handshakes_failed_total": self._handshakes_failed,
+            "clients_refused_total": self._clients_refused, "requests_misdirected_total": self._misdirected,
             "requests_total": self._requests, "requests_refused_total": self._refused,
             "answers_failed_total": self._failures, "frames_in_total": self._frames_in,
             "frames_out_total": self._out.frames, "frames_dropped_total": self._dropped,
@@ -278,7 +295,7 @@ cdef class Ingress:
         self._now = eos_monotonic_ns()
         if self._now - self._date_at > DATE_EVERY_NS:
             self._date_at = self._now
-            memcpy(self._date, PyBytes_AS_STRING(<bytes>self._http_date()), 29)
+            self._write_lines()
         if self._ready_owed and out_control(&self._out, FRAME_READY, 0, -1):
             self._ready_owed = False
         while frames < FRAMES_PER_TURN_MAX:
@@ -451,12 +468,14 @@ cdef class Ingress:
         cdef size_t used
         while conn.phase <= PHASE_READING:
             got = tls_read(conn.tls, self._plain, PLAIN_SIZE)
-            if conn.phase == PHASE_HANDSHAKE and conn.sni == NULL and conn.tls.hello != NULL:
-                self._keep_name(conn)
+            if conn.phase == PHASE_HANDSHAKE and conn.tls.hello != NULL:
+                connection_keep_names(conn)
             if conn.phase == PHASE_HANDSHAKE and conn.tls.handshake_done:
                 self._handshakes += 1
                 conn.phase = PHASE_READING
                 self._start(conn, DEADLINE_HEAD)
+                if self._judge_client is not None and self._judge(conn):
+                    return 0
                 if got <= 0:
                     tls_release(conn.tls)       # whether a request follows soon, nobody knows
             if got > 0:
@@ -483,13 +502,20 @@ cdef class Ingress:
             return self._finish(conn, CLOSE_PROTOCOL)
         return 0
 
-    cdef int _keep_name(self, conn_t *conn) except -1:
-        # The name that the client asked for, as it spelled it: raw bytes of a client, so never decoded strictly.
-        name = (<ClientHello>conn.tls.hello).sni
-        if name is not None:
-            name = name.decode("ascii", "backslashreplace")
-            Py_INCREF(name)
-            conn.sni = <void *>name
+    cdef int _judge(self, conn_t *conn) except -1:
+        # Before any request: who showed a certificate proved its key in the handshake. 1: refused, and the end. OpenSSL
+        # gives no way to send a fatal alert of one's choice any more, so the client reads close_notify.
+        chain = connection_peer_chain(conn)
+        if not chain:
+            return 0
+        connection = connection_object(conn)
+        try:
+            connection.evidence = self._judge_client(chain, connection.client_nonce, connection)
+        except (AttestationError, ClientProtocolError, ClockUntrusted) as error:
+            self._clients_refused += 1
+            self._report("a client's certificate was refused", error)
+            self._finish(conn, CLOSE_PROTOCOL)
+            return 1
         return 0
 
     cdef size_t _feed(self, conn_t *conn, const uint8_t *data, size_t size) except? 0:
@@ -543,6 +569,7 @@ cdef class Ingress:
         conn.http10 = request.http_minor == 0
         request.peer = <object>conn.peer
         request.sni = <object>conn.sni if conn.sni != NULL else None
+        request.link = connection_object(conn)
         http_parser_next(&conn.parser)
         self._body_memory += PyBytes_GET_SIZE(request.body) - conn.body_counted     # held until the module has answered
         conn.body_counted = PyBytes_GET_SIZE(request.body)
@@ -551,6 +578,11 @@ cdef class Ingress:
         self._requests += 1
         conn.served = True
         conn.streaming = False
+        if self._apps is not None:
+            hostname = request_hostname(request)
+            if hostname in self._apps and (conn.app == NULL or hostname != <str>conn.app):
+                self._misdirected += 1
+                return self._answer(conn, MISDIRECTED)
         result = self._respond(request)
         if isinstance(result, Response) and not isinstance(result, StreamingResponse):
             return self._answer(conn, <Response>result)
@@ -620,6 +652,15 @@ cdef class Ingress:
 
     # -- answers -> ring ------------------------------------------------------------------------------------------
 
+    cdef int _write_lines(self) except -1:
+        cdef bytes date = b"Date: " + self._http_date() + b"\r\nX-Privasys-Attestation: "
+        cdef int tag
+        for tag in range(TAG_COUNT):
+            line = date + TAGS[tag].encode("ascii") + b"\r\n"
+            self._lines_size[tag] = len(line)
+            memcpy(self._lines[tag], PyBytes_AS_STRING(line), len(line))
+        return 0
+
     cdef int _write(self, conn_t *conn, const uint8_t *data, size_t size) except -1:
         if tls_write(conn.tls, data, size) == TLS_FAILED:
             self._finish(conn, CLOSE_INTERNAL)
@@ -635,10 +676,12 @@ cdef class Ingress:
             self._body_memory -= conn.body_counted
             conn.body_counted = 0
         # The usual answer: head and body in one piece, one or two TLS records.
-        head = response_write(response, conn.keep_alive, conn.http10, conn.is_head, self._date, self._page, PAGE_SIZE)
+        head = response_write(response, conn.keep_alive, conn.http10, conn.is_head, self._lines[conn.tag],
+                              self._lines_size[conn.tag], self._page, PAGE_SIZE)
         first = size = 0 if head != RESPONSE_NO_ROOM else size
         if head == RESPONSE_NO_ROOM:
-            head = response_write_head(response, conn.keep_alive, conn.http10, self._date, self._page, HEAD_ROOM)
+            head = response_write_head(response, conn.keep_alive, conn.http10, self._lines[conn.tag],
+                                       self._lines_size[conn.tag], self._page, HEAD_ROOM)
             if head == RESPONSE_NO_ROOM:
                 self._report("an answer's head is too big", InternalError(f"more than {HEAD_ROOM} bytes"))
                 return self._finish(conn, CLOSE_INTERNAL)
@@ -783,7 +826,8 @@ cdef class Ingress:
             conn.keep_alive = False     # RFC 9112 section 6.1: no chunks for HTTP/1.0, the end is the close
         chunked = not conn.http10
         bodyless = conn.is_head or response.status in (204, 304)
-        head = response_write_head(response, conn.keep_alive, conn.http10, self._date, self._page, HEAD_ROOM)
+        head = response_write_head(response, conn.keep_alive, conn.http10, self._lines[conn.tag],
+                                   self._lines_size[conn.tag], self._page, HEAD_ROOM)
         if head < 0:
             raise InternalError(f"an answer's head is more than {HEAD_ROOM} bytes")
         conn.streaming = True
@@ -830,31 +874,15 @@ cdef class Ingress:
         # Our side is done: close_notify where TLS still stands, CLOSE behind the last byte, and give the memory back.
         if conn.phase == PHASE_GONE:
             return 0
-        if conn.tls != NULL:
-            if conn.phase != PHASE_HANDSHAKE and not conn.host_closed:
-                tls_close(conn.tls)
-            tls_conn_free(conn.tls)
-            conn.tls = NULL
+        if conn.tls != NULL and conn.phase != PHASE_HANDSHAKE and not conn.host_closed:
+            tls_close(conn.tls)
         if reason == CLOSE_TIMEOUT or reason == CLOSE_FLOOD:
             self._drop_output(conn)         # it did not take these bytes in all its time
         conn.phase = PHASE_GONE
         deadline_clear(&self._deadlines, conn)
         self._body_memory -= conn.body_counted
         conn.body_counted = 0
-        http_parser_free(&conn.parser)
-        connection_unhold(conn)
-        free(conn.left)
-        conn.left = NULL
-        conn.left_size = conn.left_used = 0
-        if conn.peer != NULL:
-            Py_DECREF(<object>conn.peer)
-            conn.peer = NULL
-        if conn.sni != NULL:
-            Py_DECREF(<object>conn.sni)
-            conn.sni = NULL
-        if conn.body != NULL:
-            Py_DECREF(<object>conn.body)
-            conn.body = NULL
+        connection_empty(conn)
         self._live -= 1
         self._tombstones += 1
         conn.close_reason = reason
@@ -893,7 +921,7 @@ cdef class Ingress:
             return 0
         self._table[conn.conn_id & (CONN_SLOTS - 1)] = NULL
         self._tombstones -= 1
-        release_connection(conn)
+        connection_free(conn)
         return 0
 
     cdef int _check_drained(self) except -1:
@@ -970,21 +998,3 @@ cdef class Ingress:
         if ring_publish(self._out.ring) or owed:
             self._rings += 1
             doorbell_ring(self._doorbell_out)
-
-
-cdef void release_connection(conn_t *conn) noexcept:
-    if conn.tls != NULL:
-        tls_conn_free(conn.tls)
-    http_parser_free(&conn.parser)
-    connection_unhold(conn)
-    free(conn.left)
-    free(conn.out)
-    if conn.peer != NULL:
-        Py_DECREF(<object>conn.peer)
-    if conn.sni != NULL:
-        Py_DECREF(<object>conn.sni)
-    if conn.body != NULL:
-        Py_DECREF(<object>conn.body)
-    if conn.task != NULL:
-        Py_DECREF(<object>conn.task)
-    free(conn)

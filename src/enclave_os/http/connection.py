@@ -1,0 +1,55 @@
+"""What a module sees of the TLS connection that a request came by: `request.connection`."""
+
+from typing import Any, Literal, Protocol
+
+AttestationTag = Literal["none", "deterministic", "challenge", "mutual"]
+
+
+class Connection(Protocol):
+    """One client connection, alive. `runtime._connection.Connection` is the one there is; tests may bring their own.
+
+    It may be kept for as long as one likes: once the connection has ended, whatever is asked of it raises
+    `ConnectionGone`, also when the host gives its number to another client. Two requests came by one connection if
+    and only if their `connection` is the same object. One thread only.
+
+    Attributes:
+        app: host name of the application whose certificate this connection shows; None: the enclave-wide one.
+        challenged: whether the client sent a nonce (extension 0xFFBB), to which the certificate's evidence is bound.
+        leaf_spki_sha256: SHA-256 of the SubjectPublicKeyInfo that this connection shows, 32 bytes.
+        peer_chain_der: certificates of the client, leaf first; () when it showed none. It has proved that it holds the
+            leaf's key (CertificateVerify); who signed the chain, and what evidence it carries, nobody has judged.
+        client_nonce: the 32 bytes that our CertificateRequest carried, to which the client's evidence is to be bound;
+            None when there was no such request.
+        evidence: what is known of an attested caller, an `evidence.PeerIdentity`, or None. A slot that those who judge
+            evidence write; it ends with the connection, and so does `attested`.
+        attested: what has been attested to this client, and when: a slot of the attestation routes.
+        tag: what every reply says in `X-Privasys-Attestation`. Information: no client of ours trusts it.
+    """
+
+    @property
+    def app(self) -> str | None: ...
+    @property
+    def challenged(self) -> bool: ...
+    @property
+    def leaf_spki_sha256(self) -> bytes: ...
+    @property
+    def peer_chain_der(self) -> tuple[bytes, ...]: ...
+    @property
+    def client_nonce(self) -> bytes | None: ...
+
+    evidence: Any
+    attested: Any
+    tag: AttestationTag
+
+    def export(self, label: bytes, context: bytes, size: int) -> bytes:
+        """TLS exporter (RFC 8446 7.5): equal on both ends of this connection, and of no other.
+
+        Args:
+            label: ASCII, 1 to 249 bytes; one that names its purpose, since who knows the value knows that use of it.
+            context: may be empty.
+            size: bytes wanted, 1 to 255.
+        Raises:
+            UsageError: a size out of these ranges.
+            ConnectionGone: the connection has ended.
+        """
+        ...
