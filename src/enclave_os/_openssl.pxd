@@ -134,6 +134,8 @@ cdef extern from "openssl/x509.h" nogil:
         pass
     ctypedef struct X509_STORE:
         pass
+    ctypedef struct X509_STORE_CTX:
+        pass
     ctypedef struct X509_VERIFY_PARAM:
         pass
     ctypedef struct STACK_OF_X509 "STACK_OF(X509)":
@@ -142,6 +144,7 @@ cdef extern from "openssl/x509.h" nogil:
     int i2d_X509(const X509 *certificate, unsigned char **out)
     X509 *X509_d2i_under "eos_d2i_X509_under"(const unsigned char **data, long size, OSSL_LIB_CTX *library)
     int X509_set_pubkey(X509 *certificate, EVP_PKEY *key)
+    X509 *X509_new()
     void X509_free(X509 *certificate)
     int X509_up_ref(X509 *certificate)
     EVP_PKEY *X509_get0_pubkey(const X509 *certificate)
@@ -158,12 +161,21 @@ cdef extern from "openssl/x509.h" nogil:
     int sk_X509_push(STACK_OF_X509 *stack, X509 *certificate)
     int sk_X509_num(const STACK_OF_X509 *stack)
     X509 *sk_X509_value(const STACK_OF_X509 *stack, int index)
+    X509 *sk_X509_set(STACK_OF_X509 *stack, int index, X509 *certificate)
+    X509 *sk_X509_pop(STACK_OF_X509 *stack)
     void OSSL_STACK_OF_X509_free "eos_sk_X509_free"(STACK_OF_X509 *stack)
 
 cdef extern from "openssl/x509_vfy.h" nogil:
     int X509_STORE_set_flags(X509_STORE *store, unsigned long flags)
     int X509_STORE_add_cert(X509_STORE *store, X509 *certificate)
     int X509_V_OK
+    int X509_V_ERR_UNSPECIFIED
+    int X509_V_ERR_CERT_REJECTED
+    int X509_V_ERR_INVALID_PURPOSE
+    void *X509_STORE_CTX_get_ex_data(X509_STORE_CTX *verification, int index)
+    STACK_OF_X509 *X509_STORE_CTX_get0_untrusted(const X509_STORE_CTX *verification)
+    void X509_STORE_CTX_set_cert(X509_STORE_CTX *verification, X509 *certificate)
+    void X509_STORE_CTX_set_error(X509_STORE_CTX *verification, int error)
     unsigned long X509_V_FLAG_X509_STRICT
     const char *X509_verify_cert_error_string(long code)
     int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM *parameters, const char *name, size_t size)
@@ -215,6 +227,11 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_CTX_set_max_early_data(SSL_CTX *context, uint32_t size)
     long SSL_CTX_set_max_cert_list(SSL_CTX *context, long size)
     void SSL_CTX_set_verify(SSL_CTX *context, int mode, void *callback)
+    void SSL_set_verify(SSL *ssl, int mode, void *callback)
+    ctypedef int (*cert_verify_t)(X509_STORE_CTX *verification, void *arg) noexcept nogil
+    void SSL_CTX_set_cert_verify_callback(SSL_CTX *context, cert_verify_t callback, void *arg)
+    int SSL_get_ex_data_X509_STORE_CTX_idx()
+    int SSL_CTX_set1_client_sigalgs_list(SSL_CTX *context, const char *names)
     int SSL_VERIFY_NONE
     int SSL_VERIFY_PEER
     X509_STORE *SSL_CTX_get_cert_store(SSL_CTX *context)
@@ -249,6 +266,7 @@ cdef extern from "openssl/ssl.h" nogil:
                                custom_ext_free_t free_, void *add_arg, custom_ext_parse_t parse, void *parse_arg)
     unsigned int SSL_EXT_CLIENT_HELLO
     unsigned int SSL_EXT_TLS1_3_ONLY
+    unsigned int SSL_EXT_TLS1_3_CERTIFICATE_REQUEST
     int SSL_AD_ILLEGAL_PARAMETER
     const char *SSL_alert_desc_string_long(int value)
 

@@ -10,6 +10,8 @@ from enclave_os._x509 import Identity
 GROUPS: Final[str]
 HTTP_1_1: Final[bytes]
 CHALLENGE_SIZE: Final[int]
+PEER_CHAIN_SIZE_MAX: Final[int]
+PEER_CHAIN_MAX: Final[int]
 
 @final
 class ClientHello:
@@ -31,6 +33,7 @@ class TLSContext:
         protocols: Iterable[bytes] = ...,
         groups: str = ...,
         keep_buffers: bool = False,
+        judge_client: Callable[[tuple[bytes, ...], bytes], object] | None = None,
     ) -> TLSContext: ...
     @staticmethod
     def client(
@@ -38,6 +41,7 @@ class TLSContext:
         ca_pem: bytes | None = None,
         protocols: Iterable[bytes] = ...,
         groups: str = ...,
+        choose_client: Callable[[bytes | None], Identity | None] | None = None,
         dangerously_skip_verification: bool = False,
     ) -> TLSContext: ...
     @property
@@ -79,6 +83,16 @@ class TLSEngine:
     def protocol(self) -> bytes | None: ...
     @property
     def leaf_spki_sha256(self) -> bytes | None: ...
+    @property
+    def app(self) -> str | None: ...
+    @property
+    def client_nonce(self) -> bytes | None: ...
+    @property
+    def server_nonce(self) -> bytes | None: ...
+    @property
+    def peer_spki_sha256(self) -> bytes | None: ...
+    def take_verdict(self) -> object: ...
+    def take_peer_chain(self) -> tuple[bytes, ...]: ...
     @property
     def peer_certificate_der(self) -> bytes | None: ...
     @property

@@ -9,7 +9,14 @@
 # and becomes a full handshake, so that each connection is attested.
 #
 # Bounds (TL3): a ClientHello 16 KiB, and 64 KiB with its records and its retry; 32 empty records in a row and 16 KiB of
-# refused early data (OpenSSL's own); key updates and tickets 32, and one more for each MiB of plaintext read.
+# refused early data (OpenSSL's own); key updates and tickets 32, and one more for each MiB of plaintext read; a client's
+# certificates 16 KiB and 8.
+#
+# Mutual RA-TLS: only a client whose hello carries 0xFFBB gets a CertificateRequest, with 32 random bytes in the same
+# extension; everybody else's handshake is the same, byte for byte, as without it. Which chain is good is not X.509's to
+# say, but the judge's, who reads evidence; that the client holds the leaf's key is OpenSSL's to check (CertificateVerify)
+# before the handshake is done and the verdict may be read. The judge comes first, as a chain's check does in every TLS:
+# only so can a refusal still be told to the client, in a bad_certificate.
 #
 # Every refusal reaches the peer as an alert (TL4): OpenSSL sends its own; where it sends none (bytes that are not TLS,
 # and our own bound before there are keys) we write the seven bytes of a plaintext alert.
@@ -32,6 +39,12 @@ from enclave_os._openssl cimport (
     OpenSSL_version, OPENSSL_VERSION, PEM_read_bio_X509, sk_X509_num, sk_X509_value, SSL, SSL_AD_ILLEGAL_PARAMETER,
     SSL_alert_desc_string_long, SSL_certs_clear, SSL_CIPHER_standard_name, SSL_CLIENT_HELLO_ERROR,
     SSL_client_hello_get0_ext, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX_add_custom_ext, SSL_CTX_free, SSL_CTX_get_cert_store,
+    SSL_CTX_set_cert_verify_callback, SSL_CTX_set1_client_sigalgs_list, SSL_EXT_TLS1_3_CERTIFICATE_REQUEST,
+    SSL_get_ex_data_X509_STORE_CTX_idx, SSL_set_verify, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_get_base_id,
+    EVP_PKEY_get_group_name, i2d_PUBKEY, RAND_bytes, SHA256_CTX, SHA256_Final, SHA256_Init, SHA256_Update,
+    sk_X509_pop, sk_X509_set, X509_get0_pubkey, X509_new, X509_set_pubkey, X509_STORE_CTX, X509_STORE_CTX_get0_untrusted,
+    X509_STORE_CTX_get_ex_data, X509_STORE_CTX_set_cert, X509_STORE_CTX_set_error, X509_V_ERR_CERT_REJECTED,
+    X509_V_ERR_INVALID_PURPOSE, X509_V_ERR_UNSPECIFIED,
     SSL_CTX_new, SSL_CTX_set1_groups_list, SSL_CTX_set_alpn_protos, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cert_cb,
     SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_cert_list, SSL_CTX_set_max_early_data,
     SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version, SSL_CTX_set_mode, SSL_CTX_set_msg_callback,
@@ -55,7 +68,7 @@ from enclave_os._x509 cimport Identity
 
 import ipaddress
 
-from enclave_os.errors import ClientProtocolError, ConfigError, InternalError, ServerProtocolError
+from enclave_os.errors import AttestationError, ClientProtocolError, ConfigError, InternalError, ServerProtocolError
 from enclave_os.wire.errors import UsageError
 
 cdef enum:
@@ -74,6 +87,10 @@ GROUPS = "X25519:P-256"
 cdef const char *CIPHER_SUITES = "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
 HTTP_1_1 = b"http/1.1"
 CHALLENGE_SIZE = TLS_CHALLENGE_SIZE
+PEER_CHAIN_SIZE_MAX = TLS_PEER_CHAIN_SIZE_MAX
+PEER_CHAIN_MAX = TLS_PEER_CHAIN_MAX
+# What a client's leaf must be signed with to be asked for: RA-TLS leaves are on P-256.
+cdef const char *CLIENT_SIGNATURES = "ECDSA+SHA256"
 
 
 # -- the BIO: where OpenSSL meets the lent bytes and the sink ---------------------------------------------------------
@@ -182,6 +199,11 @@ cdef int on_client_hello(SSL *ssl, int *alert, void *arg) noexcept nogil:
     conn.has_challenge = has_challenge
     if has_challenge:
         memcpy(conn.challenge, data, TLS_CHALLENGE_SIZE)
+        if not conn.has_client_nonce and RAND_bytes(conn.client_nonce, TLS_CHALLENGE_SIZE) != 1:
+            alert[0] = ALERT_INTERNAL_ERROR
+            return SSL_CLIENT_HELLO_ERROR
+        conn.has_client_nonce = True
+        SSL_set_verify(ssl, SSL_VERIFY_PEER, NULL)      # may answer with nothing: FAIL_IF_NO_PEER_CERT is not set
     with gil:
         return keep_hello(conn, ssl)
 
@@ -226,25 +248,138 @@ cdef int on_certificate(SSL *ssl, void *arg) noexcept nogil:
 
 
 cdef int use_identity(tls_conn_t *conn, SSL *ssl) noexcept:
-    cdef Identity identity
     try:
-        chosen = (<TLSContext>conn.context).choose(<ClientHello>conn.hello)
-        if not isinstance(chosen, Identity):
-            raise InternalError(f"the chooser gave a {type(chosen).__name__}, not an Identity")
-        identity = <Identity>chosen
-        if identity.leaf == NULL or identity.key == NULL:
-            raise InternalError("the chooser gave an empty Identity")
-        if SSL_use_cert_and_key(ssl, identity.leaf, identity.key, identity.chain, 1) != 1:
-            raise InternalError("OpenSSL does not take the certificate")
-        memcpy(conn.spki_sha256, identity.spki_digest, 32)
-        Py_INCREF(identity)
-        conn.identity = <PyObject *>identity
-        return 1
+        return show(conn, ssl, (<TLSContext>conn.context).choose(<ClientHello>conn.hello))
     except BaseException as error:
         # Kept for tls_take_error: the handshake ends with internal_error, and the caller learns why.
         keep_error(conn, error)
         conn.refusal = TLS_REFUSED_BY_CHOOSER
         return 0
+
+
+cdef int show(tls_conn_t *conn, SSL *ssl, object chosen) except -1:
+    # 1: from here on this connection shows the identity chosen.
+    cdef Identity identity
+    if not isinstance(chosen, Identity):
+        raise InternalError(f"the chooser gave a {type(chosen).__name__}, not an Identity")
+    identity = <Identity>chosen
+    if identity.leaf == NULL or identity.key == NULL:
+        raise InternalError("the chooser gave an empty Identity")
+    if SSL_use_cert_and_key(ssl, identity.leaf, identity.key, identity.chain, 1) != 1:
+        raise InternalError("OpenSSL does not take the certificate")
+    memcpy(conn.spki_sha256, identity.spki_digest, 32)
+    Py_INCREF(identity)
+    conn.identity = <PyObject *>identity
+    if identity.app is not None:
+        Py_INCREF(identity.app)
+        conn.app = <PyObject *>identity.app
+    return 1
+
+
+cdef int on_client_certificate(SSL *ssl, void *arg) noexcept nogil:
+    # Client: the server asked for a certificate; its nonce, if there is one, was read before.
+    with gil:
+        return use_client_identity(connection_of(ssl), ssl)
+
+
+cdef int use_client_identity(tls_conn_t *conn, SSL *ssl) noexcept:
+    cdef bytes nonce = None
+    try:
+        if conn.has_client_nonce:
+            nonce = PyBytes_FromStringAndSize(<char *>conn.client_nonce, TLS_CHALLENGE_SIZE)
+        chosen = (<TLSContext>conn.context).choose(nonce)
+        if chosen is None:
+            return 1        # an empty Certificate: this client does not say who it is
+        return show(conn, ssl, chosen)
+    except BaseException as error:
+        keep_error(conn, error)
+        conn.refusal = TLS_REFUSED_BY_CHOOSER
+        return 0
+
+
+# -- a client's certificate, for its server ---------------------------------------------------------------------------
+
+cdef int on_peer_chain(X509_STORE_CTX *verification, void *arg) noexcept nogil:
+    # Stands where OpenSSL would look for a path to its own trusted roots.
+    cdef SSL *ssl = <SSL *>X509_STORE_CTX_get_ex_data(verification, SSL_get_ex_data_X509_STORE_CTX_idx())
+    cdef int error
+    with gil:
+        error = judge_peer(connection_of(ssl), X509_STORE_CTX_get0_untrusted(verification))
+    ERR_clear_error()
+    if error == X509_V_OK:
+        error = slim_down(verification)
+    X509_STORE_CTX_set_error(verification, error)   # becomes the alert: ssl_x509err2alert
+    return error == X509_V_OK
+
+
+cdef bint is_p256(EVP_PKEY *key) noexcept nogil:
+    cdef char group[16]
+    cdef size_t size = 0
+    return (
+        key != NULL and EVP_PKEY_get_base_id(key) == EVP_PKEY_EC
+        and EVP_PKEY_get_group_name(key, group, sizeof(group), &size) == 1
+        and size == 10 and memcmp(group, b"prime256v1", 10) == 0
+    )
+
+
+cdef int judge_peer(tls_conn_t *conn, STACK_OF_X509 *sent) noexcept:
+    cdef EVP_PKEY *key
+    cdef SHA256_CTX state
+    cdef bytes spki
+    cdef bytes nonce
+    cdef tuple chain
+    cdef int index
+    try:
+        if sk_X509_num(sent) > TLS_PEER_CHAIN_MAX:
+            conn.refusal = TLS_REFUSED_PEER_CHAIN
+            return X509_V_ERR_CERT_REJECTED
+        key = X509_get0_pubkey(sk_X509_value(sent, 0))
+        if not is_p256(key):
+            conn.refusal = TLS_REFUSED_PEER_KEY
+            return X509_V_ERR_INVALID_PURPOSE       # unsupported_certificate
+        spki = encode_spki(key)
+        SHA256_Init(&state)
+        SHA256_Update(&state, PyBytes_AS_STRING(spki), <size_t>PyBytes_GET_SIZE(spki))
+        SHA256_Final(conn.peer_spki_sha256, &state)
+        chain = tuple([encode(sk_X509_value(sent, index)) for index in range(sk_X509_num(sent))])
+        judge = (<TLSContext>conn.context).judge
+        if judge is None:
+            Py_INCREF(chain)
+            conn.peer_chain = <PyObject *>chain
+        else:
+            nonce = PyBytes_FromStringAndSize(<char *>conn.client_nonce, TLS_CHALLENGE_SIZE)
+            verdict = judge(chain, nonce)
+            Py_INCREF(verdict)
+            conn.verdict = <PyObject *>verdict
+        conn.has_peer = True
+        return X509_V_OK
+    except AttestationError as error:
+        keep_error(conn, error)
+        conn.refusal = TLS_REFUSED_BY_JUDGE
+        return X509_V_ERR_CERT_REJECTED             # bad_certificate
+    except BaseException as error:
+        keep_error(conn, error)
+        conn.refusal = TLS_REFUSED_BY_JUDGE
+        return X509_V_ERR_UNSPECIFIED               # internal_error
+
+
+cdef int slim_down(X509_STORE_CTX *verification) noexcept nogil:
+    # What OpenSSL keeps of a client for the life of the connection is this stack: 10 KiB and more for a leaf with its
+    # quote. All that it still needs is the leaf's key, for CertificateVerify, so a certificate that holds nothing else
+    # takes the leaf's place, and those above it go.
+    cdef STACK_OF_X509 *sent = X509_STORE_CTX_get0_untrusted(verification)
+    cdef X509 *slim = X509_new()
+    cdef X509 *leaf = sk_X509_value(sent, 0)
+    if slim == NULL or X509_set_pubkey(slim, X509_get0_pubkey(leaf)) != 1:
+        X509_free(slim)
+        ERR_clear_error()
+        return X509_V_ERR_UNSPECIFIED
+    while sk_X509_num(sent) > 1:
+        X509_free(sk_X509_pop(sent))
+    sk_X509_set(sent, 0, slim)
+    X509_STORE_CTX_set_cert(verification, slim)
+    X509_free(leaf)
+    return X509_V_OK
 
 
 cdef int on_alpn(SSL *ssl, const unsigned char **chosen, unsigned char *chosen_size, const unsigned char *offer,
@@ -259,11 +394,28 @@ cdef int on_alpn(SSL *ssl, const unsigned char **chosen, unsigned char *chosen_s
 
 cdef int on_add_challenge(SSL *ssl, unsigned int type, unsigned int where, const unsigned char **data, size_t *size,
                           X509 *certificate, size_t index, int *alert, void *arg) noexcept nogil:
+    # In the ClientHello: the client's challenge, if it has one. In the CertificateRequest, which only a client that sent
+    # one gets: the nonce for the client's own evidence.
     cdef tls_conn_t *conn = connection_of(ssl)
     if not conn.has_challenge:
         return 0
-    data[0] = conn.challenge
+    data[0] = &conn.client_nonce[0] if where & SSL_EXT_TLS1_3_CERTIFICATE_REQUEST else &conn.challenge[0]
     size[0] = TLS_CHALLENGE_SIZE
+    return 1
+
+
+cdef int on_parse_challenge(SSL *ssl, unsigned int type, unsigned int where, const unsigned char *data, size_t size,
+                            X509 *certificate, size_t index, int *alert, void *arg) noexcept nogil:
+    # A client reads the nonce out of the CertificateRequest; a server has judged the ClientHello's in on_client_hello.
+    cdef tls_conn_t *conn = connection_of(ssl)
+    if conn.server:
+        return 1
+    if size != TLS_CHALLENGE_SIZE:
+        conn.refusal = TLS_REFUSED_NONCE_SIZE
+        alert[0] = SSL_AD_ILLEGAL_PARAMETER
+        return 0
+    memcpy(conn.client_nonce, data, TLS_CHALLENGE_SIZE)
+    conn.has_client_nonce = True
     return 1
 
 
@@ -302,7 +454,8 @@ cdef class TLSContext:
         BIO_meth_free(self.method)
 
     @staticmethod
-    def server(choose not None, *, protocols=(HTTP_1_1,), str groups not None=GROUPS, bint keep_buffers=False):
+    def server(choose not None, *, protocols=(HTTP_1_1,), str groups not None=GROUPS, bint keep_buffers=False,
+               judge_client=None):
         """The serving end.
 
         Args:
@@ -313,13 +466,23 @@ cdef class TLSContext:
             groups: key agreement groups, OpenSSL names joined by colons, preferred first.
             keep_buffers: a connection keeps its two record buffers (33 KiB) between records, until `tls_release`. For
                 who knows when a connection is idle; else they are given back after each record.
+            judge_client: called with the chain of a client that answered our CertificateRequest (a tuple of DER, leaf
+                first, at most PEER_CHAIN_MAX, its leaf's key on P-256) and the 32 bytes which that request carried.
+                What it returns can be taken once the handshake is done, that is, once the client has proven that it
+                holds the leaf's key. AttestationError from it ends the handshake with bad_certificate, anything else
+                with internal_error. None: the chain is kept for whoever takes it.
         """
         cdef TLSContext self = TLSContext.__new__(TLSContext)
         self.is_server = True
         self.keeps_buffers = keep_buffers
         self.choose = choose
+        self.judge = judge_client
         self.context = SSL_CTX_new(TLS_server_method())
         self.set_common(groups, protocols)
+        SSL_CTX_set_cert_verify_callback(self.context, on_peer_chain, NULL)
+        if SSL_CTX_set1_client_sigalgs_list(self.context, CLIENT_SIGNATURES) != 1:
+            ERR_clear_error()
+            raise InternalError("OpenSSL does not take the clients' signature scheme")
         SSL_CTX_set_client_hello_cb(self.context, on_client_hello, NULL)
         SSL_CTX_set_cert_cb(self.context, on_certificate, NULL)
         if self.protocols.size:
@@ -329,7 +492,7 @@ cdef class TLSContext:
 
     @staticmethod
     def client(*, bytes ca_pem=None, protocols=(HTTP_1_1,), str groups not None=GROUPS,
-               bint dangerously_skip_verification=False):
+               choose_client=None, bint dangerously_skip_verification=False):
         """The connecting end.
 
         Args:
@@ -337,6 +500,8 @@ cdef class TLSContext:
                 list is not read.
             protocols: ALPN names offered; empty offers none.
             groups: key agreement groups, preferred first; a key share is sent for the first.
+            choose_client: called when the server asks for a certificate, with the 32 bytes of extension 0xFFBB in its
+                request or None, returns the `Identity` to show or None. What it raises ends that handshake.
             dangerously_skip_verification: take any certificate. Whoever says so checks it by other means, or not at
                 all.
         Raises:
@@ -347,8 +512,11 @@ cdef class TLSContext:
         if (ca_pem is None) != dangerously_skip_verification:
             raise UsageError("a client context takes either ca_pem or dangerously_skip_verification=True")
         self.verifies = not dangerously_skip_verification
+        self.choose = choose_client
         self.context = SSL_CTX_new(TLS_client_method())
         self.set_common(groups, protocols)
+        if choose_client is not None:
+            SSL_CTX_set_cert_cb(self.context, on_client_certificate, NULL)
         if ca_pem is not None:
             self.trust(ca_pem)
         if self.protocols.size and SSL_CTX_set_alpn_protos(self.context, self.protocols.data, self.protocols.size) != 0:
@@ -386,12 +554,15 @@ cdef class TLSContext:
         # otherwise build and verify a chain in every handshake. read_ahead: one BIO read per input, not two per record.
         SSL_CTX_set_mode(self.context, SSL_MODE_NO_AUTO_CHAIN | (0 if self.keeps_buffers else SSL_MODE_RELEASE_BUFFERS))
         SSL_CTX_set_read_ahead(self.context, 1)
-        SSL_CTX_set_max_cert_list(self.context, TLS_HANDSHAKE_SIZE_MAX)
+        SSL_CTX_set_max_cert_list(self.context, TLS_PEER_CHAIN_SIZE_MAX if self.is_server else TLS_HANDSHAKE_SIZE_MAX)
         SSL_CTX_set_msg_callback(self.context, on_message)
         # A server must register it too, though only clients add it: OpenSSL shows the hello callback no extension that
         # nobody registered.
-        if SSL_CTX_add_custom_ext(self.context, CHALLENGE_EXTENSION, SSL_EXT_TLS1_3_ONLY | SSL_EXT_CLIENT_HELLO,
-                                  on_add_challenge, NULL, NULL, NULL, NULL) != 1:
+        if SSL_CTX_add_custom_ext(
+            self.context, CHALLENGE_EXTENSION,
+            SSL_EXT_TLS1_3_ONLY | SSL_EXT_CLIENT_HELLO | SSL_EXT_TLS1_3_CERTIFICATE_REQUEST,
+            on_add_challenge, NULL, NULL, on_parse_challenge, NULL,
+        ) != 1:
             raise InternalError("OpenSSL does not take the challenge extension")
         for name in protocols:
             if not 1 <= len(name) <= 255:
@@ -463,6 +634,9 @@ cdef void tls_conn_free(tls_conn_t *conn) noexcept:
     Py_XDECREF(conn.hello)
     Py_XDECREF(conn.identity)
     Py_XDECREF(conn.error)
+    Py_XDECREF(conn.app)
+    Py_XDECREF(conn.peer_chain)
+    Py_XDECREF(conn.verdict)
     Py_XDECREF(conn.context)
     free(conn)
 
@@ -504,8 +678,7 @@ cdef int fail(tls_conn_t *conn) noexcept nogil:
 cdef void finish_handshake(tls_conn_t *conn) noexcept nogil:
     # What only the handshake needed goes: certificate, key and chain are shared, and an idle connection stays small.
     conn.handshake_done = True
-    if conn.server:
-        SSL_certs_clear(conn.ssl)
+    SSL_certs_clear(conn.ssl)
     if conn.hello != NULL or conn.identity != NULL:
         with gil:
             Py_XDECREF(conn.hello)
@@ -596,6 +769,30 @@ cdef object tls_take_error(tls_conn_t *conn):
     return error
 
 
+cdef object tls_take_verdict(tls_conn_t *conn):
+    cdef object verdict
+    if conn.verdict == NULL or not conn.handshake_done or conn.failed:
+        return None
+    verdict = <object>conn.verdict
+    Py_XDECREF(conn.verdict)
+    conn.verdict = NULL
+    return verdict
+
+
+cdef tuple tls_take_peer_chain(tls_conn_t *conn):
+    cdef tuple chain
+    if conn.peer_chain == NULL or not conn.handshake_done or conn.failed:
+        return ()
+    chain = <tuple>conn.peer_chain
+    Py_XDECREF(conn.peer_chain)
+    conn.peer_chain = NULL
+    return chain
+
+
+cdef object tls_app(tls_conn_t *conn):
+    return <object>conn.app if conn.app != NULL else None
+
+
 cdef dict REFUSALS = {
     TLS_REFUSED_CHALLENGE_SIZE: "the challenge (extension 0xFFBB) is not exactly 32 bytes",
     TLS_REFUSED_HELLO_CHANGED: "the second ClientHello differs from the first in challenge or server name",
@@ -603,6 +800,10 @@ cdef dict REFUSALS = {
     TLS_REFUSED_FLOOD: "a flood of key updates or tickets",
     TLS_REFUSED_BY_SINK: "the ciphertext could not be passed on",
     TLS_REFUSED_BY_CHOOSER: "no identity could be chosen",
+    TLS_REFUSED_PEER_CHAIN: "a client's chain of more than 8 certificates",
+    TLS_REFUSED_PEER_KEY: "the key of a client's certificate is not on P-256",
+    TLS_REFUSED_BY_JUDGE: "the client's certificate was refused",
+    TLS_REFUSED_NONCE_SIZE: "the nonce of the server's request (extension 0xFFBB) is not exactly 32 bytes",
 }
 
 
@@ -744,7 +945,7 @@ cdef class TLSEngine:
             ClientProtocolError: as a server: the client broke TLS or was refused.
             ServerProtocolError: as a client: the server did, or its certificate does not verify.
             InternalError: this side could not go on.
-            Exception: as a server: what `choose` raised.
+            Exception: what `choose`, `choose_client` or `judge_client` raised.
         """
         cdef bytes plaintext
         cdef bytes pending = self.pending
@@ -770,6 +971,10 @@ cdef class TLSEngine:
 
     cdef object failure(self):
         error = tls_take_error(self.conn)
+        if isinstance(error, AttestationError):
+            refused = ClientProtocolError(f"TLS: {tls_describe(self.conn)}: {error}")
+            refused.__cause__ = error
+            return refused
         if error is not None:
             return error
         ours = self.conn.alert_sent == (ALERT_FATAL << 8 | ALERT_INTERNAL_ERROR)
@@ -880,20 +1085,55 @@ cdef class TLSEngine:
 
     @property
     def leaf_spki_sha256(self):
-        """As a server: SHA-256 over the SubjectPublicKeyInfo of the leaf that this connection shows; None before."""
+        """SHA-256 over the SubjectPublicKeyInfo of the leaf that this end shows; None before, or when it shows none."""
         cdef bytes digest = PyBytes_FromStringAndSize(<char *>self.conn.spki_sha256, 32)
         return digest if any(digest) else None
 
     @property
+    def app(self):
+        """As a server: the host name of the app whose leaf this connection shows; None: the enclave-wide one."""
+        return tls_app(self.conn)
+
+    @property
+    def client_nonce(self):
+        """As a server: the 32 bytes that our CertificateRequest carried for the client to bind, or None."""
+        return self.nonce() if self.conn.server else None
+
+    @property
+    def server_nonce(self):
+        """As a client: the 32 bytes that the server's CertificateRequest carried for us to bind, or None."""
+        return None if self.conn.server else self.nonce()
+
+    cdef bytes nonce(self):
+        if not self.conn.has_client_nonce:
+            return None
+        return PyBytes_FromStringAndSize(<char *>self.conn.client_nonce, TLS_CHALLENGE_SIZE)
+
+    @property
+    def peer_spki_sha256(self):
+        """As a server: SHA-256 over the SubjectPublicKeyInfo of the client's leaf, once its key is proven, or None."""
+        if not self.conn.has_peer or not self.conn.handshake_done:
+            return None
+        return PyBytes_FromStringAndSize(<char *>self.conn.peer_spki_sha256, 32)
+
+    def take_verdict(self):
+        """As a server: what `judge_client` returned, once, after the handshake; None when no client was judged."""
+        return tls_take_verdict(self.conn)
+
+    def take_peer_chain(self):
+        """As a server without a judge: the client's chain, a tuple of DER, leaf first, once, after the handshake."""
+        return tls_take_peer_chain(self.conn)
+
+    @property
     def peer_certificate_der(self):
-        """The peer's leaf certificate, DER, or None."""
-        cdef X509 *certificate = SSL_get0_peer_certificate(self.conn.ssl)
+        """As a client: the server's leaf certificate, DER, or None."""
+        cdef X509 *certificate = NULL if self.conn.server else SSL_get0_peer_certificate(self.conn.ssl)
         return None if certificate == NULL else encode(certificate)
 
     @property
     def peer_chain_der(self):
-        """What the peer sent, as a list of DER: for a client's engine the leaf comes first."""
-        cdef STACK_OF_X509 *chain = SSL_get_peer_cert_chain(self.conn.ssl)
+        """As a client: what the server sent, as a list of DER, its leaf first."""
+        cdef STACK_OF_X509 *chain = NULL if self.conn.server else SSL_get_peer_cert_chain(self.conn.ssl)
         cdef int index
         if chain == NULL:
             return []
@@ -906,6 +1146,18 @@ cdef bytes encode(X509 *certificate):
     if size <= 0:
         ERR_clear_error()
         raise InternalError("a peer's certificate cannot be encoded")
+    try:
+        return PyBytes_FromStringAndSize(<char *>data, size)
+    finally:
+        OPENSSL_free(data)
+
+
+cdef bytes encode_spki(EVP_PKEY *key):
+    cdef unsigned char *data = NULL
+    cdef int size = i2d_PUBKEY(key, &data)
+    if size <= 0:
+        ERR_clear_error()
+        raise InternalError("a peer's key cannot be encoded")
     try:
         return PyBytes_FromStringAndSize(<char *>data, size)
     finally:

@@ -11,6 +11,7 @@ cdef class Identity:
     cdef STACK_OF_X509 *chain       # owned, issuers from the leaf's upwards; may be empty, never NULL
     cdef uint8_t spki_digest[32]    # SHA-256 over the leaf's SubjectPublicKeyInfo, DER
     cdef readonly bytes leaf_der
+    cdef readonly str app           # host name of the app that the leaf speaks for; None: the enclave as a whole
 
 @cython.final
 cdef class LeafMinter:

@@ -291,6 +291,7 @@ cdef class Identity:
 
     Attributes:
         leaf_der: the leaf certificate, DER.
+        app: host name of the app that the leaf speaks for; None: the enclave as a whole.
         chain_der: the certificates above it, DER each, the leaf's issuer first.
         spki_sha256: SHA-256 over the leaf's SubjectPublicKeyInfo in DER, 32 bytes: what evidence is bound to.
     """
@@ -306,13 +307,14 @@ cdef class Identity:
         OSSL_STACK_OF_X509_free(self.chain)
 
     @staticmethod
-    def from_der(bytes leaf_der not None, bytes key_der not None, chain_der=()):
+    def from_der(bytes leaf_der not None, bytes key_der not None, chain_der=(), str app=None):
         """Read an identity.
 
         Args:
             leaf_der: the certificate, DER.
             key_der: its private key, PKCS#8 or SEC 1 DER.
             chain_der: certificates above it, DER each, in order.
+            app: host name of the app that it speaks for.
         Raises:
             ConfigError: something is not DER of what it should be, or the key is not the certificate's.
         """
@@ -331,6 +333,7 @@ cdef class Identity:
         data = <const uint8_t *>PyBytes_AS_STRING(spki)
         sha256(data, <size_t>PyBytes_GET_SIZE(spki), identity.spki_digest)
         identity.leaf_der = leaf_der
+        identity.app = app
         return identity
 
     @property

@@ -18,7 +18,7 @@ from enclave_os._x509 import Identity
 from enclave_os.border.channel import Channel, attach_channel
 from enclave_os.border.region import Region
 from enclave_os.errors import ServerProtocolError
-from enclave_os.http import Connection, Request, Response
+from enclave_os.http import Request, Response
 from enclave_os.ratls.certificate import CertificateStore
 from enclave_os.runtime._ingress import Ingress
 from enclave_os.runtime.clock import imf_fixdate
@@ -225,7 +225,7 @@ class IngressHarness:
         folder: for the region's file.
         respond: as the registry's; the default answers with the request's own line and body.
         choose: of the server's identity; the default is a `CertificateStore`'s, for NAME.
-        judge_client: as the Ingress's.
+        judge_client: as the TLSContext's.
     Attributes:
         stops: what `on_stop` was told. bugs: exceptions that reached the loop. reports: (text, exception) pairs.
         strays: frames for conn_ids that no client of the harness has.
@@ -241,7 +241,7 @@ class IngressHarness:
         spin_us: int = 0,
         start: bool = True,
         choose: Callable[[ClientHello], Identity] | None = None,
-        judge_client: Callable[[tuple[bytes, ...], bytes | None, Connection], Any] | None = None,
+        judge_client: Callable[[tuple[bytes, ...], bytes], object] | None = None,
     ) -> None:
         self.host = FakeHost(folder, capacity)
         self.region = Region(self.host.name, str(folder))
@@ -274,7 +274,9 @@ class IngressHarness:
             shutdown_offset=slot_offset(Slot.SHUTDOWN) + SLOT_STATE,
             doorbell_in=self.host.to_enclave_bell,
             doorbell_out=self.host.data_bell,
-            tls=TLSContext.server(self.store.choose if choose is None else choose, keep_buffers=True),
+            tls=TLSContext.server(
+                self.store.choose if choose is None else choose, keep_buffers=True, judge_client=judge_client
+            ),
             respond=self._respond,
             loop=self.loop,
             http_date=lambda: DATE,
@@ -284,7 +286,6 @@ class IngressHarness:
             limits={**LIMITS, **(limits or {})},
             timeouts=TIMEOUTS,
             spin_us=spin_us,
-            judge_client=judge_client,
         )
         if start:
             self.ingress.start()

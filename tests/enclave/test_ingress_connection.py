@@ -13,11 +13,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from enclave_os._tls import TLSEngine
-from enclave_os.errors import ConnectionGone, UsageError
+from enclave_os._tls import TLSContext, TLSEngine
+from enclave_os._x509 import LeafMinter
+from enclave_os.errors import AttestationError, ConnectionGone, ServerProtocolError, UsageError
 from enclave_os.http import Connection, Request, Response, StreamingResponse
 from enclave_os.runtime import _connection
-from enclave_os.wire.frames import CloseReason, FrameKind
+from tests.enclave.certificates import Authority
 from tests.enclave.ingress_harness import Client, IngressHarness, MakeIngress, echo, ingresses, request
 
 LABEL = "EXPORTER-test"
@@ -29,8 +30,7 @@ DOORS: dict[str, Callable[[Connection], object]] = {
     "app": lambda connection: connection.app,
     "challenged": lambda connection: connection.challenged,
     "leaf_spki_sha256": lambda connection: connection.leaf_spki_sha256,
-    "peer_chain_der": lambda connection: connection.peer_chain_der,
-    "client_nonce": lambda connection: connection.client_nonce,
+    "peer_spki_sha256": lambda connection: connection.peer_spki_sha256,
     "evidence": lambda connection: connection.evidence,
     "attested": lambda connection: connection.attested,
     "tag": lambda connection: connection.tag,
@@ -81,7 +81,7 @@ class TestAlive:
         key = x509.load_der_x509_certificate(shown).public_key()
         spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         assert connection.leaf_spki_sha256 == hashlib.sha256(spki).digest()
-        assert (connection.app, connection.peer_chain_der, connection.client_nonce) == (None, (), None)
+        assert (connection.app, connection.peer_spki_sha256) == (None, None)
 
     @pytest.mark.parametrize("challenge", [None, NONCE])
     def test_it_knows_whether_it_was_challenged(self, make: MakeIngress, challenge: bytes | None) -> None:
@@ -319,16 +319,57 @@ class TestMisdirected:
         assert client.ask("GET /\r\nHost: a.example").status == 200
 
 
-def test_plain_clients_are_not_judged(make: MakeIngress) -> None:
-    judged: list[object] = []
+class TestClientsEvidence:
+    """The judge of clients speaks inside the handshake; what it found is the connection's evidence from the start."""
 
-    def judge(chain: tuple[bytes, ...], nonce: bytes | None, connection: Connection) -> object:
-        judged.append(chain)
-        return None
+    def engine(self, harness: IngressHarness, challenge: bytes | None = NONCE) -> TLSEngine:
+        authority = Authority.make("Another enclave's CA")
+        own = LeafMinter(authority.certificate_der, authority.key_der, ["client.example"]).mint(1_700_000_000, 60)
+        context = TLSContext.client(choose_client=lambda nonce: own, dangerously_skip_verification=True)
+        self.spki = own.spki_sha256
+        return TLSEngine(context, "enclave.example", challenge)
 
-    harness = make(judge_client=judge)
-    client, connection = connected(harness)
-    assert (judged, connection.evidence) == ([], None)
-    client.close(CloseReason.NORMAL)
-    harness.pump()
-    assert client.count(FrameKind.CLOSE) == 1
+    def test_a_verdict_is_there_before_the_first_request(self, make: MakeIngress) -> None:
+        judged: list[tuple[int, int]] = []
+
+        def judge(chain: tuple[bytes, ...], nonce: bytes) -> object:
+            judged.append((len(chain), len(nonce)))
+            return "known"
+
+        seen: list[tuple[object, bytes | None]] = []
+
+        def respond(asked: Request) -> Response:
+            seen.append((asked.connection.evidence, asked.connection.peer_spki_sha256))
+            return Response(200)
+
+        harness = make(respond, judge_client=judge)
+        client = harness.client()
+        client.engine = self.engine(harness)
+        client.handshake()
+        assert client.ask("GET /").status == 200
+        assert judged == [(2, 32)]
+        assert seen == [("known", self.spki)]
+
+    def test_who_is_refused_gets_no_request_in(self, make: MakeIngress) -> None:
+        def judge(chain: tuple[bytes, ...], nonce: bytes) -> object:
+            raise AttestationError("not you", "measurement")
+
+        harness = make(judge_client=judge)
+        client = harness.client()
+        client.engine = self.engine(harness)
+        client.handshake()  # to the client it is done before its own certificate is judged (RFC 8446 2)
+        with pytest.raises(ServerProtocolError, match="bad_certificate"):
+            client.ask("GET /")
+        assert harness.requests == []
+        assert harness.ingress.counters()["clients_refused_total"] == 1
+
+    def test_plain_clients_are_not_judged(self, make: MakeIngress) -> None:
+        judged: list[object] = []
+
+        def judge(chain: tuple[bytes, ...], nonce: bytes) -> object:
+            judged.append(chain)
+            return None
+
+        client, connection = connected(make(judge_client=judge))
+        assert (judged, connection.evidence) == ([], None)
+        assert client.ask("GET /").status == 200

@@ -16,12 +16,11 @@ class Connection(Protocol):
         app: host name of the application whose certificate this connection shows; None: the enclave-wide one.
         challenged: whether the client sent a nonce (extension 0xFFBB), to which the certificate's evidence is bound.
         leaf_spki_sha256: SHA-256 of the SubjectPublicKeyInfo that this connection shows, 32 bytes.
-        peer_chain_der: certificates of the client, leaf first; () when it showed none. It has proved that it holds the
-            leaf's key (CertificateVerify); who signed the chain, and what evidence it carries, nobody has judged.
-        client_nonce: the 32 bytes that our CertificateRequest carried, to which the client's evidence is to be bound;
-            None when there was no such request.
-        evidence: what is known of an attested caller, an `evidence.PeerIdentity`, or None. A slot that those who judge
-            evidence write; it ends with the connection, and so does `attested`.
+        peer_spki_sha256: SHA-256 of the SubjectPublicKeyInfo of the client's own leaf, 32 bytes; None when it showed
+            none. It has proved that it holds that key (CertificateVerify).
+        evidence: what is known of an attested caller, an `evidence.PeerIdentity`, or None: what the judge of the
+            handshake found, until who judges the session's evidence writes more. Ends with the connection, as does
+            `attested`.
         attested: what has been attested to this client, and when: a slot of the attestation routes.
         tag: what every reply says in `X-Privasys-Attestation`. Information: no client of ours trusts it.
     """
@@ -33,9 +32,7 @@ class Connection(Protocol):
     @property
     def leaf_spki_sha256(self) -> bytes: ...
     @property
-    def peer_chain_der(self) -> tuple[bytes, ...]: ...
-    @property
-    def client_nonce(self) -> bytes | None: ...
+    def peer_spki_sha256(self) -> bytes | None: ...
 
     evidence: Any
     attested: Any

@@ -100,7 +100,6 @@ cdef struct conn_t:
     out_t *sink
     void *peer                  # str, owned: the alleged address
     void *sni                   # str, owned: the name that the client asked for; NULL when it named none
-    void *app                   # str, owned: the application whose leaf it shows; NULL: the enclave-wide leaf
     void *object                # Connection, owned: since its first request; NULL before, and when GONE
     uint64_t window_start       # ring position at which the present write window began
     uint32_t window_used        # bytes put into the ring since
@@ -402,10 +401,7 @@ cdef class Connection:
 # The one Connection of `conn`, made when first asked for.
 cdef Connection connection_object(conn_t *conn)
 # What the handshake said, before TLS forgets it with the end of the handshake. May be called again.
-cdef int connection_keep_names(conn_t *conn) except -1
-# Certificates of the client, leaf first.
-cdef tuple connection_peer_chain(conn_t *conn)
-cdef object connection_client_nonce(conn_t *conn)
+cdef int connection_keep_name(conn_t *conn) except -1
 # End it for whoever holds its Connection, and give back all but what still has to go out, and the claim of its task.
 cdef void connection_empty(conn_t *conn) noexcept
 # All of it, `conn` too.

@@ -10,7 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free
 
-from enclave_os._tls cimport ClientHello, tls_conn_free, tls_export
+from enclave_os._tls cimport ClientHello, tls_app, tls_conn_free, tls_export
 from enclave_os.http._parser cimport http_parser_free
 
 from typing import get_args
@@ -42,8 +42,7 @@ cdef class Connection:
     @property
     def app(self):
         """Host name of the application whose certificate is shown; None: the enclave-wide one."""
-        cdef conn_t *conn = self.alive()
-        return <object>conn.app if conn.app != NULL else None
+        return tls_app(self.alive().tls)
 
     @property
     def challenged(self):
@@ -56,14 +55,12 @@ cdef class Connection:
         return PyBytes_FromStringAndSize(<char *>self.alive().tls.spki_sha256, 32)
 
     @property
-    def peer_chain_der(self):
-        """Certificates of the client, leaf first; its key is proved, the chain is not judged."""
-        return connection_peer_chain(self.alive())
-
-    @property
-    def client_nonce(self):
-        """The 32 bytes that our CertificateRequest carried, or None."""
-        return connection_client_nonce(self.alive())
+    def peer_spki_sha256(self):
+        """SHA-256 of the SubjectPublicKeyInfo of the client's own leaf, whose key it proved; None: it showed none."""
+        cdef conn_t *conn = self.alive()
+        if not conn.tls.has_peer or not conn.tls.handshake_done:
+            return None
+        return PyBytes_FromStringAndSize(<char *>conn.tls.peer_spki_sha256, 32)
 
     @property
     def evidence(self):
@@ -117,14 +114,6 @@ cdef class Connection:
         return "<Connection, ended>" if self.conn == NULL else f"<Connection, {self.tag}>"
 
 
-cdef tuple connection_peer_chain(conn_t *conn):
-    return ()
-
-
-cdef object connection_client_nonce(conn_t *conn):
-    return None
-
-
 cdef Connection connection_object(conn_t *conn):
     cdef Connection made
     if conn.object == NULL:
@@ -135,19 +124,13 @@ cdef Connection connection_object(conn_t *conn):
     return <Connection>conn.object
 
 
-cdef int connection_keep_names(conn_t *conn) except -1:
+cdef int connection_keep_name(conn_t *conn) except -1:
     # The name that the client asked for, as it spelled it: raw bytes of a client, so never decoded strictly.
-    if conn.sni == NULL:
-        name = (<ClientHello>conn.tls.hello).sni
-        if name is not None:
-            name = name.decode("ascii", "backslashreplace")
-            Py_INCREF(name)
-            conn.sni = <void *>name
-    if conn.app == NULL and conn.tls.identity != NULL:
-        app = getattr(<object>conn.tls.identity, "app", None)
-        if app is not None:
-            Py_INCREF(app)
-            conn.app = <void *>app
+    name = (<ClientHello>conn.tls.hello).sni
+    if name is not None:
+        name = name.decode("ascii", "backslashreplace")
+        Py_INCREF(name)
+        conn.sni = <void *>name
     return 0
 
 
@@ -176,7 +159,6 @@ cdef void connection_empty(conn_t *conn) noexcept:
     conn.left_size = conn.left_used = 0
     drop(&conn.peer)
     drop(&conn.sni)
-    drop(&conn.app)
     drop(&conn.body)
 
 

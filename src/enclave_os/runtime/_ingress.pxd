@@ -31,7 +31,6 @@ cdef class Ingress:
     cdef object _on_rpc             # callable(): records wait in the RPC ring, or it has room again
     cdef object _on_stop            # callable(exception or None): the loop has to end
     cdef object _report             # callable(str, BaseException)
-    cdef object _judge_client       # callable(chain, nonce, Connection) -> evidence, or None
     cdef frozenset _apps            # host names of applications with leaves of their own; None: there are none
     cdef int _doorbell_in
     cdef int _doorbell_out
@@ -78,7 +77,6 @@ cdef class Ingress:
     cdef conn_t *_find(self, uint32_t conn_id) noexcept
     # connection -> requests
     cdef int _read(self, conn_t *conn) except -1
-    cdef int _judge(self, conn_t *conn) except -1
     cdef size_t _feed(self, conn_t *conn, const uint8_t *data, size_t size) except? 0
     cdef int _dispatch(self, conn_t *conn) except -1
     cdef conn_t *_owner(self, Answer answer) noexcept

@@ -5,7 +5,7 @@ from typing import Any, final
 from _typeshed import WriteableBuffer
 
 from enclave_os._tls import TLSContext
-from enclave_os.http import Connection, Request, Response
+from enclave_os.http import Request, Response
 from enclave_os.wire import Consumer, Producer
 
 @final
@@ -35,7 +35,6 @@ class Ingress:
         limits: Mapping[str, int],
         timeouts: Mapping[str, float],
         spin_us: int = 0,
-        judge_client: Callable[[tuple[bytes, ...], bytes | None, Connection], Any] | None = None,
     ) -> None: ...
     def start(self) -> None: ...
     def on_doorbell(self) -> None: ...

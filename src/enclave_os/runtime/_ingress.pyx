@@ -41,8 +41,8 @@ from enclave_os._ring cimport (
     LIE_FRAME, RING_EMPTY, RING_POISONED, RING_READY, ring_advance, ring_arm, ring_peek, ring_publish, ring_release,
 )
 from enclave_os._tls cimport (
-    TLS_CLOSED, TLS_FAILED, TLS_WANT_INPUT, tls_close, tls_conn_new, tls_pending, tls_read,
-    tls_release, tls_take_error, tls_write,
+    TLS_CLOSED, TLS_FAILED, TLS_REFUSED_BY_JUDGE, TLS_WANT_INPUT, tls_close, tls_conn_new, tls_pending, tls_read,
+    tls_release, tls_take_error, tls_take_verdict, tls_write,
 )
 from enclave_os.http._message cimport (
     RESPONSE_NO_ROOM, Request, Response, StreamingResponse, request_hostname, response_write, response_write_head,
@@ -56,7 +56,7 @@ from enclave_os.runtime._connection cimport *
 from collections.abc import Coroutine
 from typing import get_args
 
-from enclave_os.errors import AttestationError, ClientProtocolError, ClockUntrusted, InternalError
+from enclave_os.errors import AttestationError, InternalError
 from enclave_os.http._message import encode_chunk, error_response
 from enclave_os.http.connection import AttestationTag
 from enclave_os.wire.errors import HostProtocolError
@@ -100,9 +100,6 @@ cdef class Ingress:
         doorbell_in, doorbell_out: file descriptors; `doorbell_in` is read on each wake, `doorbell_out` wakes the proxy.
         tls: server context; respond: `Registry.respond`; loop: the running event loop.
         http_date: gives 29 bytes of IMF-fixdate. on_rpc, on_stop, report: see the .pxd.
-        judge_client: called after a handshake in which the client showed a certificate, with (chain_der, client_nonce,
-            connection); what it returns is the connection's `evidence`. ClientProtocolError, AttestationError and
-            ClockUntrusted end the connection; anything else is a bug.
         limits, timeouts: mappings of ints (bytes, counts) and seconds, as wire.settings names them.
     """
 
@@ -116,8 +113,7 @@ cdef class Ingress:
 
     def __init__(self, *, Consumer from_host not None, Producer to_host not None, Consumer rpc_from_host not None,
                  region not None, size_t shutdown_offset, int doorbell_in, int doorbell_out, TLSContext tls not None,
-                 respond, loop, http_date, on_rpc, on_stop, report, limits, timeouts, uint64_t spin_us=0,
-                 judge_client=None):
+                 respond, loop, http_date, on_rpc, on_stop, report, limits, timeouts, uint64_t spin_us=0):
         cdef uint8_t[::1] view = region
         cdef int index
         self._from_host, self._to_host, self._rpc_from_host = from_host, to_host, rpc_from_host
@@ -127,7 +123,7 @@ cdef class Ingress:
         self._shutdown_word = <uint64_t *>(&view[0] + shutdown_offset)
         self._doorbell_in, self._doorbell_out = doorbell_in, doorbell_out
         self._tls, self._respond, self._loop, self._http_date = tls, respond, loop, http_date
-        self._on_rpc, self._on_stop, self._report, self._judge_client = on_rpc, on_stop, report, judge_client
+        self._on_rpc, self._on_stop, self._report = on_rpc, on_stop, report
         self._limits.head_size_max = limits["head_bytes"]
         self._limits.header_count_max = limits["headers"]
         self._limits.target_size_max = limits["target_bytes"]
@@ -468,14 +464,14 @@ cdef class Ingress:
         cdef size_t used
         while conn.phase <= PHASE_READING:
             got = tls_read(conn.tls, self._plain, PLAIN_SIZE)
-            if conn.phase == PHASE_HANDSHAKE and conn.tls.hello != NULL:
-                connection_keep_names(conn)
+            if conn.phase == PHASE_HANDSHAKE and conn.sni == NULL and conn.tls.hello != NULL:
+                connection_keep_name(conn)
             if conn.phase == PHASE_HANDSHAKE and conn.tls.handshake_done:
                 self._handshakes += 1
                 conn.phase = PHASE_READING
                 self._start(conn, DEADLINE_HEAD)
-                if self._judge_client is not None and self._judge(conn):
-                    return 0
+                if conn.tls.has_peer:
+                    connection_object(conn).evidence = tls_take_verdict(conn.tls)
                 if got <= 0:
                     tls_release(conn.tls)       # whether a request follows soon, nobody knows
             if got > 0:
@@ -497,25 +493,12 @@ cdef class Ingress:
             if conn.phase == PHASE_HANDSHAKE:
                 self._handshakes_failed += 1
             error = tls_take_error(conn.tls)
-            if error is not None:
-                self._report("choosing a certificate failed", error)
+            if conn.tls.refusal == TLS_REFUSED_BY_JUDGE and isinstance(error, AttestationError):
+                self._clients_refused += 1
+                self._report("a client's evidence was refused", error)
+            elif error is not None:
+                self._report("the handshake could not go on", error)
             return self._finish(conn, CLOSE_PROTOCOL)
-        return 0
-
-    cdef int _judge(self, conn_t *conn) except -1:
-        # Before any request: who showed a certificate proved its key in the handshake. 1: refused, and the end. OpenSSL
-        # gives no way to send a fatal alert of one's choice any more, so the client reads close_notify.
-        chain = connection_peer_chain(conn)
-        if not chain:
-            return 0
-        connection = connection_object(conn)
-        try:
-            connection.evidence = self._judge_client(chain, connection.client_nonce, connection)
-        except (AttestationError, ClientProtocolError, ClockUntrusted) as error:
-            self._clients_refused += 1
-            self._report("a client's certificate was refused", error)
-            self._finish(conn, CLOSE_PROTOCOL)
-            return 1
         return 0
 
     cdef size_t _feed(self, conn_t *conn, const uint8_t *data, size_t size) except? 0:
@@ -580,7 +563,7 @@ cdef class Ingress:
         conn.streaming = False
         if self._apps is not None:
             hostname = request_hostname(request)
-            if hostname in self._apps and (conn.app == NULL or hostname != <str>conn.app):
+            if hostname in self._apps and (conn.tls.app == NULL or hostname != <str>conn.tls.app):
                 self._misdirected += 1
                 return self._answer(conn, MISDIRECTED)
         result = self._respond(request)
