@@ -17,7 +17,7 @@ import pytest
 from tests.wire import native
 
 from bench.conftest import FIGURES
-from enclave_os.http import REQUEST, RequestParser, Response, make_request
+from enclave_os.http import REQUEST, Request, RequestParser, Response, make_request
 from enclave_os.modules.api import Services, Status
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.core import Core
@@ -135,6 +135,11 @@ def test_parse_beside_httptools(benchmark: Any, request: pytest.FixtureRequest, 
     listed += [(f"parse from Python, {name}, {who}", samples, "") for who, samples in figures.items()]
 
 
+class NobodyAttested:
+    def peer(self, request: Request) -> None:
+        return None
+
+
 def registry() -> Registry:
     clock, logger = Clock(), logging.getLogger("bench")
     made = Registry([Core(), HelloWorld()], Authenticator([], clock), logger)
@@ -148,6 +153,8 @@ def registry() -> Registry:
         status=lambda: status,
         counters=dict,
         request_stop=lambda: None,
+        attestation=NobodyAttested(),
+        config_changed=lambda: None,
     )
     asyncio.run(made.start(lambda module: services))
     return made

@@ -7,7 +7,6 @@ per connection with it. The host has seen that key, so the enclave calls it impo
 from __future__ import annotations
 
 import datetime
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from enclave_os.wire.setting_table import CertificateAuthority
 
+from .certificates import authority, key_pem, name, write_whole
 from .state import StateError, make_private_folder
 
 FOLDER: Final = "ca"
@@ -30,8 +29,6 @@ CHAIN_FILE: Final = "chain.pem"
 KEY_FILE: Final = "intermediary.key"
 ROOT_NAME: Final = "Enclave OS development CA"
 INTERMEDIARY_NAME: Final = "Enclave OS development intermediary"
-VALIDITY: Final = datetime.timedelta(days=3650)
-CLOCK_SLACK: Final = datetime.timedelta(hours=1)  # clients whose clock is a little behind ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,61 +87,11 @@ def _check(folder: Path, root: str, chain: str, key: str, now: datetime.datetime
 
 def _make(folder: Path, now: datetime.datetime) -> None:
     root_key, intermediary_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name = _name(ROOT_NAME)
-    root = _certificate(root_name, root_key.public_key(), root_name, root_key, None, now)
-    intermediary = _certificate(_name(INTERMEDIARY_NAME), intermediary_key.public_key(), root_name, root_key, 0, now)
+    root_name = name(ROOT_NAME)
+    root = authority(root_name, root_key.public_key(), root_name, root_key, None, now)
+    intermediary = authority(name(INTERMEDIARY_NAME), intermediary_key.public_key(), root_name, root_key, 0, now)
     pem = serialization.Encoding.PEM
-    _write(folder / ROOT_KEY_FILE, _key_pem(root_key), 0o600)
-    _write(folder / KEY_FILE, _key_pem(intermediary_key), 0o600)
-    _write(folder / CHAIN_FILE, intermediary.public_bytes(pem) + root.public_bytes(pem), 0o644)
-    _write(folder / ROOT_FILE, root.public_bytes(pem), 0o644)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _certificate(
-    subject: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
-    issuer: x509.Name,
-    issuer_key: ec.EllipticCurvePrivateKey,
-    path_length: int | None,
-    now: datetime.datetime,
-) -> x509.Certificate:
-    usage = x509.KeyUsage(
-        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SLACK)
-        .not_valid_after(now + VALIDITY)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
-        .sign(issuer_key, hashes.SHA256())
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _write(path: Path, data: bytes, mode: int) -> None:
-    """Whole or not at all: a half-written CA would stop every later start."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(path)
+    write_whole(folder / ROOT_KEY_FILE, key_pem(root_key), 0o600)
+    write_whole(folder / KEY_FILE, key_pem(intermediary_key), 0o600)
+    write_whole(folder / CHAIN_FILE, intermediary.public_bytes(pem) + root.public_bytes(pem), 0o644)
+    write_whole(folder / ROOT_FILE, root.public_bytes(pem), 0o644)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from .doorbell import ENCLAVE_NUMBERS, SPEC, Doorbell
@@ -24,18 +25,23 @@ class EnclaveProcess:
         command: program by its path, and arguments. Measured under SGX, so nothing in it depends on the start.
         region: the region's name.
         mode: simulated, direct or sgx.
+        platform: folder of the simulated platform; None on SGX.
     Attributes:
         pid, pidfd: of the process; the pidfd is readable when it has ended.
     Raises: OSError: no such program, or no memory for a process.
     """
 
-    def __init__(self, command: Sequence[str], *, region: str, doorbell: Doorbell, mode: str) -> None:
+    def __init__(
+        self, command: Sequence[str], *, region: str, doorbell: Doorbell, mode: str, platform: Path | None = None
+    ) -> None:
         environment = {
             "ENCLAVE_OS_REGION": region,
             "ENCLAVE_OS_DOORBELL": SPEC,
             "ENCLAVE_OS_MODE": mode,
             "LANG": "C.UTF-8",
         }
+        if platform is not None:
+            environment["ENCLAVE_OS_PLATFORM"] = str(platform)
         low, self._lifeline = os.pipe2(os.O_CLOEXEC)
         # Above the numbers that the child is given, so that no dup2 there closes what the next one copies.
         lifeline_end = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, max(ENCLAVE_NUMBERS) + 1)

@@ -45,6 +45,8 @@ from .handlers.time import tell_time
 from .rpc_dispatcher import Registry, RPCDispatcher
 from .service_manager import notify, say_ready
 from .shared_memory import Region, region_folder, region_label, remove_leftovers
+from .simulated_platform import FOLDER as PLATFORM_FOLDER
+from .simulated_platform import open_simulated_platform
 from .state import StateError, StateFolder, StateTaken
 from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
 
@@ -149,6 +151,9 @@ class Supervisor:
         for name in remove_leftovers(folder):
             log.info(f"removed region {name}, whose server is dead")
         self._ca = open_development_ca(state_folder)
+        self._platform = open_simulated_platform(
+            Path(settings.server.platform_dir) if settings.server.platform_dir else state_folder / PLATFORM_FOLDER
+        )
         # Made before anything is started, so that a configuration that cannot be passed stops us here.
         count = settings.server.workers
         self._documents = [enclave_document(settings, i, count, self._ca.authority) for i in range(count)]
@@ -309,7 +314,13 @@ class Supervisor:
             undo.callback(self._proxy.detach_worker, index)
             self._dispatcher.add_worker(index, region, doorbell, self._registry(index))
             undo.callback(self._dispatcher.remove_worker, index)
-            process = EnclaveProcess(self._command, region=region.name, doorbell=doorbell, mode="simulated")
+            process = EnclaveProcess(
+                self._command,
+                region=region.name,
+                doorbell=doorbell,
+                mode="simulated",
+                platform=self._platform.folder,
+            )
             return _Life(region, doorbell, process, undo.pop_all())
 
     def _registry(self, index: int) -> Registry:

@@ -83,6 +83,7 @@ cdef struct tls_conn_t:
     bint has_client_nonce
     bint has_peer               # server: the client showed a certificate; proven once handshake_done
     uint8_t challenge[32]
+    uint64_t leaf_generation    # of the identity that this end shows
     uint8_t client_nonce[32]    # of the CertificateRequest, for the client to bind: ours as a server, else the peer's
     uint8_t spki_sha256[32]     # of the leaf that this end shows, zeros before it is chosen
     uint8_t peer_spki_sha256[32]    # server: of the client's leaf

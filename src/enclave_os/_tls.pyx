@@ -268,6 +268,7 @@ cdef int show(tls_conn_t *conn, SSL *ssl, object chosen) except -1:
     if SSL_use_cert_and_key(ssl, identity.leaf, identity.key, identity.chain, 1) != 1:
         raise InternalError("OpenSSL does not take the certificate")
     memcpy(conn.spki_sha256, identity.spki_digest, 32)
+    conn.leaf_generation = identity.generation
     Py_INCREF(identity)
     conn.identity = <PyObject *>identity
     if identity.app is not None:

@@ -1,6 +1,6 @@
 # Leaf certificates: a key, its certificate and the chain above it, made fresh or read from DER.
 cimport cython
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from enclave_os._openssl cimport EC_GROUP, EVP_PKEY, EVP_PKEY_CTX, OSSL_LIB_CTX, OSSL_PROVIDER, STACK_OF_X509, X509
 
@@ -11,6 +11,7 @@ cdef class Identity:
     cdef STACK_OF_X509 *chain       # owned, issuers from the leaf's upwards; may be empty, never NULL
     cdef uint8_t spki_digest[32]    # SHA-256 over the leaf's SubjectPublicKeyInfo, DER
     cdef readonly bytes leaf_der
+    cdef public uint64_t generation # of the configuration under which it was made; the maker writes it
     cdef readonly str app           # host name of the app that the leaf speaks for; None: the enclave as a whole
 
 @cython.final

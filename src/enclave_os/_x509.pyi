@@ -1,12 +1,13 @@
 """Identities and the minter of leaves. Docstrings are in `_x509.pyx`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, final
 
 LIFETIME_S_MAX: Final[int]
 
 @final
 class Identity:
+    generation: int
     def __new__(cls) -> Identity: ...
     @staticmethod
     def from_der(
@@ -32,10 +33,13 @@ class LeafMinter:
         common_name: str = ...,
         chain_der: Iterable[bytes] = (),
     ) -> LeafMinter: ...
+    def encode(self, extensions: Iterable[tuple[str, bytes]]) -> bytes: ...
     def mint(
         self,
         not_before: int,
         lifetime_s: int,
         extensions: Iterable[tuple[str, bytes]] | None = None,
         name: str | None = None,
+        encoded: bytes = b"",
+        evidence: Callable[[bytes], bytes] | None = None,
     ) -> Identity: ...

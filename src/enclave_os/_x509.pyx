@@ -109,6 +109,9 @@ cdef bytes der_extension(str oid, bytes value):
     return der(TAG_SEQUENCE, der_oid(oid) + der(TAG_OCTET_STRING, value))
 
 
+cdef bytes QUOTE_OID = der_oid("1.2.840.113741.1.13.1.0")
+
+
 cdef bytes der_subject(str common_name):
     """A Name with nothing but a common name."""
     text = common_name.encode()
@@ -292,6 +295,7 @@ cdef class Identity:
     Attributes:
         leaf_der: the leaf certificate, DER.
         app: host name of the app that the leaf speaks for; None: the enclave as a whole.
+        generation: of the configuration that the leaf states; 0 unless its maker said more.
         chain_der: the certificates above it, DER each, the leaf's issuer first.
         spki_sha256: SHA-256 over the leaf's SubjectPublicKeyInfo in DER, 32 bytes: what evidence is bound to.
     """
@@ -512,14 +516,23 @@ cdef class LeafMinter:
             parts.append(der_extension(oid, value))
         return b"".join(parts)
 
-    def mint(self, int64_t not_before, int64_t lifetime_s, extensions=None, str name=None):
+    def encode(self, extensions):
+        """The DER of (OID, raw content) pairs, for `mint` to take many times. Raises: UsageError: as `mint`."""
+        return self.encode_extensions(extensions)
+
+    def mint(self, int64_t not_before, int64_t lifetime_s, extensions=None, str name=None, bytes encoded not None=b"",
+             evidence=None):
         """Make a fresh key and its certificate.
 
         Args:
             not_before: seconds since the Unix epoch; the caller cuts it to the minute where that is the contract.
             lifetime_s: seconds until NotAfter, 1 to `LIFETIME_S_MAX`.
             extensions: further (OID, raw content) pairs, after the prepared ones.
-            name: a DNS name or IP address that replaces subject and subjectAltName, for a leaf of one app.
+            name: a DNS name or IP address that replaces subject and subjectAltName, for a leaf of one app, whose
+                `Identity.app` it is.
+            encoded: what `encode` gave, between the prepared extensions and `extensions`.
+            evidence: called with SHA-256 of the fresh key's SubjectPublicKeyInfo, returns the quote that the leaf
+                carries before all the others (OID 1.2.840.113741.1.13.1.0). What it raises goes through.
         Returns:
             Identity: the new one, the issuer's certificate being its chain.
         Raises:
@@ -529,7 +542,9 @@ cdef class LeafMinter:
         cdef bytes subject = self.subject
         cdef bytes names = self.names
         cdef bytes further = b""
+        cdef bytes quote = b""
         cdef bytes tbs_room
+        cdef uint8_t spki[SPKI_SIZE]
         cdef Identity identity
         cdef der_writer_t w
         cdef uint8_t point[POINT_SIZE]
@@ -539,7 +554,6 @@ cdef class LeafMinter:
         cdef Py_ssize_t room
         cdef size_t signature_size = SIGNATURE_SIZE_MAX
         cdef uint8_t *validity_end
-        cdef uint8_t *spki
         if not 0 <= not_before <= 253402300799 - LIFETIME_S_MAX or not 1 <= lifetime_s <= LIFETIME_S_MAX:
             raise UsageError("a certificate's times are out of range")
         if name is not None:
@@ -547,23 +561,31 @@ cdef class LeafMinter:
             names = der_alternative_names([name])
         if extensions:
             further = self.encode_extensions(extensions)
+        identity = Identity.__new__(Identity)
+        identity.app = name
+        self.fresh_key(identity, point)
+        memcpy(spki, PyBytes_AS_STRING(SPKI_PREFIX), SPKI_SIZE - POINT_SIZE)
+        memcpy(spki + SPKI_SIZE - POINT_SIZE, point, POINT_SIZE)
+        sha256(spki, SPKI_SIZE, identity.spki_digest)
+        if evidence is not None:
+            quote = der(TAG_SEQUENCE, QUOTE_OID + der(TAG_OCTET_STRING, evidence(identity.spki_sha256)))
         room = (
             TBS_FIXED_SIZE_MAX + len(self.issuer_name) + len(subject) + len(names) + len(self.authority_key)
-            + len(self.custom) + len(further)
+            + len(self.custom) + len(encoded) + len(further) + len(quote)
         )
         tbs_room = PyBytes_FromStringAndSize(NULL, room + SIGNATURE_SIZE_MAX)
         w.start = <uint8_t *>PyBytes_AS_STRING(tbs_room)
         w.end = w.start + room
         w.at = w.end
-        identity = Identity.__new__(Identity)
-        self.fresh_key(identity, point)
         if RAND_bytes(serial, SERIAL_SIZE) != 1:
             raise InternalError("no randomness")
         # Positive, and of the same size always: the top bit is 0 and the next is 1.
         serial[0] = (serial[0] & 0x7F) | 0x40
 
         put_bytes(&w, further)
+        put_bytes(&w, encoded)
         put_bytes(&w, self.custom)
+        put_bytes(&w, quote)
         put_bytes(&w, names)
         put_bytes(&w, self.authority_key)
         sha256(point, POINT_SIZE, digest)
@@ -572,10 +594,7 @@ cdef class LeafMinter:
         put_bytes(&w, FIXED_EXTENSIONS)
         put_header(&w, TAG_SEQUENCE, w.end - w.at)
         put_header(&w, TAG_EXPLICIT_3, w.end - w.at)
-        put(&w, point, POINT_SIZE)
-        put_bytes(&w, SPKI_PREFIX)
-        spki = w.at
-        sha256(spki, SPKI_SIZE, identity.spki_digest)
+        put(&w, spki, SPKI_SIZE)
         put_bytes(&w, subject)
         validity_end = w.at
         if put_time(&w, not_before + lifetime_s) != 0 or put_time(&w, not_before) != 0:

@@ -37,6 +37,13 @@ class DenyAll:
         return None if self.allows else self.ANSWER
 
 
+class NobodyAttested:
+    """No caller has shown evidence."""
+
+    def peer(self, request: Request) -> None:
+        return None
+
+
 def make_services(
     *,
     status: Callable[[], Status] = lambda: STATUS,
@@ -54,6 +61,8 @@ def make_services(
         status=status,
         counters=counters,
         request_stop=request_stop,
+        attestation=NobodyAttested(),
+        config_changed=lambda: None,
     )
 
 

@@ -18,6 +18,7 @@ from enclave_os._x509 import LeafMinter
 from enclave_os.errors import AttestationError, ConnectionGone, ServerProtocolError, UsageError
 from enclave_os.http import Connection, Request, Response, StreamingResponse
 from enclave_os.runtime import _connection
+from enclave_os.wire.frames import FrameKind
 from tests.enclave.certificates import Authority
 from tests.enclave.ingress_harness import Client, IngressHarness, MakeIngress, echo, ingresses, request
 
@@ -30,9 +31,12 @@ DOORS: dict[str, Callable[[Connection], object]] = {
     "app": lambda connection: connection.app,
     "challenged": lambda connection: connection.challenged,
     "leaf_spki_sha256": lambda connection: connection.leaf_spki_sha256,
+    "leaf_generation": lambda connection: connection.leaf_generation,
     "peer_spki_sha256": lambda connection: connection.peer_spki_sha256,
     "evidence": lambda connection: connection.evidence,
     "attested": lambda connection: connection.attested,
+    "stale": lambda connection: connection.stale,
+    "set stale": lambda connection: setattr(connection, "stale", True),
     "tag": lambda connection: connection.tag,
     "set evidence": lambda connection: setattr(connection, "evidence", 1),
     "set attested": lambda connection: setattr(connection, "attested", 1),
@@ -292,9 +296,7 @@ class TestMisdirected:
         assert harness.count("requests_misdirected_total") == 1
         assert harness.count("body_memory_bytes") == 0
 
-    @pytest.mark.parametrize(
-        "host", ["enclave.example", "b.example", "a.example..", "xa.example", "[::2]", "."]
-    )
+    @pytest.mark.parametrize("host", ["enclave.example", "b.example", "a.example..", "xa.example", "[::2]", "."])
     def test_whatever_names_no_app_goes_to_the_modules(self, make: MakeIngress, host: str) -> None:
         harness = make()
         harness.ingress.set_apps(self.APPS)
@@ -317,6 +319,17 @@ class TestMisdirected:
         assert client.ask("GET /\r\nHost: a.example").status == 421
         harness.ingress.set_apps(apps)
         assert client.ask("GET /\r\nHost: a.example").status == 200
+
+
+def test_a_stale_connection_serves_no_more(make: MakeIngress) -> None:
+    """RT9: what was attested holds no more, so the next request is refused and the connection ends."""
+    harness = make()
+    client, connection = connected(harness)
+    connection.stale = True
+    reply = client.ask("GET /")
+    assert (reply.status, reply.fields["connection"]) == (421, "close")
+    assert len(harness.requests) == 1
+    assert client.count(FrameKind.CLOSE) == 1
 
 
 class TestClientsEvidence:

@@ -37,5 +37,5 @@ def test_the_default_asks_for_hardware_up_to_date_and_production() -> None:
     policy = Policy()
     assert policy.tcb_statuses == {"UpToDate"}
     assert policy.image_profile == "production"
-    relaxed = (policy.allow_debug, policy.allow_simulated, policy.any_identity, policy.names_identity)
+    relaxed = (policy.allow_simulated, policy.any_identity, policy.names_identity)
     assert not any(relaxed)

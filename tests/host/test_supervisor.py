@@ -48,7 +48,8 @@ def test_the_enclave_process_gets_only_what_it_needs(tmp_path: Path) -> None:
         pid = server.enclave_pid()
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         names = {entry.partition(b"=")[0].decode() for entry in environment if entry}
-        assert names <= {"ENCLAVE_OS_REGION", "ENCLAVE_OS_DOORBELL", "ENCLAVE_OS_MODE", "LANG", "LC_CTYPE"}
+        ours = {"ENCLAVE_OS_REGION", "ENCLAVE_OS_DOORBELL", "ENCLAVE_OS_MODE", "ENCLAVE_OS_PLATFORM"}
+        assert names <= ours | {"LANG", "LC_CTYPE"}
         inherited = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
         assert {0, 1, 2, *ENCLAVE_NUMBERS} <= inherited
         kinds = {os.readlink(f"/proc/{pid}/fd/{number}") for number in inherited}

@@ -6,12 +6,14 @@ the result in that slot. Nothing hangs, nothing is a traceback.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import secrets
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +45,7 @@ from enclave_os.wire.layout import (
 )
 from enclave_os.wire.rpc import Method
 from enclave_os.wire.settings import CertificateAuthority, ConfigError, check, enclave_document
+from enclave_os_host.simulated_platform import open_simulated_platform
 
 SECONDS = 30.0  # of patience with a real process; none of these tests uses it up unless it fails
 
@@ -65,8 +68,21 @@ def host(tmp_path: Path) -> Iterator[FakeHost]:
     host.close()
 
 
+@functools.cache
+def platform() -> str:
+    """The simulated platform of every enclave in this file; goes with the process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return str(open_simulated_platform(Path(folder.name) / "platform").folder)
+
+
 def environment(host: FakeHost) -> dict[str, str]:
-    return {"ENCLAVE_OS_MODE": "simulated", "ENCLAVE_OS_DOORBELL": host.doorbell, "ENCLAVE_OS_REGION": host.name}
+    return {
+        "ENCLAVE_OS_MODE": "simulated",
+        "ENCLAVE_OS_DOORBELL": host.doorbell,
+        "ENCLAVE_OS_REGION": host.name,
+        "ENCLAVE_OS_PLATFORM": platform(),
+    }
 
 
 @pytest.fixture
@@ -296,6 +312,16 @@ class TestEnvironment:
         assert len(lines) == 1
         assert lines[0].startswith("enclave[")
         assert "the host broke the contract" in lines[0]
+
+    @pytest.mark.parametrize("value", [None, "", "platform", "/nonexistent", "/" + "x" * 5000, "/dev/null"])
+    def test_without_a_platform_there_is_nothing_that_attests_us(
+        self, shared_host: FakeHost, value: str | None
+    ) -> None:
+        """Missing evidence refuses: the enclave does not start without."""
+        code, lines = Enclave(shared_host, ENCLAVE_OS_PLATFORM=value).wait()
+        assert code == ExitCode.CONFIG
+        assert len(lines) == 1
+        assert "platform" in lines[0].lower()
 
     @pytest.mark.parametrize("kind", ["file", "folder"])
     @pytest.mark.parametrize("place", [0, 2])

@@ -41,7 +41,8 @@ MAY: dict[str, set[str]] = {
     "enclave_os.http": TRUSTED_BASE,
     "enclave_os.rpc": TRUSTED_BASE | {"enclave_os.border"},
     # 3 services
-    "enclave_os.ratls": TRUSTED_BASE | {"enclave_os.evidence", "enclave_os._x509", "enclave_os._tls", "enclave_os.rpc"},
+    "enclave_os.ratls": TRUSTED_BASE
+    | {"enclave_os.evidence", "enclave_os._x509", "enclave_os._tls", "enclave_os.rpc", "enclave_os.http"},
     # 4 modules: handed what they use, they reach for nothing
     "enclave_os.modules": TRUSTED_BASE | {"enclave_os.http", "enclave_os.evidence"},
     "enclave_os.modules.core": TRUSTED_BASE
@@ -73,7 +74,9 @@ HOST_RANKS: dict[str, int] = {
     "enclave_os_host.config": 1,
     "enclave_os_host.state": 1,
     "enclave_os_host.config_report": 2,
+    "enclave_os_host.certificates": 1,
     "enclave_os_host.ca": 2,
+    "enclave_os_host.simulated_platform": 2,
     "enclave_os_host.doorbell": 2,
     "enclave_os_host.shared_memory": 2,
     "enclave_os_host.service_manager": 2,

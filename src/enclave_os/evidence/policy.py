@@ -32,13 +32,13 @@ class Policy:
     """What must hold for evidence to be accepted. Whatever is not asked for is reported as not checked.
 
     There is no wildcard value: a field that is left out asks for nothing, and a policy that names no identity at all is
-    refused unless `any_identity` says that this is meant. Nothing here is ever read from a file or the environment.
+    refused unless `any_identity` says that this is meant. Nothing here is ever read from a file or the environment. A
+    debug enclave, whose memory the host can read, is refused by every policy.
 
     Attributes:
         mr_enclaves: measurements, any of which will do; empty: not asked.
         mr_signer: SHA-256 of the signer's key. With it, `isv_prod_id` must be given: one key signs many products.
         isv_svn_min: floor of the security version.
-        allow_debug: accept an enclave whose memory the host can read. For a developer's own call, by argument only.
         tcb_statuses: accepted TCB statuses.
         platform_ids: accepted platforms by PPID or platform instance id, 16 bytes; None: any that Intel did not revoke.
         oids: extensions that the leaf must carry with exactly these values.
@@ -54,7 +54,6 @@ class Policy:
     mr_signer: bytes | None = None
     isv_prod_id: int | None = None
     isv_svn_min: int = 0
-    allow_debug: bool = False
     tcb_statuses: frozenset[str] = frozenset({"UpToDate"})
     platform_ids: frozenset[bytes] | None = None
     oids: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))

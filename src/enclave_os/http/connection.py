@@ -16,12 +16,14 @@ class Connection(Protocol):
         app: host name of the application whose certificate this connection shows; None: the enclave-wide one.
         challenged: whether the client sent a nonce (extension 0xFFBB), to which the certificate's evidence is bound.
         leaf_spki_sha256: SHA-256 of the SubjectPublicKeyInfo that this connection shows, 32 bytes.
+        leaf_generation: of the configuration that the leaf states, as the config tree counts them.
         peer_spki_sha256: SHA-256 of the SubjectPublicKeyInfo of the client's own leaf, 32 bytes; None when it showed
             none. It has proved that it holds that key (CertificateVerify).
         evidence: what is known of an attested caller, an `evidence.PeerIdentity`, or None: what the judge of the
             handshake found, until who judges the session's evidence writes more. Ends with the connection, as does
             `attested`.
         attested: what has been attested to this client, and when: a slot of the attestation routes.
+        stale: what was attested on it is true no more: its next request is answered 421, and it ends.
         tag: what every reply says in `X-Privasys-Attestation`. Information: no client of ours trusts it.
     """
 
@@ -32,10 +34,13 @@ class Connection(Protocol):
     @property
     def leaf_spki_sha256(self) -> bytes: ...
     @property
+    def leaf_generation(self) -> int: ...
+    @property
     def peer_spki_sha256(self) -> bytes | None: ...
 
     evidence: Any
     attested: Any
+    stale: bool
     tag: AttestationTag
 
     def export(self, label: bytes, context: bytes, size: int) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from enclave_os.errors import ConfigError
+from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.http import Connection, Request, Response
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Connection",
     "Handler",
     "Module",
+    "PeerAttestation",
+    "PeerIdentity",
     "Route",
     "Services",
     "Status",
@@ -57,13 +60,24 @@ class Clock(Protocol):
         """Date as IMF-fixdate, for information."""
 
 
+class PeerAttestation(Protocol):
+    """Who calls, as proved by evidence and not by a token; `runtime.attestation.Attestation` is the one there is."""
+
+    def peer(self, request: Request) -> PeerIdentity | None:
+        """The attested caller, or None.
+
+        Only an identity of tier `session` may authorise anything: it was bound to this TLS session at most five minutes
+        ago, under the configuration that is in force. One of tier `handshake` says who, to whom that is enough.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """How this worker runs, for the routes that say so.
 
     Attributes:
         mode: how the enclave was started; only sgx keeps anything from the host.
-        evidence: what the certificate carries: "none", or the kind of quote.
+        evidence: what the certificate carries: the kind of quote.
         ca: whose CA signs the leaf: "development", "generated" (inside) or "imported" (the host has seen its key).
         ready: serving; False while starting and draining.
         uptime_s: seconds since the worker began to serve.
@@ -91,6 +105,10 @@ class Services:
         status: how this worker runs, now.
         counters: counters and gauges of this worker, now; names as in Prometheus, those of counters end in `_total`.
         request_stop: begin a drain of the whole server; returns at once.
+        attestation: who calls, by evidence.
+        config_changed: what `config_leaves`, `custom_oids` or `app_identities` say has changed: takes them anew, at
+            once. The config root changes with them, and so do the certificates; connections that were attested under
+            the old root end with their next request.
     """
 
     clock: Clock
@@ -101,6 +119,8 @@ class Services:
     status: Callable[[], Status]
     counters: Callable[[], Mapping[str, int | float]]
     request_stop: Callable[[], None]
+    attestation: PeerAttestation
+    config_changed: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)

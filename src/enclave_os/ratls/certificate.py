@@ -1,19 +1,36 @@
-"""Which certificate a connection shows: a fresh leaf under the enclave's CA, made when its ClientHello is read.
+"""Which certificate a connection shows, and what evidence it carries.
 
-One leaf for the whole enclave's names is all there is today: an unknown, odd or absent server name gets it as well, so
-that no name a client invents ever reaches a certificate, and nothing is cached under it.
+    ClientHello          leaf                                             evidence binds
+    with a challenge     fresh, for this connection, 5 minutes, never kept    the client's 32 bytes
+    without one          per-connection: fresh; cached: kept per known name   NotBefore, the minute in the certificate
+
+Known names are the applications' host names; an unknown, odd or absent server name gets the enclave-wide leaf, so that
+no name a client invents ever reaches a certificate, and nothing is cached under it (RT8).
+
+NotBefore is a whole minute, CLOCK_SLACK_S ago, and the deterministic evidence binds that minute as the certificate has
+it: a verifier reads it there.
 """
 
 import base64
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from enclave_os._tls import ClientHello
 from enclave_os._x509 import Identity, LeafMinter
-from enclave_os.errors import ConfigError
+from enclave_os.errors import AttestationError, ConfigError
+from enclave_os.evidence.binding import certificate_challenge, certificate_deterministic, minute_text
+from enclave_os.ratls.token_bucket import TokenBucket
 
 LEAF_LIFETIME_S = 24 * 60 * 60
-"""A leaf serves one connection; 24 h let it outlive that, and a client's clock be ahead by hours."""
+"""A leaf without a challenge; 24 h let it outlive its connection, and a client's clock be ahead by hours."""
+
+CHALLENGE_LIFETIME_S = 5 * 60
+"""From now. It was made for one connection, whose handshake has seconds."""
+
+CACHE_S = 12 * 60 * 60
+"""How long a kept leaf is shown: half its life, so that whoever gets it last can still check it at leisure."""
 
 CLOCK_SLACK_S = 5 * 60
 """How far a client's clock may be behind ours. Without it one whose clock is a second behind (or coarse: time(2) is
@@ -21,7 +38,55 @@ milliseconds behind clock_gettime(2)) refuses every leaf of a minute's first sec
 
 MINUTE_S = 60
 
+FAST_QUOTE_S: Final = 0.005
+"""Where a quote takes less, `auto` makes a fresh one for each connection."""
+
 _PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,40})-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END \1-----")
+
+LeafPolicy = Literal["per-connection", "cached"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeafEvidenceSource:
+    """What evidence in certificates is made of.
+
+    Attributes:
+        quote: 64 bytes of report data to a quote; raises AttestationError.
+        quotes: bounds how many certificates may ask for one.
+        policy: for connections without a challenge.
+        extensions: (dotted OID, raw value) pairs of every leaf, as the configuration stands.
+        passing: those that change without the configuration (the store's state), asked for at each leaf.
+        generation: of the configuration; what was encoded or kept under another is made anew.
+    """
+
+    quote: Callable[[bytes], bytes]
+    quotes: TokenBucket
+    policy: LeafPolicy
+    extensions: Callable[[], Iterable[tuple[str, bytes]]]
+    passing: Callable[[], Iterable[tuple[str, bytes]]]
+    generation: Callable[[], int]
+
+
+@dataclass(slots=True)
+class _Kept:
+    identity: Identity
+    until_s: float
+    generation: int
+
+
+def choose_policy(wanted: str, quote_seconds: float) -> tuple[LeafPolicy, str]:
+    """The policy that is in force, and why, for a log line and `/status`.
+
+    Args:
+        wanted: `attestation.certificates`.
+        quote_seconds: what one quote took at the start.
+    """
+    if wanted == "per-connection":
+        return "per-connection", "the configuration says so"
+    if wanted == "cached":
+        return "cached", "the configuration says so"
+    took = f"a quote takes {quote_seconds * 1000:.2f} ms here"
+    return ("per-connection", took) if quote_seconds < FAST_QUOTE_S else ("cached", took)
 
 
 def der_from_pem(pem: str, *labels: str) -> list[bytes]:
@@ -39,8 +104,25 @@ def der_from_pem(pem: str, *labels: str) -> list[bytes]:
         raise ConfigError(f"a {' or '.join(labels)} block is not base64") from error
 
 
+def pem_from_der(der: bytes) -> str:
+    """A certificate as a PEM block."""
+    text = base64.b64encode(der).decode("ascii")
+    lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+    return "\n".join(("-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""))
+
+
+def hostname_of(sni: bytes | None) -> str | None:
+    """The host name that a client asked for, case-folded and without its final dot; None when it is none.
+
+    An IP address, NUL, a byte outside ASCII or more than a name's 253 characters name nobody (RFC 6066 3, RFC 1035).
+    """
+    if sni is None or not 0 < len(sni) <= 254 or not sni.isascii() or b"\0" in sni:
+        return None
+    return sni.decode("ascii").lower().removesuffix(".") or None
+
+
 class CertificateStore:
-    """Owns the enclave's CA key and answers each ClientHello with an identity.
+    """Owns the enclave's CA key and answers each ClientHello with an identity. Event loop's thread only.
 
     Args:
         certificate_pem: the CA certificate that signs leaves, then those above it, which are sent as well.
@@ -48,6 +130,7 @@ class CertificateStore:
         names: DNS names and IP addresses that the enclave answers to, at least one.
         clock: seconds since the Unix epoch, in the enclave's own reckoning.
         extensions: (dotted OID, raw value) pairs that every leaf carries.
+        evidence: what makes the leaves prove something; None: they are ordinary ones.
 
     Raises:
         ConfigError: certificate and key are not a CA that can sign leaves.
@@ -61,13 +144,93 @@ class CertificateStore:
         names: Iterable[str],
         clock: Callable[[], float],
         extensions: Iterable[tuple[str, bytes]] = (),
+        evidence: LeafEvidenceSource | None = None,
     ) -> None:
         issuer, *above = der_from_pem(certificate_pem, "CERTIFICATE")
         key, *_ = der_from_pem(key_pem, "PRIVATE KEY", "EC PRIVATE KEY")
+        self.chain_der: Sequence[bytes] = (issuer, *above)
         self._clock = clock
+        self._evidence = evidence
         self._minter = LeafMinter(issuer, key, list(names), list(extensions), chain_der=above)
+        self._apps: dict[str, Mapping[str, bytes]] = {}
+        self._encoded: dict[str | None, tuple[int, bytes]] = {}
+        self._kept: dict[str | None, _Kept] = {}
+        self._counts = dict.fromkeys(("minted", "reused", "rate_limited"), 0)
+
+    def set_apps(self, apps: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Host names with certificates of their own, case-folded, and the extensions of each."""
+        self._apps = dict(apps)
+        self._encoded.clear()
+        self._kept.clear()
 
     def choose(self, hello: ClientHello) -> Identity:
-        """A fresh key and leaf for the connection that said `hello`; NotBefore is a whole minute, CLOCK_SLACK_S ago."""
-        not_before = (int(self._clock()) - CLOCK_SLACK_S) // MINUTE_S * MINUTE_S
-        return self._minter.mint(not_before, LEAF_LIFETIME_S)
+        """The identity for the connection that said `hello`.
+
+        Raises:
+            AttestationError: no quote could be made, or too many were asked for.
+            ClockUntrusted: no certificate while the time is unknown.
+        """
+        app = hostname_of(hello.sni) if self._apps else None
+        if app not in self._apps:
+            app = None
+        if self._evidence is None:
+            return self._mint(app, None, None)
+        if hello.challenge is not None:
+            if self._evidence.quotes.take():
+                self._counts["rate_limited"] += 1
+                raise AttestationError("more quotes are asked for than attestation.quotes_per_second allows", "busy")
+            return self._mint(app, self._evidence, hello.challenge)
+        return self._deterministic(app, self._evidence)
+
+    def counters(self) -> dict[str, int]:
+        """Leaves made, leaves shown again, and quotes that were not made for the rate's sake."""
+        return {f"certificates_{name}_total": count for name, count in self._counts.items()}
+
+    def _deterministic(self, app: str | None, evidence: LeafEvidenceSource) -> Identity:
+        now = self._clock()
+        kept = self._kept.get(app)
+        if kept is not None and (kept.until_s <= now or kept.generation != evidence.generation()):
+            kept = None
+        if evidence.policy == "per-connection" or kept is None:
+            # With nothing to show again a leaf is made whatever the rate: at most one a name and configuration.
+            if not evidence.quotes.take() or kept is None:
+                identity = self._mint(app, evidence, None)
+                self._kept[app] = _Kept(identity, now + CACHE_S, identity.generation)
+                return identity
+            self._counts["rate_limited"] += 1
+        self._counts["reused"] += 1
+        return kept.identity
+
+    def _mint(self, app: str | None, evidence: LeafEvidenceSource | None, challenge: bytes | None) -> Identity:
+        now = int(self._clock())
+        not_before = (now - CLOCK_SLACK_S) // MINUTE_S * MINUTE_S
+        self._counts["minted"] += 1
+        if evidence is None:
+            return self._minter.mint(not_before, LEAF_LIFETIME_S, name=app)
+        source = evidence
+        generation = source.generation()
+
+        def quote(spki_sha256: bytes) -> bytes:
+            if challenge is not None:
+                return source.quote(certificate_challenge(spki_sha256, challenge))
+            return source.quote(certificate_deterministic(spki_sha256, minute_text(not_before)))
+
+        lifetime = LEAF_LIFETIME_S if challenge is None else now - not_before + CHALLENGE_LIFETIME_S
+        identity = self._minter.mint(
+            not_before,
+            lifetime,
+            extensions=source.passing(),
+            name=app,
+            encoded=self._extensions(app, source, generation),
+            evidence=quote,
+        )
+        identity.generation = generation
+        return identity
+
+    def _extensions(self, app: str | None, source: LeafEvidenceSource, generation: int) -> bytes:
+        """The extensions of one app's leaves (or the enclave's), encoded once a configuration."""
+        found = self._encoded.get(app)
+        if found is None or found[0] != generation:
+            pairs = [*source.extensions(), *(() if app is None else self._apps[app].items())]
+            found = self._encoded[app] = (generation, self._minter.encode(pairs))
+        return found[1]

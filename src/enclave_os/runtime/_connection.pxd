@@ -113,6 +113,7 @@ cdef struct conn_t:
     uint8_t deadline
     uint8_t owed
     uint8_t tag                 # of TAGS: what its replies say about attestation
+    bint stale                  # what was attested on it is true no more
     bint blocked                # in the blocked list
     bint parked                 # its write window is full: wait until the host took the one before
     bint paused                 # the host asked us to stop sending

@@ -6,6 +6,7 @@ from enclave_os.http import AttestationTag
 
 @final
 class Connection:
+    stale: bool
     evidence: Any
     attested: Any
     tag: AttestationTag
@@ -16,6 +17,8 @@ class Connection:
     def challenged(self) -> bool: ...
     @property
     def leaf_spki_sha256(self) -> bytes: ...
+    @property
+    def leaf_generation(self) -> int: ...
     @property
     def peer_spki_sha256(self) -> bytes | None: ...
     def export(self, label: bytes, context: bytes, size: int) -> bytes: ...

@@ -55,6 +55,11 @@ cdef class Connection:
         return PyBytes_FromStringAndSize(<char *>self.alive().tls.spki_sha256, 32)
 
     @property
+    def leaf_generation(self):
+        """Generation of the configuration that the leaf states."""
+        return self.alive().tls.leaf_generation
+
+    @property
     def peer_spki_sha256(self):
         """SHA-256 of the SubjectPublicKeyInfo of the client's own leaf, whose key it proved; None: it showed none."""
         cdef conn_t *conn = self.alive()
@@ -83,6 +88,15 @@ cdef class Connection:
     def attested(self, value):
         self.alive()
         self.kept_attested = value
+
+    @property
+    def stale(self):
+        """Whether what was attested on it is true no more: its requests are refused, and it ends."""
+        return bool(self.alive().stale)
+
+    @stale.setter
+    def stale(self, bint value):
+        self.alive().stale = value
 
     @property
     def tag(self):

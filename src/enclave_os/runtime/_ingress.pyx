@@ -79,6 +79,7 @@ cdef tuple TAGS = get_args(AttestationTag)
 cdef double TICK_SECONDS = 0.5      # granularity of deadlines; the tick runs only while there are connections
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 cdef Response MISDIRECTED = error_response(421, "this connection shows the certificate of another host; open a new one")
+cdef Response STALE = error_response(421, "the configuration changed since this connection was attested; open a new one")
 cdef str TOO_MANY_BODIES = "too many request bodies are in flight; try later"
 
 
@@ -561,6 +562,11 @@ cdef class Ingress:
         self._requests += 1
         conn.served = True
         conn.streaming = False
+        if conn.stale:
+            # Not one byte more under evidence of another configuration (RT9): the client attests anew, elsewhere.
+            self._misdirected += 1
+            conn.keep_alive = False
+            return self._answer(conn, STALE)
         if self._apps is not None:
             hostname = request_hostname(request)
             if hostname in self._apps and (conn.tls.app == NULL or hostname != <str>conn.tls.app):

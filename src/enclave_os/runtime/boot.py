@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Final
 
 import uvloop
@@ -18,7 +19,10 @@ from enclave_os.border.channel import Channel, attach_channel
 from enclave_os.border.control import ControlBlock
 from enclave_os.border.doorbell import Doorbell
 from enclave_os.border.region import Region
-from enclave_os.errors import EnclaveError, HostRefused
+from enclave_os.errors import AttestationError, EnclaveError, HostRefused
+from enclave_os.modules.registry import ENTRY_POINT_GROUP
+from enclave_os.ratls.attester import Attester, SimulatedIdentity, make_attester
+from enclave_os.ratls.measurement import find_packages
 from enclave_os.runtime.allocator import keep_memory
 from enclave_os.runtime.context import Context, ExitCode, Mode
 from enclave_os.runtime.hardening import harden
@@ -26,7 +30,7 @@ from enclave_os.runtime.log import escape_line
 from enclave_os.runtime.serve import serve
 from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, WireError
 from enclave_os.wire.layout import CONFIG_SIZE_MAX, ChannelGeometry, EntryResult, Slot
-from enclave_os.wire.settings import ConfigError, parse_enclave_document
+from enclave_os.wire.settings import ConfigError, EnclaveSettings, parse_enclave_document
 
 MODES: Final[Mapping[str, Mode]] = {"simulated": "simulated", "direct": "direct", "sgx": "sgx"}
 
@@ -39,7 +43,7 @@ def run_enclave(environment: Mapping[str, str]) -> int:
         context = attach(environment)
     except PeerProtocolError as error:
         return _complain(HostProtocolError.from_peer(error), ExitCode.PROTOCOL)
-    except ConfigError as error:
+    except (ConfigError, AttestationError) as error:
         return _complain(error, ExitCode.CONFIG)
     try:
         code = uvloop.run(serve(context))
@@ -63,6 +67,7 @@ def attach(environment: Mapping[str, str]) -> Context:
     """Map the region and take the three entries that the host called before it started us.
 
     Raises: HostProtocolError, PeerProtocolError: region, geometry or doorbell. ConfigError: the document.
+    AttestationError: nothing here attests us.
     """
     mode = MODES.get(environment.get("ENCLAVE_OS_MODE", ""))
     if mode is None:
@@ -80,7 +85,22 @@ def attach(environment: Mapping[str, str]) -> Context:
     except (PeerProtocolError, ConfigError):
         control.answer(Slot.RUN, EntryResult.BAD_CONFIGURATION)
         raise
-    return Context(mode, region, control, doorbell, rpc_channel, data_channel, settings)
+    try:
+        attester = _make_attester(mode, environment, settings)
+    except AttestationError:
+        control.answer(Slot.RUN, EntryResult.BAD_CONFIGURATION)
+        raise
+    return Context(mode, region, control, doorbell, rpc_channel, data_channel, attester, settings)
+
+
+def _make_attester(mode: Mode, environment: Mapping[str, str], settings: EnclaveSettings) -> Attester:
+    simulated = settings.simulated
+    identity = SimulatedIdentity(
+        mr_signer=bytes.fromhex(simulated.mr_signer), isv_prod_id=simulated.isv_prod_id, isv_svn=simulated.isv_svn
+    )
+    names = ["enclave_os", *(point.value for point in entry_points(group=ENTRY_POINT_GROUP))]
+    packages = {} if mode == "sgx" else find_packages(name.partition(":")[0] for name in names)
+    return make_attester(mode, environment, identity, packages)
 
 
 def _take_channel(

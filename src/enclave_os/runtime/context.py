@@ -10,6 +10,7 @@ from enclave_os.border.channel import Channel
 from enclave_os.border.control import ControlBlock
 from enclave_os.border.doorbell import Doorbell
 from enclave_os.border.region import Region
+from enclave_os.ratls.attester import Attester
 from enclave_os.wire.settings import EnclaveSettings
 
 Mode = Literal["simulated", "direct", "sgx"]
@@ -32,6 +33,7 @@ class Context:
 
     Attributes:
         mode: "simulated", "direct" or "sgx"; what every reply about ourselves says.
+        attester: proves what we are.
         settings: the configuration document, parsed strictly; alleged by the host, but well-formed.
     """
 
@@ -41,4 +43,5 @@ class Context:
     doorbell: Doorbell
     rpc_channel: Channel
     data_channel: Channel
+    attester: Attester
     settings: EnclaveSettings

@@ -13,14 +13,18 @@ import os
 from typing import Any, Final
 
 from enclave_os._tls import TLSContext
-from enclave_os.errors import InternalError
+from enclave_os.errors import ConfigError, InternalError
 from enclave_os.modules.api import Module, Services, Status
+from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.core import Core
 from enclave_os.modules.registry import Registry, load_modules
-from enclave_os.ratls.certificate import CertificateStore
+from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
+from enclave_os.ratls.config_tree import ConfigTree
+from enclave_os.ratls.settings_leaves import ca_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime._ingress import Ingress
+from enclave_os.runtime.attestation import Attestation
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
 from enclave_os.runtime.log import LogHandler, set_up_logging
@@ -55,19 +59,33 @@ class Server:
             on_blocked=self._set_rpc_blocked,
             deadline=settings.timeouts.rpc,
         )
+        self._tree = ConfigTree(settings_leaves(settings).items())
+        self._attestation = Attestation(
+            context.attester,
+            self._tree,
+            settings.attestation,
+            self._clock,
+            simulated_root_der=context.attester.simulated_root_der,
+            state=lambda: None,
+            random=os.urandom,
+        )
         self._certificates = CertificateStore(
             settings.ca.certificate_pem,
             settings.ca.key_pem,
             settings.tls.names,
             lambda: self._clock.trusted_ns() / NS_PER_SECOND,
+            evidence=self._attestation.leaf_source(),
         )
+        self._tree.update(ca_leaves(self._certificates.chain_der, settings.ca.key_origin))
+        self._attestation.chain_pem = tuple(pem_from_der(der) for der in self._certificates.chain_der)
         self._tls = TLSContext.server(
             self._certificates.choose,
             protocols=[name.encode() for name in settings.tls.alpn],
             keep_buffers=True,  # the ingress knows which connections are idle
+            judge_client=self._attestation.judge.handshake,
         )
         self._registry = Registry(
-            [Core(), *load_modules(settings.modules.enabled)],
+            [Core(), AttestationRoutes(self._attestation), *load_modules(settings.modules.enabled)],
             Authenticator(settings.auth.issuers, self._clock),
             logging.getLogger("module"),
         )
@@ -79,6 +97,7 @@ class Server:
         await self._registry.start(self._services)
         ingress = self._make_ingress()
         self._ingress = ingress
+        self._take_modules()
         self._loop.add_reader(self._context.doorbell.incoming, ingress.on_doorbell)
         try:
             await self._say_ready(ingress)
@@ -112,6 +131,26 @@ class Server:
         gc.freeze()  # what was made so far lives as long as we do: no collection need look at it again
         self._context.control.answer(Slot.RUN, EntryResult.OK)
         ingress.start()
+
+    def _take_modules(self) -> None:
+        """What the modules say of themselves, into tree and certificates. Raises: ConfigError: two say the same."""
+        oids: dict[str, bytes] = {}
+        apps: dict[str, dict[str, bytes]] = {}
+        for module in self._registry.modules:
+            self._attestation.branch(f"module.{module.name}").replace(module.config_leaves())
+            for oid, value in module.custom_oids().items():
+                if oid in oids:
+                    raise ConfigError(f"module {module.name!r}: extension {oid} is another module's")
+                oids[oid] = value
+            for app in module.app_identities():
+                hostname = hostname_of(app.hostname.encode("ascii", "replace"))
+                if hostname is None or hostname in apps:
+                    raise ConfigError(f"module {module.name!r}: {app.hostname!r} is no host name, or another app's")
+                apps[hostname] = dict(app.oids)
+        self._attestation.set_module_oids(oids)
+        self._certificates.set_apps(apps)
+        if self._ingress is not None:
+            self._ingress.set_apps(frozenset(apps) or None)
 
     def _make_ingress(self) -> Ingress:
         context, settings = self._context, self._context.settings
@@ -156,6 +195,8 @@ class Server:
             status=self._status,
             counters=self._counters,
             request_stop=self._request_stop,
+            attestation=self._attestation,
+            config_changed=self._take_modules,
         )
 
     def _status(self) -> Status:
@@ -163,7 +204,7 @@ class Server:
         mode = self._context.mode
         return Status(
             mode=mode,
-            evidence="none",
+            evidence=self._attestation.kind,
             ca="development" if settings.ca.key_origin == "imported" else settings.ca.key_origin,
             worker_index=settings.worker_index,
             worker_count=settings.worker_count,
@@ -180,6 +221,8 @@ class Server:
             "rpc_timeouts_total": self._rpc.timeouts,
             "log_lines_dropped_total": self._log.dropped,
             "module_failures_total": self._registry.failures,
+            **self._certificates.counters(),
+            **self._attestation.sessions.counters(),
         }
 
     def _request_stop(self) -> None:
@@ -197,6 +240,7 @@ class Server:
         self._clock.http_date()
         try:
             self._clock.trusted_ns()
+            self._attestation.sessions.refresh_tags()
         finally:
             self._loop.call_later(CLOCK_SECONDS, self._raise_clock)
 

@@ -232,6 +232,25 @@ class Text(Kind):
         return f"text: {self.what}"
 
 
+@dataclass(frozen=True, slots=True)
+class Hex(Kind):
+    """So many bytes as hexadecimal digits; inside always in lower case."""
+
+    what: str
+    size: int
+    empty: bool = False
+
+    def read(self, value: object) -> str:
+        if self.empty and value == "":
+            return ""
+        if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-fA-F]{{{2 * self.size}}}", value, re.ASCII):
+            raise ValueError(f"{shown(value)} is not {self.what}: {2 * self.size} hexadecimal digits")
+        return value.lower()
+
+    def describe(self) -> str:
+        return f"{2 * self.size} hexadecimal digits: {self.what}"
+
+
 class ServerName(Kind):
     """A DNS name or IP address for a certificate, in the one form that comparisons use."""
 

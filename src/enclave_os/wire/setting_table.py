@@ -20,6 +20,7 @@ from enclave_os.wire.setting_kinds import (
     Choice,
     Endpoint,
     Flag,
+    Hex,
     Integer,
     Json,
     ListenEndpoint,
@@ -34,6 +35,10 @@ from enclave_os.wire.setting_kinds import (
 )
 
 WORKERS_MAX: Final = 64
+MEASUREMENT_SIZE: Final = 32
+QUOTES_PER_SECOND_MAX: Final = 1_000_000
+DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339e1096653b2a96"
+"""MRSIGNER of simulated enclaves unless another is given: SHA-256 of `Enclave OS development signer`, of no key."""
 PEM_SIZE_MAX: Final = 16 * KIB
 KeyOrigin = Literal["generated", "imported"]
 CAPACITY: Final = Size(RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
@@ -85,6 +90,13 @@ class Server:
         "host",
         "Folder for what outlives a start. Empty: $STATE_DIRECTORY, or /var/lib/enclave-os for root, or "
         "$XDG_STATE_HOME/enclave-os.",
+    )
+    platform_dir: str = key(
+        Text("a folder", 4096, empty=True),
+        "",
+        "host",
+        "Folder of the simulated platform, which stands in for the processor; servers may share one. Empty: `platform` "
+        "in the state folder. Of no use on SGX.",
     )
     enclave: str = key(
         Choice(("auto", "simulated", "direct", "sgx")),
@@ -233,6 +245,58 @@ class Auth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """Our evidence, and whose evidence we accept (docs/attestation.md). Without a measurement or a signer: nobody's."""
+
+    certificates: str = key(
+        Choice(("auto", "per-connection", "cached")),
+        "auto",
+        "enclave",
+        "A fresh key, quote and certificate for each connection, or one kept for up to 24 hours; auto takes fresh ones "
+        "where a quote takes less than 5 ms.",
+    )
+    quotes_per_second: int = key(
+        Integer(1, QUOTES_PER_SECOND_MAX),
+        2000,
+        "enclave",
+        "Quotes of one worker, for certificates and for attest requests apart; beyond it certificates are reused, and "
+        "requests for a fresh quote get 429.",
+    )
+    client_ca_pem: str = key(
+        Text("CA certificates in PEM", PEM_SIZE_MAX, empty=True, lines=True),
+        "",
+        "enclave",
+        "CA to which the certificates of attested clients must lead. Empty: their evidence alone counts.",
+    )
+    client_mr_enclaves: tuple[str, ...] = key(
+        ListOf(Hex("an MRENCLAVE", MEASUREMENT_SIZE), 0, 64), [], "enclave", "Measurements of clients to accept."
+    )
+    client_mr_signer: str = key(
+        Hex("an MRSIGNER", MEASUREMENT_SIZE, empty=True),
+        "",
+        "enclave",
+        "Signer of clients to accept; needs `client_isv_prod_id`.",
+    )
+    client_isv_prod_id: int | None = key(
+        OptionalInteger(Integer(0, 65535)), None, "enclave", "Product id (ISVPRODID) that clients must have."
+    )
+    client_isv_svn_min: int = key(
+        Integer(0, 65535), 0, "enclave", "Least security version (ISVSVN) that clients must have."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """What a signed manifest fixes on hardware, for an enclave that is an ordinary process."""
+
+    mr_signer: str = key(
+        Hex("an MRSIGNER", MEASUREMENT_SIZE), DEVELOPMENT_SIGNER, "enclave", "MRSIGNER of a simulated enclave."
+    )
+    isv_prod_id: int = key(Integer(0, 65535), 1, "enclave", "ISVPRODID of a simulated enclave.")
+    isv_svn: int = key(Integer(0, 65535), 1, "enclave", "ISVSVN of a simulated enclave.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Modules:
     """What the enclave serves. A module's own keys stand in `[module.<name>]` and are passed to it as they are."""
 
@@ -271,6 +335,8 @@ class Settings:
     limits: Limits = Limits()
     tls: Tls = Tls()
     auth: Auth = Auth()
+    attestation: Attestation = Attestation()
+    simulated: Simulated = Simulated()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
     log: Log = Log()
@@ -297,6 +363,8 @@ class EnclaveSettings:
     limits: EnclaveLimits = EnclaveLimits()
     tls: Tls = Tls()
     auth: Auth = Auth()
+    attestation: Attestation = Attestation()
+    simulated: Simulated = Simulated()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
     log: EnclaveLog = EnclaveLog()
@@ -310,6 +378,8 @@ SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "limits": Limits,
         "tls": Tls,
         "auth": Auth,
+        "attestation": Attestation,
+        "simulated": Simulated,
         "modules": Modules,
         "log": Log,
     }
@@ -321,6 +391,8 @@ ENCLAVE_SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "limits": EnclaveLimits,
         "tls": Tls,
         "auth": Auth,
+        "attestation": Attestation,
+        "simulated": Simulated,
         "modules": Modules,
         "log": EnclaveLog,
     }

@@ -152,6 +152,8 @@ def enclave_document(settings: Settings, worker_index: int, worker_count: int, c
             limits=settings.limits,
             tls=settings.tls,
             auth=settings.auth,
+            attestation=settings.attestation,
+            simulated=settings.simulated,
             modules=settings.modules,
             module=settings.module,
             log=settings.log,

@@ -1,0 +1,101 @@
+"""What Intel says of a platform, signed and dated: TCB info, QE identity, CRLs and the chains that sign them.
+
+It may come from anybody, the host included: every part is signed under the same root as the quote, and dated. The JSON
+form is the one that dcap-qvl, PCCS clients and the RA-TLS v2 reply use: strings, and bytes as lower-case hex.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
+
+from dcap_qvl import QuoteCollateralV3
+
+from enclave_os.errors import AttestationError
+
+COLLATERAL_SIZE_MAX: Final = 512 * 1024
+"""As JSON. Intel's is about 14 KiB; a CRL grows with what is revoked."""
+
+_BYTES: Final = frozenset({"root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collateral:
+    """The nine members. Chains are PEM, issuer's end first; CRLs are DER; signatures are r || s.
+
+    `tcb_info` and `qe_identity` are the exact texts that were signed.
+    """
+
+    pck_crl_issuer_chain: str
+    root_ca_crl: bytes
+    pck_crl: bytes
+    tcb_info_issuer_chain: str
+    tcb_info: str
+    tcb_info_signature: bytes
+    qe_identity_issuer_chain: str
+    qe_identity: str
+    qe_identity_signature: bytes
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Self:
+        """Read the JSON form: these nine members, once each, and no other.
+
+        A tenth is refused for what it could be: dcap-qvl takes a PCK chain in the collateral for the quote's own.
+
+        Raises: AttestationError: `bad_collateral`.
+        """
+        if len(data) > COLLATERAL_SIZE_MAX:
+            raise _bad(f"{len(data)} bytes; at most {COLLATERAL_SIZE_MAX} are read")
+        try:
+            document = json.loads(data, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise _bad(f"not JSON: {type(error).__name__}") from error
+        if not isinstance(document, dict) or set(document) != {field.name for field in fields(cls)}:
+            raise _bad(f"not an object of {', '.join(field.name for field in fields(cls))}")
+        members: dict[str, Any] = {name: _read(name, value) for name, value in document.items()}
+        return cls(**members)
+
+    def to_json(self) -> str:
+        """The JSON form, on one line."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({name: value.hex() if name in _BYTES else value for name, value in members.items()})
+
+    def to_qvl(self) -> QuoteCollateralV3:
+        """As dcap-qvl takes it. No PCK chain: the quote's own counts."""
+        return QuoteCollateralV3(
+            self.pck_crl_issuer_chain,
+            self.root_ca_crl,
+            self.pck_crl,
+            self.tcb_info_issuer_chain,
+            self.tcb_info,
+            self.tcb_info_signature,
+            self.qe_identity_issuer_chain,
+            self.qe_identity,
+            self.qe_identity_signature,
+        )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a member twice")
+    return document
+
+
+def _read(name: str, value: object) -> str | bytes:
+    if not isinstance(value, str):
+        raise _bad(f"{name} is not a string")
+    if name not in _BYTES:
+        return value
+    try:
+        decoded = bytes.fromhex(value)
+    except ValueError as error:
+        raise _bad(f"{name} is not hexadecimal") from error
+    if len(decoded) * 2 != len(value):  # fromhex passes over white space
+        raise _bad(f"{name} is not hexadecimal")
+    return decoded
+
+
+def _bad(text: str) -> AttestationError:
+    return AttestationError(f"collateral: {text}", "bad_collateral")

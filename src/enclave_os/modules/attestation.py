@@ -1,0 +1,80 @@
+"""The attestation routes: open to everybody, since whoever asks has no reason to trust us yet; bounded by rate.
+
+POST /__privasys/attest          session-bound evidence (RA-TLS v2), see docs/attestation.md
+GET  /attestation                the manifest: every config leaf's name and hash, the root, evidence, the CA's chain
+GET  /attestation/proof/{leaf}   that one leaf is in the tree: RFC 9162 inclusion proof
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from enclave_os.http import Connection, Request, Response, error_response, json_response
+from enclave_os.modules.api import Module, Route
+
+ATTEST_PATH: Final = "/__privasys/attest"
+NO_STORE: Final = ("Cache-Control", "no-store")
+
+
+class Answer(Protocol):
+    """What the service says: a status, a JSON document or none, and when to ask again (0: waiting is of no use)."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def document(self) -> Mapping[str, Any] | None: ...
+    @property
+    def retry_after_s(self) -> int: ...
+
+
+class AttestationService(Protocol):
+    """What answers the routes; `runtime.attestation.Attestation` is the one there is."""
+
+    def answer(self, connection: Connection, body: bytes) -> Answer:
+        """Answer one RA-TLS v2 message."""
+
+    def manifest(self, connection: Connection) -> Answer:
+        """Everything that the operator chose, as hashes, with evidence for this connection's key."""
+
+    def proof(self, connection: Connection, name: str) -> Answer | None:
+        """That the leaf `name` is in the tree; None: it is not."""
+
+
+class AttestationRoutes(Module):
+    """Serves the routes from the service that it is given."""
+
+    name = "attestation"
+
+    def __init__(self, service: AttestationService) -> None:
+        self._service = service
+        self.routes = [
+            Route("POST", ATTEST_PATH, self.attest),
+            Route("GET", "/attestation", self.manifest),
+            Route("GET", "/attestation/proof/{leaf}", self.proof),
+        ]
+
+    def attest(self, request: Request) -> Response:
+        """One RA-TLS v2 message on this connection."""
+        return _response(self._service.answer(request.connection, request.body))
+
+    def manifest(self, request: Request) -> Response:
+        """The manifest."""
+        return _response(self._service.manifest(request.connection))
+
+    def proof(self, request: Request) -> Response:
+        """One leaf's inclusion proof."""
+        name = (request.params or {})["leaf"]
+        answer = self._service.proof(request.connection, name)
+        if answer is None:
+            return error_response(404, "there is no such config leaf; GET /attestation lists them")
+        return _response(answer)
+
+
+def _response(answer: Answer) -> Response:
+    headers = [NO_STORE]
+    if answer.retry_after_s:
+        headers.append(("Retry-After", str(answer.retry_after_s)))
+    if answer.document is None:
+        return Response(answer.status, headers=headers)
+    return json_response(dict(answer.document), answer.status, headers)

@@ -1,0 +1,285 @@
+"""Where quotes come from.
+
+    sgx                  DeviceAttester     /dev/attestation, as Gramine offers it: CPU, Quoting Enclave, AESM
+    simulated, direct    SimulatedAttester  a platform made on this machine, in a folder of the host's
+
+Both answer the same questions, so that nothing above knows which of them it has but by `simulated`, which it shows.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from enclave_os.errors import AttestationError, UsageError
+from enclave_os.evidence.binding import REPORT_DATA_SIZE
+from enclave_os.evidence.collateral import COLLATERAL_SIZE_MAX, Collateral
+from enclave_os.evidence.quote import (
+    QUOTE_SIZE_MAX,
+    SIGNATURE_SIZE,
+    SIGNED_SIZE,
+    QuoteHeader,
+    ReportBody,
+    encode_body,
+    encode_header,
+    encode_quote,
+    parse_quote,
+)
+from enclave_os.ratls.measurement import measure
+
+Mode = Literal["simulated", "direct", "sgx"]
+
+
+class Attester(Protocol):
+    """One enclave's way to prove what it is. Safe to call from any thread.
+
+    Attributes:
+        mode: how the enclave runs.
+        simulated: its quotes are signed by no hardware.
+        body: our own report, with report_data zero: measurement, signer, product, versions.
+        quote_seconds: what one quote took, measured at the start.
+        simulated_root_der: the root that simulated quotes lead to; None on hardware.
+    """
+
+    mode: Mode
+    simulated: bool
+    body: ReportBody
+    quote_seconds: float
+    simulated_root_der: bytes | None
+
+    def quote(self, report_data: bytes) -> bytes:
+        """A quote over exactly these 64 bytes. Blocks: tens of microseconds simulated, milliseconds on hardware.
+
+        Raises: UsageError: another size. AttestationError: the platform gave none, or not ours.
+        """
+
+    def collateral(self) -> Collateral | None:
+        """What a verifier needs beside the quote, when the platform has it at hand; None: ask the host (PCCS)."""
+
+    def sealing_key(self) -> bytes:
+        """32 bytes that only this measurement gets on this platform, the same at every start.
+
+        Raises: AttestationError: the platform gives no key.
+        """
+
+
+SEAL_INFO: Final = b"enclave-os sealing key 1"
+DEVICE_ROOT: Final = Path("/dev/attestation")
+PLATFORM_VARIABLE: Final = "ENCLAVE_OS_PLATFORM"
+DEVICE_SEAL_KEY_SIZE: Final = 16
+SIMULATED_SEAL_KEY_SIZE: Final = 32
+PLATFORM_SIZE_MAX: Final = 64 * 1024
+PLATFORM_FORMAT: Final = 1
+# FLAGS: INITTED and MODE64BIT, no debug; XFRM: x87, SSE, AVX. What an enclave of Gramine's has.
+SIMULATED_ATTRIBUTES: Final = bytes.fromhex("05000000000000000700000000000000")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedIdentity:
+    """What a signed manifest fixes on hardware: signer, product, security version."""
+
+    mr_signer: bytes
+    isv_prod_id: int
+    isv_svn: int
+
+
+def make_attester(
+    mode: Mode, environment: Mapping[str, str], identity: SimulatedIdentity, packages: Mapping[str, Path]
+) -> Attester:
+    """The attester of this start.
+
+    Args:
+        environment: names the simulated platform's folder; the host's word.
+        identity, packages: of a simulated enclave; a real one is told by its CPU.
+    Raises: AttestationError: there is none, and nothing stands in for it.
+    """
+    if mode == "sgx":
+        return DeviceAttester()
+    folder = environment.get(PLATFORM_VARIABLE, "")
+    if not folder.startswith("/"):
+        raise AttestationError(f"{PLATFORM_VARIABLE} names no folder", "no_platform")
+    return SimulatedAttester(mode, Path(folder), identity, measure(packages))
+
+
+class DeviceAttester:
+    """Gramine's /dev/attestation. One lock around report data and quote, since the files are one per process.
+
+    Args: root: another folder in tests only.
+    Raises: AttestationError: no DCAP here, or what it gives is not ours.
+    """
+
+    mode: Mode = "sgx"
+    simulated = False
+    simulated_root_der: bytes | None = None
+
+    def __init__(self, root: Path = DEVICE_ROOT) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        kind = self._read("attestation_type", 64)
+        if kind != b"dcap":
+            raise AttestationError(
+                f"this enclave has no DCAP attestation ({kind.decode('ascii', 'backslashreplace')}); "
+                'sign it with sgx.remote_attestation = "dcap"',
+                "no_platform",
+            )
+        begin = time.monotonic()
+        first = parse_quote(self.quote(bytes(REPORT_DATA_SIZE)))
+        self.quote_seconds = time.monotonic() - begin
+        self.body = first.body
+
+    def quote(self, report_data: bytes) -> bytes:
+        """See `Attester`."""
+        _check_report_data(report_data)
+        with self._lock:
+            try:
+                # One write, all 64 bytes: each replaces the whole content.
+                with (self._root / "user_report_data").open("wb", buffering=0) as file:
+                    if file.write(report_data) != REPORT_DATA_SIZE:
+                        raise AttestationError("the platform did not take the report data", "no_quote")
+            except OSError as error:
+                raise _device_error("user_report_data", error) from error
+            made = self._read("quote", QUOTE_SIZE_MAX)
+        # AESM's answer comes through the host: it counts only if it is a quote of exactly this.
+        if not hmac.compare_digest(parse_quote(made).body.report_data, report_data):
+            raise AttestationError("the platform gave a quote over other report data", "no_quote")
+        return made
+
+    def collateral(self) -> Collateral | None:
+        """None: Intel's collateral comes through the host."""
+        return None
+
+    def sealing_key(self) -> bytes:
+        """See `Attester`. From the CPU's key for this MRENCLAVE (EGETKEY), as Gramine gives it."""
+        key = self._read("keys/_sgx_mrenclave", DEVICE_SEAL_KEY_SIZE)
+        if len(key) != DEVICE_SEAL_KEY_SIZE or not any(key):
+            raise AttestationError("the platform gives no sealing key", "no_sealing_key")
+        return _derive_seal_key(key, self.body.mr_enclave)
+
+    def _read(self, name: str, size_max: int) -> bytes:
+        try:
+            with (self._root / name).open("rb", buffering=0) as file:
+                parts: list[bytes] = []
+                size = 0
+                while part := file.read(size_max + 1 - size):
+                    parts.append(part)
+                    size += len(part)
+                    if size > size_max:
+                        raise AttestationError(f"the platform's {name} has more than {size_max} bytes", "no_platform")
+                return b"".join(parts)
+        except OSError as error:
+            raise _device_error(name, error) from error
+
+
+class SimulatedAttester:
+    """Quotes of a platform that was made on this machine, by its attestation key.
+
+    Args:
+        folder: the platform's, as the host names it. All of it is the host's; that is what simulated means.
+        identity: what the manifest would fix.
+        mr_enclave: our measurement.
+    Raises: AttestationError: the folder holds no platform.
+    """
+
+    simulated = True
+
+    def __init__(self, mode: Mode, folder: Path, identity: SimulatedIdentity, mr_enclave: bytes) -> None:
+        self.mode = mode
+        try:
+            platform = json.loads(_read_bounded(folder / "platform.json", PLATFORM_SIZE_MAX))
+            if platform["format"] != PLATFORM_FORMAT:
+                raise ValueError("another format")
+            key = load_pem_private_key(platform["attestation_key_pem"].encode("ascii"), None)
+            if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+                raise ValueError("an attestation key that is not on P-256")
+            self.body = ReportBody(
+                cpu_svn=bytes.fromhex(platform["cpu_svn"]),
+                attributes=SIMULATED_ATTRIBUTES,
+                mr_enclave=mr_enclave,
+                mr_signer=identity.mr_signer,
+                isv_prod_id=identity.isv_prod_id,
+                isv_svn=identity.isv_svn,
+                report_data=bytes(REPORT_DATA_SIZE),
+            )
+            header = encode_header(QuoteHeader(qe_svn=platform["qe_svn"], pce_svn=platform["pce_svn"]))
+            # All that does not change between quotes is encoded once: report_data is the last field that is signed.
+            self._signed = (header + encode_body(self.body))[:-REPORT_DATA_SIZE]
+            point = key.public_key().public_numbers()
+            whole = encode_quote(
+                self._signed + bytes(REPORT_DATA_SIZE),
+                bytes(SIGNATURE_SIZE),
+                attestation_key=point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big"),
+                qe_report=bytes.fromhex(platform["qe_report"]),
+                qe_report_signature=bytes.fromhex(platform["qe_report_signature"]),
+                qe_auth_data=bytes.fromhex(platform["qe_auth_data"]),
+                cert_data=platform["pck_chain_pem"].encode("ascii"),
+            )
+            *_, root = x509.load_pem_x509_certificates(platform["pck_chain_pem"].encode("ascii"))
+            self.simulated_root_der: bytes | None = root.public_bytes(Encoding.DER)
+            self._size = whole[SIGNED_SIZE : SIGNED_SIZE + 4]
+            self._rest = whole[SIGNED_SIZE + 4 + SIGNATURE_SIZE :]
+            self._collateral = Collateral.from_json(_read_bounded(folder / "collateral.json", COLLATERAL_SIZE_MAX))
+            self._seal_key = _read_bounded(folder / "seal.key", SIMULATED_SEAL_KEY_SIZE)
+        except (OSError, ValueError, KeyError, TypeError, UnsupportedAlgorithm) as error:
+            raise AttestationError(
+                f"{PLATFORM_VARIABLE} holds no simulated platform: {type(error).__name__}, {str(folder)[:200]}", "no_platform"
+            ) from error
+        if len(self._seal_key) != SIMULATED_SEAL_KEY_SIZE:
+            raise AttestationError(f"{folder}: the sealing key is not 32 bytes", "no_platform")
+        self._key = key
+        begin = time.monotonic()
+        parse_quote(self.quote(bytes(REPORT_DATA_SIZE)))
+        self.quote_seconds = time.monotonic() - begin
+
+    def quote(self, report_data: bytes) -> bytes:
+        """See `Attester`."""
+        _check_report_data(report_data)
+        signed = self._signed + report_data
+        r, s = decode_dss_signature(self._key.sign(signed, _ECDSA))
+        return signed + self._size + r.to_bytes(32, "big") + s.to_bytes(32, "big") + self._rest
+
+    def collateral(self) -> Collateral | None:
+        """See `Attester`."""
+        return self._collateral
+
+    def sealing_key(self) -> bytes:
+        """See `Attester`."""
+        return _derive_seal_key(self._seal_key, self.body.mr_enclave)
+
+
+_ECDSA: Final = ec.ECDSA(hashes.SHA256())
+
+
+def _check_report_data(report_data: bytes) -> None:
+    if not isinstance(report_data, bytes) or len(report_data) != REPORT_DATA_SIZE:
+        raise UsageError(f"report_data is exactly {REPORT_DATA_SIZE} bytes")
+
+
+def _derive_seal_key(key: bytes, mr_enclave: bytes) -> bytes:
+    # Never the raw key: it may serve other uses (an encrypted mount), and two uses of one key are one too many.
+    return HKDF(hashes.SHA256(), 32, salt=mr_enclave, info=SEAL_INFO).derive(key)
+
+
+def _read_bounded(path: Path, size_max: int) -> bytes:
+    with path.open("rb") as stream:
+        data = stream.read(size_max + 1)
+    if len(data) > size_max:
+        raise ValueError(f"{path.name} has more than {size_max} bytes")
+    return data
+
+
+def _device_error(name: str, error: OSError) -> AttestationError:
+    return AttestationError(f"/dev/attestation/{name}: {error.strerror}", "no_platform")

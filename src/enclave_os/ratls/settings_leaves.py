@@ -1,0 +1,43 @@
+"""Which config leaves the enclave's settings give: one for each section, whatever stands in it, and those of the CA.
+
+A section that is added to the table is a leaf by that alone. What the host keeps to itself (ports, ring sizes, the
+state folder) never reaches the enclave and is no leaf: it can cost availability, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from enclave_os.evidence.config_leaf import canonical_json
+from enclave_os.wire.setting_kinds import dump_table
+from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings, KeyOrigin
+
+
+def settings_leaves(settings: EnclaveSettings) -> dict[str, bytes]:
+    """Name and data of the leaf of each section, of each module's own section, and of the number of workers.
+
+    The worker's own index is left out, so that all workers have one root.
+
+    Raises: UsageError: a number that JSON readers do not agree about.
+    """
+    leaves = {
+        name: canonical_json(dump_table(table, getattr(settings, name))) for name, table in ENCLAVE_SECTIONS.items()
+    }
+    leaves |= {f"module.{name}": canonical_json(section) for name, section in settings.module.items()}
+    leaves["workers"] = canonical_json(settings.worker_count)
+    return leaves
+
+
+def ca_leaves(certificates_der: Sequence[bytes], key_origin: KeyOrigin) -> dict[str, bytes]:
+    """The leaves of the CA that signs the enclave's certificates.
+
+    `ca.certificate` holds its DER, so the leaf's hash is the fingerprint that every tool shows; `ca.chain` the DER of
+    those above it, joined; `ca.key_origin` says whether the host has seen its key.
+
+    Args: certificates_der: the signing CA's first, at least one.
+    """
+    signing, *above = certificates_der
+    leaves = {"ca.certificate": signing, "ca.key_origin": key_origin.encode("ascii")}
+    if above:
+        leaves["ca.chain"] = b"".join(above)
+    return leaves

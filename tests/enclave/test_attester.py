@@ -1,0 +1,171 @@
+"""Attesters: Gramine's device files, played by a folder, and the simulated platform."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from enclave_os.errors import AttestationError, UsageError
+from enclave_os.evidence.quote import parse_quote
+from enclave_os.ratls import attester as attesters
+from enclave_os.ratls.attester import DeviceAttester, SimulatedAttester, make_attester
+from tests.evidence.forge import IDENTITY, MEASUREMENT, Forge
+
+REAL = (Path(__file__).parents[1] / "vectors" / "dcap" / "sgx_quote").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def forge(tmp_path_factory: pytest.TempPathFactory) -> Forge:
+    return Forge(tmp_path_factory.mktemp("attester") / "platform")
+
+
+class Device:
+    """A folder that answers as Gramine's /dev/attestation does: the quote is over what was written last."""
+
+    def __init__(self, folder: Path, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.forge = forge
+        self.spoil: Any = lambda quote: quote
+        (folder / "keys").mkdir()
+        (folder / "attestation_type").write_bytes(b"dcap")
+        (folder / "user_report_data").write_bytes(bytes(64))
+        (folder / "quote").write_bytes(b"")
+        (folder / "keys" / "_sgx_mrenclave").write_bytes(bytes(range(16)))
+        whole = Path.open
+
+        def open_file(path: Path, *arguments: Any, **options: Any) -> IO[Any]:
+            if path == folder / "quote":
+                made = forge.quote((folder / "user_report_data").read_bytes())
+                with whole(path, "wb") as file:
+                    file.write(self.spoil(made))
+            return whole(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", open_file)
+
+
+@pytest.fixture
+def device(tmp_path: Path, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(tmp_path, forge, monkeypatch)
+
+
+class TestDevice:
+    def test_a_quote_is_over_what_was_asked(self, device: Device) -> None:
+        attester = DeviceAttester(device.folder)
+        assert attester.body.mr_enclave == MEASUREMENT
+        assert (attester.simulated, attester.mode, attester.collateral()) == (False, "sgx", None)
+        assert parse_quote(attester.quote(b"r" * 64)).body.report_data == b"r" * 64
+
+    def test_many_threads_get_each_its_own(self, device: Device) -> None:
+        attester = DeviceAttester(device.folder)
+        wrong: list[int] = []
+
+        def ask(number: int) -> None:
+            for turn in range(20):
+                data = hashlib.sha512(f"{number} {turn}".encode()).digest()
+                if parse_quote(attester.quote(data)).body.report_data != data:
+                    wrong.append(number)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+    @pytest.mark.parametrize(
+        "spoil", [lambda quote: b"", lambda quote: quote[:-1], lambda quote: REAL, lambda quote: bytes(20_000)]
+    )
+    def test_what_the_host_gives_instead_is_refused(self, device: Device, spoil: Any) -> None:
+        """The quote comes from AESM through the host: garbage, a cut, somebody else's."""
+        attester = DeviceAttester(device.folder)
+        device.spoil = spoil
+        with pytest.raises(AttestationError):
+            attester.quote(b"r" * 64)
+
+    @pytest.mark.parametrize("size", [0, 1, 63, 65, 128])
+    def test_report_data_is_64_bytes(self, device: Device, size: int) -> None:
+        attester = DeviceAttester(device.folder)
+        with pytest.raises(UsageError):
+            attester.quote(bytes(size))
+
+    def test_without_dcap_there_is_no_start(self, device: Device, tmp_path: Path) -> None:
+        (device.folder / "attestation_type").write_bytes(b"none")
+        with pytest.raises(AttestationError, match=r"sgx\.remote_attestation"):
+            DeviceAttester(device.folder)
+        with pytest.raises(AttestationError, match="attestation_type"):
+            DeviceAttester(tmp_path / "nowhere")
+
+    def test_the_sealing_key_is_derived_and_must_be_there(self, device: Device) -> None:
+        attester = DeviceAttester(device.folder)
+        key = attester.sealing_key()
+        assert len(key) == 32
+        assert bytes(range(16)) not in key
+        assert key == DeviceAttester(device.folder).sealing_key()
+        for bad in (b"", bytes(16), bytes(range(15)), bytes(range(17))):
+            (device.folder / "keys" / "_sgx_mrenclave").write_bytes(bad)
+            with pytest.raises(AttestationError):
+                attester.sealing_key()
+
+
+class TestSimulated:
+    def test_a_quote_is_over_what_was_asked(self, forge: Forge) -> None:
+        quote = parse_quote(forge.attester.quote(b"r" * 64))
+        assert quote.body.report_data == b"r" * 64
+        assert (quote.body.mr_enclave, quote.body.mr_signer) == (MEASUREMENT, IDENTITY.mr_signer)
+        assert (quote.body.isv_prod_id, quote.body.isv_svn, quote.body.debug) == (3, 7, False)
+        assert forge.attester.simulated
+        with pytest.raises(UsageError):
+            forge.attester.quote(b"r" * 63)
+
+    def test_the_sealing_key_names_the_measurement(self, forge: Forge) -> None:
+        other = SimulatedAttester("simulated", forge.folder, IDENTITY, bytes(32))
+        assert len({forge.attester.sealing_key(), other.sealing_key()}) == 2
+        assert other.sealing_key() == SimulatedAttester("direct", forge.folder, IDENTITY, bytes(32)).sealing_key()
+
+    @pytest.mark.parametrize("name", ["platform.json", "collateral.json", "seal.key"])
+    @pytest.mark.parametrize("content", [None, b"", b"{}", b"null", b"x" * 1_000_000])
+    def test_a_broken_platform_stops_the_start(
+        self, forge: Forge, tmp_path: Path, name: str, content: bytes | None
+    ) -> None:
+        for file in ("platform.json", "collateral.json", "seal.key"):
+            (tmp_path / file).write_bytes((forge.folder / file).read_bytes())
+        if content is None:
+            (tmp_path / name).unlink()
+        else:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(AttestationError) as caught:
+            SimulatedAttester("simulated", tmp_path, IDENTITY, MEASUREMENT)
+        assert caught.value.code in ("no_platform", "bad_collateral")
+
+    def test_another_format_is_refused(self, forge: Forge, tmp_path: Path) -> None:
+        for file in ("collateral.json", "seal.key"):
+            (tmp_path / file).write_bytes((forge.folder / file).read_bytes())
+        (tmp_path / "platform.json").write_text(json.dumps(forge.platform | {"format": 2}))
+        with pytest.raises(AttestationError):
+            SimulatedAttester("simulated", tmp_path, IDENTITY, MEASUREMENT)
+
+
+class TestChoice:
+    def test_sgx_has_nothing_to_fall_back_on(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert not attesters.DEVICE_ROOT.exists(), "this test is for machines without SGX"
+        environment = {attesters.PLATFORM_VARIABLE: str(forge.folder)}
+        with pytest.raises(AttestationError):
+            make_attester("sgx", environment, IDENTITY, {"x": Path(__file__)})
+
+    @pytest.mark.parametrize("folder", [None, "", "platform", "../platform"])
+    def test_a_simulated_one_needs_its_platform(self, folder: str | None) -> None:
+        environment = {} if folder is None else {attesters.PLATFORM_VARIABLE: folder}
+        with pytest.raises(AttestationError):
+            make_attester("simulated", environment, IDENTITY, {"x": Path(__file__)})
+
+    def test_it_measures_itself(self, forge: Forge) -> None:
+        environment = {attesters.PLATFORM_VARIABLE: str(forge.folder)}
+        made = make_attester("direct", environment, IDENTITY, {"x": Path(__file__)})
+        assert made.mode == "direct"
+        assert made.simulated
+        assert made.body.mr_enclave != MEASUREMENT

@@ -1,0 +1,88 @@
+"""Every key that the enclave is told has its place in the root (and so has the CA)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from enclave_os.errors import UsageError
+from enclave_os.ratls.config_tree import ConfigTree
+from enclave_os.ratls.settings_leaves import ca_leaves, settings_leaves
+from enclave_os.wire.setting_kinds import dump_table
+from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, CertificateAuthority, EnclaveSettings, Issuer
+
+CA = CertificateAuthority(certificate_pem="", key_pem="", key_origin="imported")
+SETTINGS = EnclaveSettings(worker_index=0, worker_count=2, ca=CA)
+ISSUER = Issuer(issuer="https://issuer.example", audience="here", public_key_pem="-----BEGIN PUBLIC KEY-----")
+
+
+def root(settings: EnclaveSettings) -> bytes:
+    return ConfigTree(settings_leaves(settings).items()).root
+
+
+def other(name: str, value: Any) -> Any:
+    """A value unlike `value`, of the type of the key `name`."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case tuple() if not value:
+            return (ISSUER,) if name == "issuers" else ("00" * 32,)
+        case tuple():
+            return value[:-1]
+        case None:
+            return 1
+    raise AssertionError(value)
+
+
+KEYS = [(section, name) for section, table in ENCLAVE_SECTIONS.items() for name in dump_table(table, table())]
+
+
+@pytest.mark.parametrize(("section", "name"), KEYS, ids=[".".join(key) for key in KEYS])
+def test_every_key_of_every_section_moves_the_root(section: str, name: str) -> None:
+    before = getattr(SETTINGS, section)
+    after = dataclasses.replace(before, **{name: other(name, getattr(before, name))})
+    assert root(dataclasses.replace(SETTINGS, **{section: after})) != root(SETTINGS)
+
+
+def test_nothing_that_the_enclave_is_told_is_left_out() -> None:
+    fields = {field.name for field in dataclasses.fields(EnclaveSettings)}
+    assert fields == {*ENCLAVE_SECTIONS, "module", "worker_index", "worker_count", "ca"}
+
+
+def test_all_workers_have_one_root() -> None:
+    assert root(dataclasses.replace(SETTINGS, worker_index=1)) == root(SETTINGS)
+    assert root(dataclasses.replace(SETTINGS, worker_count=3)) != root(SETTINGS)
+
+
+def test_a_module_s_section_is_a_leaf_whether_the_module_names_it_or_not() -> None:
+    settings = dataclasses.replace(SETTINGS, module={"greeter": {"greeting": "Hi", "n": 1.0}})
+    leaves = settings_leaves(settings)
+    assert leaves["module.greeter"] == b'{"greeting":"Hi","n":1}'
+    assert root(settings) != root(SETTINGS)
+
+
+def test_a_section_is_canonical_json() -> None:
+    data = settings_leaves(SETTINGS)["timeouts"]
+    assert data.startswith(b'{"body":60,"drain":30,')
+    assert json.loads(data) == dump_table(ENCLAVE_SECTIONS["timeouts"], SETTINGS.timeouts)
+
+
+def test_a_number_that_readers_read_differently_is_refused() -> None:
+    with pytest.raises(UsageError):
+        settings_leaves(dataclasses.replace(SETTINGS, module={"m": {"n": 2**53}}))
+
+
+def test_the_ca_s_leaves() -> None:
+    leaves = ca_leaves([b"signing", b"above", b"root"], "generated")
+    assert leaves == {"ca.certificate": b"signing", "ca.chain": b"aboveroot", "ca.key_origin": b"generated"}
+    assert set(ca_leaves([b"signing"], "imported")) == {"ca.certificate", "ca.key_origin"}
+    fingerprint = ConfigTree(leaves.items()).manifest()[0].sha256
+    assert fingerprint == hashlib.sha256(b"signing").digest()
