@@ -235,7 +235,8 @@ class SimulatedAttester:
             self._seal_key = _read_bounded(folder / "seal.key", SIMULATED_SEAL_KEY_SIZE)
         except (OSError, ValueError, KeyError, TypeError, UnsupportedAlgorithm) as error:
             raise AttestationError(
-                f"{PLATFORM_VARIABLE} holds no simulated platform: {type(error).__name__}, {str(folder)[:200]}", "no_platform"
+                f"{PLATFORM_VARIABLE} holds no simulated platform: {type(error).__name__}, {str(folder)[:200]}",
+                "no_platform",
             ) from error
         if len(self._seal_key) != SIMULATED_SEAL_KEY_SIZE:
             raise AttestationError(f"{folder}: the sealing key is not 32 bytes", "no_platform")
