@@ -1,8 +1,9 @@
 """The RPC dispatcher: one thread that answers the calls of all workers, each request with exactly one reply.
 
 It sleeps in epoll on one doorbell per worker. Awake, it takes requests in bounded batches, runs their handlers, and
-publishes the replies of a batch at once. Replies that find data.to_enclave full wait in a bounded queue; a worker whose
-queue is full has its requests left in the ring until it takes replies, and the others are served meanwhile.
+publishes the replies of a batch at once. A handler may answer later, from another thread, so replies come in any order.
+What is owed to a worker, because its handler is not done or because the ring of replies is full, is bounded in number
+and in bytes; beyond that its requests are left in the ring, and the others are served meanwhile.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from typing import Final
 
 from enclave_os.wire import EMPTY, FULL, Consumer, Producer, decode_rpc_request, encode_rpc_reply
 from enclave_os.wire.errors import PeerProtocolError, UsageError
+from enclave_os.wire.limits import RPC_HEADER_SIZE
 from enclave_os.wire.rpc import METHODS, Method, Status
 
 from .doorbell import Doorbell, ring, silence
-from .handlers import Handler, Refused
+from .handlers import Handler, Later, Refused
 from .shared_memory import Region
 
 REQUESTS_PER_TURN_MAX: Final = 256
 REQUEST_BYTES_PER_TURN_MAX: Final = 1 << 20
-REPLIES_WAITING_MAX: Final = 1024
+REPLIES_OWED_MAX: Final = 4096  # per worker: as many as its client has in flight
+OWED_BYTES_MAX: Final = 16 << 20  # per worker: requests whose answer comes later, and replies that wait for room
 STOP_SECONDS_MAX: Final = 5.0
 
 
@@ -38,8 +41,11 @@ class Registry:
                 raise UsageError(f"{method!r} is not declared in wire.rpc.METHODS")
         self._handlers = dict(handlers)
 
-    def answer(self, method: int, payload: bytes) -> tuple[Status, bytes]:
-        """Run the handler of a request; sizes of both payloads are checked against the declaration."""
+    def answer(self, method: int, payload: bytes) -> tuple[Status, bytes] | Later:
+        """Run the handler of a request; sizes of both payloads are checked against the declaration.
+
+        Returns: status and payload of the reply; a `Later`'s outcome goes through `check`.
+        """
         handler = self._handlers.get(method)  # type: ignore[call-overload] # an int finds the IntEnum, or nothing
         if handler is None:
             return Status.UNKNOWN_METHOD, b""
@@ -50,11 +56,18 @@ class Registry:
             reply = handler(payload)
         except Refused as refusal:
             return refusal.status, b""
+        except PeerProtocolError:
+            return Status.BAD_REQUEST, b""
         except (OSError, ValueError):
             return Status.FAILED, b""
-        if not spec.reply_size_min <= len(reply) <= spec.reply_size_max:
+        return reply if isinstance(reply, Later) else self.check(method, Status.OK, reply)
+
+    def check(self, method: int, status: Status, reply: bytes) -> tuple[Status, bytes]:
+        """Status and payload as they go out: a reply that the declaration does not allow is a failure of ours."""
+        spec = METHODS[Method(method)]
+        if status == Status.OK and not spec.reply_size_min <= len(reply) <= spec.reply_size_max:
             return Status.FAILED, b""
-        return Status.OK, reply
+        return status, reply
 
 
 @dataclass(slots=True)
@@ -65,7 +78,26 @@ class _Worker:
     replies: Producer
     registry: Registry
     waiting: deque[bytes] = field(default_factory=deque)
+    working: int = 0  # requests whose handler answers later
+    owed_bytes: int = 0  # of waiting, and of those requests
     more: bool = True
+
+    @property
+    def room(self) -> int:
+        """How many more requests may be taken."""
+        return 0 if self.owed_bytes >= OWED_BYTES_MAX else REPLIES_OWED_MAX - len(self.waiting) - self.working
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """The outcome of a handler that answered later."""
+
+    worker: _Worker
+    req_id: int
+    method: int
+    request_size: int
+    status: Status
+    reply: bytes
 
 
 class RPCDispatcher:
@@ -85,6 +117,9 @@ class RPCDispatcher:
         self._workers: dict[int, _Worker] = {}
         self._lock = threading.Lock()  # held by the thread while it works, by callers while they change the table
         self._stopping = False
+        self._done: deque[_Done] = deque()  # bounded by what the workers are owed together
+        self._done_lock = threading.Lock()  # held while `_control` is rung, so that it is not closed meanwhile
+        self._woken = False
         self._thread = threading.Thread(target=self._run, name="rpc-dispatcher", daemon=True)
         self.calls = 0
         self.refusals = 0
@@ -94,14 +129,16 @@ class RPCDispatcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, wait for it, and forget the workers. Replies that wait for room are lost."""
-        self._stopping = True
+        """End the thread, wait for it, and forget the workers. What is still owed is lost, and may yet be answered."""
+        with self._done_lock:
+            self._stopping = True
         ring(self._control)
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS_MAX)
         self._workers.clear()
         self._epoll.close()
-        os.close(self._control)
+        with self._done_lock:
+            os.close(self._control)
 
     def add_worker(self, index: int, region: Region, doorbell: Doorbell, registry: Registry) -> None:
         """Serve a worker's RPC channel from now on. Raises: UsageError: the index is in use."""
@@ -140,6 +177,7 @@ class RPCDispatcher:
 
     def _turn(self) -> bool:
         """Serve every worker once; whether all of them are armed."""
+        self._take_done()
         sleep = True
         for worker in list(self._workers.values()):
             try:
@@ -153,31 +191,61 @@ class RPCDispatcher:
                 self._on_lie(worker.index, error)
         return sleep
 
+    def _take_done(self) -> None:
+        """Queue the replies of handlers that answered since; those of workers that are gone go nowhere."""
+        self._woken = False  # first: whoever answers from here on rings again
+        while self._done:
+            done = self._done.popleft()
+            worker = done.worker
+            worker.working -= 1
+            worker.owed_bytes -= done.request_size
+            if self._workers.get(worker.index) is worker:
+                self._reply(worker, done.req_id, *worker.registry.check(done.method, done.status, done.reply))
+
+    def _on_done(self, done: _Done) -> None:
+        """Any thread: a handler answered."""
+        self._done.append(done)
+        if not self._woken:
+            self._woken = True
+            with self._done_lock:
+                if not self._stopping:
+                    ring(self._control)
+
     def _serve(self, worker: _Worker) -> None:
-        owed = False
         worker.more = False
-        if self._send_waiting(worker) and len(worker.waiting) < REPLIES_WAITING_MAX:
-            records = worker.requests.consume_many(
-                min(REQUESTS_PER_TURN_MAX, REPLIES_WAITING_MAX - len(worker.waiting)), REQUEST_BYTES_PER_TURN_MAX
-            )
+        if self._send_waiting(worker) and worker.room > 0:
+            records = worker.requests.consume_many(min(REQUESTS_PER_TURN_MAX, worker.room), REQUEST_BYTES_PER_TURN_MAX)
             worker.more = bool(records)
             for record in records:
-                req_id, method, payload = decode_rpc_request(record)
-                status, reply = worker.registry.answer(method, payload)
-                self.calls += 1
-                self.refusals += status != Status.OK
-                worker.waiting.append(encode_rpc_reply(req_id, status, reply))
+                self._answer(worker, *decode_rpc_request(record))
             self._send_waiting(worker)
         owed = worker.requests.release()
         if worker.replies.publish() or owed:
             worker.doorbell.ring_enclave()
+
+    def _answer(self, worker: _Worker, req_id: int, method: int, payload: bytes) -> None:
+        self.calls += 1
+        answer = worker.registry.answer(method, payload)
+        if not isinstance(answer, Later):
+            self._reply(worker, req_id, *answer)
+            return
+        size = RPC_HEADER_SIZE + len(payload)
+        worker.working += 1
+        worker.owed_bytes += size
+        answer.when_done(lambda status, reply: self._on_done(_Done(worker, req_id, method, size, status, reply)))
+
+    def _reply(self, worker: _Worker, req_id: int, status: Status, reply: bytes) -> None:
+        self.refusals += status != Status.OK
+        record = encode_rpc_reply(req_id, status, reply)
+        worker.owed_bytes += len(record)
+        worker.waiting.append(record)
 
     def _send_waiting(self, worker: _Worker) -> bool:
         """Put waiting replies in the ring; whether all fit."""
         while worker.waiting:
             if worker.replies.produce(worker.waiting[0]) == FULL:
                 return False
-            worker.waiting.popleft()
+            worker.owed_bytes -= len(worker.waiting.popleft())
         return True
 
     def _arm(self, worker: _Worker) -> bool:
@@ -186,4 +254,6 @@ class RPCDispatcher:
             return False
         if worker.waiting:
             return worker.replies.wait_for_room(len(worker.waiting[0])) == FULL
+        if worker.room <= 0:
+            return True  # until one of the handlers answers
         return worker.requests.arm() == EMPTY

@@ -11,6 +11,7 @@ import pytest
 
 from enclave_os.border.region import Region
 from enclave_os.errors import HostRefused
+from enclave_os.rpc import client as rpc_client
 from enclave_os.rpc.client import LATE_MAX, PENDING_MAX, RPCClient
 from enclave_os.wire import Consumer, Producer, decode_rpc_request, encode_rpc_reply
 from enclave_os.wire.errors import HostProtocolError, UsageError
@@ -93,9 +94,10 @@ def test_many_calls_get_their_own_replies_in_any_order(host: FakeHost) -> None:
         (lambda i: encode_rpc_reply(i, -99, STAMP), "status -99"),
         (lambda i: encode_rpc_reply(i, 0, STAMP[:7]), "7 bytes of reply"),
         (lambda i: encode_rpc_reply(i, 0, b""), "0 bytes of reply"),
-        (lambda i: encode_rpc_reply(i, 0, STAMP + b"x"), "record's size"),
+        (lambda i: encode_rpc_reply(i, 0, STAMP + b"x"), "9 bytes of reply"),
+        (lambda i: encode_rpc_reply(i, Status.BUSY, STAMP), "8 bytes of reply"),
         (lambda i: encode_rpc_reply(i, 0, STAMP)[:-1], "RPC header"),
-        (lambda i: encode_rpc_reply(i, 0, STAMP) + b"x", "record's size"),
+        (lambda i: encode_rpc_reply(i, 0, STAMP) + b"x", "RPC header"),
         (lambda i: b"\0" * 15, "RPC header"),
     ],
 )
@@ -145,17 +147,62 @@ def test_a_silent_host_costs_the_deadline_and_a_late_reply_is_not_a_lie(host: Fa
     run(host, body)
 
 
-def test_the_memory_of_late_calls_is_bounded(host: FakeHost) -> None:
+def test_a_stopped_host_is_owed_a_bounded_pile_and_goes_on_where_it_was(host: FakeHost) -> None:
+    """RG8: nothing grows while it is stopped, and each of its late replies is known."""
+
     async def body(h: Harness) -> None:
-        for index in range(LATE_MAX + 1):
+        asked: list[int] = []
+        for index in range(LATE_MAX + 1000):
             call = asyncio.ensure_future(h.client.call(Method.TIME, deadline=0))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            with pytest.raises(HostRefused):
+            with pytest.raises(HostRefused, match="in time"):
                 await call
-            if index % 512 == 0:
-                h.requests()
-        assert len(h.client._late) == LATE_MAX
+            if index % 512 == 0:  # it takes them, as its ring does, and answers none
+                asked += [req_id for req_id, _, _ in h.requests()]
+        asked += [req_id for req_id, _, _ in h.requests()]
+        assert len(asked) == LATE_MAX == len(h.client._late)
+        assert (h.client.in_flight, h.client.timeouts) == (0, LATE_MAX + 1000)
+        for start in range(0, LATE_MAX, 256):
+            h.reply(*(encode_rpc_reply(req_id, 0, STAMP) for req_id in asked[start : start + 256]))
+        assert (h.lies, h.client.late_replies, len(h.client._late)) == ([], LATE_MAX, 0)
+        call = asyncio.ensure_future(h.client.call(Method.TIME))
+        await asyncio.sleep(0)
+        ((req_id, _, _),) = h.requests()
+        h.reply(encode_rpc_reply(req_id, 0, STAMP))
+        assert await call == STAMP
+
+    run(host, body)
+
+
+def test_a_host_that_never_answers_some_calls_is_not_waited_for(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_client, "LATE_MAX", 10)
+    monkeypatch.setattr(rpc_client, "OVERTAKEN_MAX", 5)
+
+    async def body(h: Harness) -> None:
+        dropped: list[int] = []
+        for _ in range(40):
+            lost = asyncio.ensure_future(h.client.call(Method.TIME, deadline=0))
+            kept = asyncio.ensure_future(h.client.call(Method.TIME))
+            await asyncio.sleep(0)
+            asked = [req_id for req_id, _, _ in h.requests()]
+            if len(asked) == 2:
+                dropped.append(asked[0])
+                h.reply(encode_rpc_reply(asked[1], 0, STAMP))
+                assert await kept == STAMP
+            else:
+                kept.cancel()
+            with pytest.raises(HostRefused, match="in time"):
+                await lost
+        assert len(dropped) == 40, "replies came to others, so the calls went on"
+        assert len(h.client._late) == 10
+        assert h.lies == []
+        h.reply(encode_rpc_reply(dropped[-1], 0, STAMP))
+        assert h.lies == []
+        h.reply(encode_rpc_reply(dropped[0], 0, STAMP))
+        assert len(h.lies) == 1, "what was forgotten is not known"
 
     run(host, body)
 
@@ -218,21 +265,88 @@ def test_requests_keep_to_the_declared_sizes(host: FakeHost) -> None:
     run(host, body)
 
 
-def test_calls_in_flight_are_bounded(host: FakeHost) -> None:
+def test_a_call_waits_for_its_turn_when_too_many_are_in_flight(host: FakeHost) -> None:
     async def body(h: Harness) -> None:
         calls = []
-        for _ in range(PENDING_MAX):
+        asked: list[int] = []
+        for _ in range(PENDING_MAX + 3):
             calls.append(asyncio.ensure_future(h.client.call(Method.TIME)))
             if len(calls) % 256 == 0:
                 await asyncio.sleep(0)
-                h.requests()
+                asked += [req_id for req_id, _, _ in h.requests()]
+                h.client.drain()
         await asyncio.sleep(0)
-        with pytest.raises(UsageError, match="in flight"):
-            await h.client.call(Method.TIME)
+        assert asked == list(range(1, PENDING_MAX + 1))
         assert not h.client.cast(Method.LOG, b"\x14x")
+        assert h.requests() == []
+        assert h.client.in_flight == PENDING_MAX + 3
+        calls[-2].cancel()
+        await asyncio.gather(calls[-2], return_exceptions=True)
+        h.reply(*(encode_rpc_reply(req_id, 0, req_id.to_bytes(8, "little")) for req_id in (5, 3)))
+        assert [req_id for req_id, _, _ in h.requests()] == [PENDING_MAX + 1, PENDING_MAX + 3], "a cancelled one is not"
+        h.reply(encode_rpc_reply(PENDING_MAX + 3, 0, bytes(8)))
+        assert await calls[-1] == bytes(8)
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
+
+    run(host, body)
+
+
+def test_the_deadline_counts_from_the_call_and_not_from_its_turn(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_client, "PENDING_MAX", 1)
+
+    async def body(h: Harness) -> None:
+        first = asyncio.ensure_future(h.client.call(Method.TIME))
+        await asyncio.sleep(0)
+        with pytest.raises(HostRefused, match="in time"):
+            await h.client.call(Method.TIME, deadline=0)
+        ((req_id, _, _),) = h.requests()
+        h.reply(encode_rpc_reply(req_id, 0, STAMP))
+        assert await first == STAMP
+        assert h.requests() == [], "its caller is gone: it was never sent"
+        assert (h.client.in_flight, h.lies) == (0, [])
+
+    run(host, body)
+
+
+def test_calls_that_wait_are_bounded_in_number_and_bytes(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_client, "PENDING_MAX", 1)
+    monkeypatch.setattr(rpc_client, "UNSENT_MAX", 2)
+
+    async def body(h: Harness) -> None:
+        calls = [asyncio.ensure_future(h.client.call(Method.TIME)) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(HostRefused, match="too far behind") as caught:
+            await h.client.call(Method.TIME)
+        assert caught.value.status == Status.BUSY
+        calls.pop().cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        monkeypatch.setattr(rpc_client, "UNSENT_BYTES_MAX", 15)  # one header waits
+        with pytest.raises(HostRefused, match="too far behind"):
+            await h.client.call(Method.TIME)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert h.client._unsent_bytes == 0
+
+    run(host, body)
+
+
+def test_a_lie_that_only_the_caller_saw_ends_the_channel(host: FakeHost) -> None:
+    async def body(h: Harness) -> None:
+        other = asyncio.ensure_future(h.client.call(Method.TIME))
+        await asyncio.sleep(0)
+        error = h.client.accuse("found is 2")
+        assert h.client.accuse("again") is not error
+        assert h.lies == [error]
+        with pytest.raises(HostProtocolError, match="found is 2"):
+            await other
+        with pytest.raises(HostProtocolError, match="found is 2"):
+            await h.client.call(Method.TIME)
 
     run(host, body)
 

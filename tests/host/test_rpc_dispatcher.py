@@ -15,8 +15,9 @@ from enclave_os.wire import EMPTY, FULL, Consumer, Producer, decode_rpc_reply, e
 from enclave_os.wire.errors import Lie, PeerProtocolError, UsageError
 from enclave_os.wire.layout import plan_region
 from enclave_os.wire.rpc import Method, Status
+from enclave_os_host import rpc_dispatcher
 from enclave_os_host.doorbell import Doorbell
-from enclave_os_host.handlers import Handler, Refused
+from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.rpc_dispatcher import Registry, RPCDispatcher
 from enclave_os_host.shared_memory import Region, region_folder
 
@@ -162,6 +163,98 @@ def test_a_caller_that_takes_no_replies_holds_up_nobody(desk: Desk) -> None:
                 break
     assert sent < 2 * (1 << 16) // 24 + 1024 + 2000
     assert len(lazy.collect(sent)) == sent
+
+
+def ask_log(req_id: int) -> bytes:
+    return encode_rpc_request(req_id, Method.LOG, b"\x14x")
+
+
+def test_a_handler_may_answer_later_from_another_thread_and_blocks_nobody(desk: Desk) -> None:
+    open_: queue.SimpleQueue[Later] = queue.SimpleQueue()
+
+    def later(_: bytes) -> Later:
+        open_.put(answer := Later())
+        return answer
+
+    caller = desk.add({Method.TIME: lambda _: b"12345678", Method.LOG: later})
+    caller.send(*(ask_log(req_id) for req_id in range(4)), encode_rpc_request(9, Method.TIME))
+    assert caller.collect(1) == [(9, Status.OK, b"12345678")]
+    answers = [open_.get(timeout=10) for _ in range(4)]
+    answers[2].answer(b"")
+    assert caller.collect(1) == [(2, Status.OK, b"")]
+    answers[0].refuse(Status.NO_SPACE)
+    assert caller.collect(1) == [(0, Status.NO_SPACE, b"")]
+    answers[3].answer(b"too long for LOG")
+    assert caller.collect(1) == [(3, Status.FAILED, b"")], "the declaration holds for later answers too"
+    with pytest.raises(UsageError, match="one reply"):
+        answers[3].answer(b"")
+    answers[1].answer(b"")
+    assert caller.collect(1) == [(1, Status.OK, b"")]
+    assert caller.take() == []
+    assert (desk.dispatcher.calls, desk.dispatcher.refusals) == (5, 2)
+
+
+def test_a_handler_may_answer_before_anyone_asks_for_the_outcome(desk: Desk) -> None:
+    def at_once(_: bytes) -> Later:
+        answer = Later()
+        answer.answer(b"12345678")
+        return answer
+
+    caller = desk.add({Method.TIME: at_once})
+    sent = caller.send(*(encode_rpc_request(req_id, Method.TIME) for req_id in range(1000)))
+    assert sorted(caller.collect(sent)) == [(req_id, Status.OK, b"12345678") for req_id in range(sent)]
+
+
+@pytest.mark.parametrize(("name", "most"), [("REPLIES_OWED_MAX", 10), ("OWED_BYTES_MAX", 10 * 18)])
+def test_what_is_owed_is_bounded_and_the_rest_stays_in_the_ring(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, name: str, most: int
+) -> None:
+    monkeypatch.setattr(rpc_dispatcher, name, most)
+    monkeypatch.setattr(rpc_dispatcher, "REQUESTS_PER_TURN_MAX", 1)
+    taken: queue.SimpleQueue[Later] = queue.SimpleQueue()
+
+    def later(_: bytes) -> Later:
+        taken.put(answer := Later())
+        return answer
+
+    caller = desk.add({Method.LOG: later})
+    other = desk.add({Method.TIME: lambda _: b"12345678"})
+    assert caller.send(*(ask_log(req_id) for req_id in range(25))) == 25
+    open_ = [taken.get(timeout=10) for _ in range(10)]
+    for req_id in range(100):  # turns enough to take more, if it would
+        other.send(encode_rpc_request(req_id, Method.TIME))
+        other.collect(1)
+    assert taken.empty()
+    seen = []
+    for _ in range(25):
+        open_.pop(0).answer(b"")
+        seen += caller.collect(1)
+        if len(seen) <= 15:
+            open_.append(taken.get(timeout=10))
+    assert sorted(seen) == [(req_id, Status.OK, b"") for req_id in range(25)]
+
+
+def test_an_answer_to_a_worker_that_is_gone_goes_nowhere(desk: Desk) -> None:
+    taken: queue.SimpleQueue[Later] = queue.SimpleQueue()
+
+    def later(_: bytes) -> Later:
+        taken.put(answer := Later())
+        return answer
+
+    gone, other = desk.add({Method.LOG: later}), desk.add({Method.TIME: lambda _: b"12345678", Method.LOG: later})
+    gone.send(ask_log(1))
+    answer = taken.get(timeout=10)
+    desk.dispatcher.remove_worker(0)
+    answer.answer(b"")
+    other.send(encode_rpc_request(1, Method.TIME))
+    assert other.collect(1) == [(1, Status.OK, b"12345678")]
+    assert gone.take() == []
+    other.send(ask_log(2))
+    last = taken.get(timeout=10)
+    desk.dispatcher.stop()
+    last.answer(b"")  # nobody is there to be woken, and no descriptor of another's is written to
+    desk.dispatcher = RPCDispatcher(lambda *_: None, lambda: None)
+    desk.dispatcher.start()
 
 
 @pytest.mark.parametrize(

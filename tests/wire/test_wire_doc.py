@@ -11,6 +11,7 @@ from enclave_os.wire import (
     encode_frame,
     encode_rpc_reply,
     encode_rpc_request,
+    kv,
     layout,
     limits,
     rpc,
@@ -62,6 +63,15 @@ def test_every_structure_is_there() -> None:
         "Frame header",
         "Request header",
         "Reply header",
+        "KV_GET request",
+        "KV_PUT and KV_DELETE request",
+        "KV_BATCH request",
+        "Operation of a batch",
+        "KV_MULTI_GET request",
+        "Value of a KV_MULTI_GET reply",
+        "KV_SCAN request",
+        "KV_SCAN reply",
+        "Row of a KV_SCAN reply",
     }
 
 
@@ -70,7 +80,7 @@ def test_fields_fill_the_structure(title: str) -> None:
     match = re.search(r"\((\d+) bytes, `(\w+)`\)$", title)
     assert match is not None
     size, name = int(match.group(1)), match.group(2)
-    assert size == getattr(limits, name, None) or size == getattr(layout, name, None)
+    assert size in (getattr(module, name, None) for module in (limits, layout, kv))
     position = 0
     for row in table(title, "size"):
         assert int(row["offset"]) == position, row
@@ -155,5 +165,21 @@ def test_rpc_methods() -> None:
         spec = rpc.METHODS[rpc.Method(int(row["method"]))]
         assert bounds(row["request bytes"]) == (spec.request_size_min, spec.request_size_max)
         assert bounds(row["reply bytes"]) == (spec.reply_size_min, spec.reply_size_max)
+        assert spec.request_size_max <= kv.KV_MESSAGE_SIZE_MAX >= spec.reply_size_max, "it fits the smallest ring"
     assert encode_rpc_request(1, 2, b"abc") == bytes.fromhex("0100000000000000 0200 0000 03000000") + b"abc"
     assert encode_rpc_reply(1, -1, b"") == bytes.fromhex("0100000000000000 ffffffff 00000000")
+
+
+def test_rpc_statuses() -> None:
+    rows = table("Reply header", "status")
+    assert [(int(row["status"]), row["name"]) for row in rows] == [(status.value, status.name) for status in rpc.Status]
+
+
+def test_kv_bounds() -> None:
+    assert "a key (1 to 64 bytes) and a value (0 to 31744), in namespaces that 16 opaque bytes name" in TEXT
+    assert (kv.KV_KEY_SIZE_MAX, kv.KV_VALUE_SIZE_MAX, kv.KV_NAMESPACE_SIZE) == (64, 31744, 16)
+    assert kv.KV_OPERATIONS_MAX == 1024
+    row = (bytes(kv.KV_KEY_SIZE_MAX), bytes(kv.KV_VALUE_SIZE_MAX))
+    put = kv.Operation(kv.OperationKind.PUT, bytes(16), *row)
+    assert kv.batch_size([put]) == len(kv.encode_batch([put])) <= kv.KV_MESSAGE_SIZE_MAX
+    assert len(kv.encode_scan_reply([row], False)) == kv.KV_ROWS_HEADER_SIZE + kv.scan_row_size(*row)

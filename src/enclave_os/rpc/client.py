@@ -1,15 +1,20 @@
-"""Calls to the host: many in flight, replies in any order, a deadline each, a bounded table of what is pending.
+"""Calls to the host: many in flight, replies in any order, a deadline each, bounded tables of what is owed.
 
 What comes back is an allegation: it must name a call that we made and that was not answered yet, keep to the sizes
 that `wire.rpc` declares for that method, and carry a status that exists. Anything else is the host's lie and poisons
-the channel (`on_lie`). A reply that comes after its deadline is late, not a lie, and is dropped; so that the two can be
-told apart, the last LATE_MAX expired calls are remembered.
+the channel (`on_lie`).
+
+A call waits for its turn, in order, while the ring is full or too many are in flight; its deadline counts from the
+beginning. A reply that comes after its deadline is late, not a lie, and is dropped: the host owes it all the same, so
+calls that ran out of time stay in a table, and when that is full nothing is sent before the host answers some. So a
+host that was stopped finds at most a bounded pile of old requests when it goes on, and each of its replies is known. A
+host that answers others and never these is not waited for: after OVERTAKEN_MAX replies the oldest is forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -20,9 +25,11 @@ from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, UsageEr
 from enclave_os.wire.limits import RPC_HEADER_SIZE
 from enclave_os.wire.rpc import METHODS, Method, MethodSpec, Status
 
-PENDING_MAX: Final = 4096  # calls in flight; more is our own mistake upstream, refused at once
-LATE_MAX: Final = 4096  # a reply later than the next 4096 expired calls counts as a lie
-QUEUED_MAX: Final = 1024  # requests that wait for room in a full ring
+PENDING_MAX: Final = 4096  # calls in flight; more wait in the enclave, where they can still be cancelled
+LATE_MAX: Final = 8192  # calls that ran out of time before their reply, which is still owed
+OVERTAKEN_MAX: Final = 4096  # replies to others, after which a late one is not expected any more
+UNSENT_MAX: Final = 65_536  # calls that wait for their turn: more than there can be requests of clients
+UNSENT_BYTES_MAX: Final = 64 << 20  # what their requests may hold together
 REPLIES_PER_TURN_MAX: Final = 256
 REPLY_BYTES_PER_TURN_MAX: Final = 1 << 20
 # A record larger than any reply can be is a lie, found before it is copied.
@@ -30,8 +37,9 @@ REPLY_RECORD_MAX: Final = RPC_HEADER_SIZE + max(spec.reply_size_max for spec in 
 
 
 @dataclass(slots=True)
-class _Pending:
+class _Call:
     spec: MethodSpec
+    record: bytes  # the request; empty once it is in the ring
     future: asyncio.Future[bytes] | None  # None: nobody waits for the reply, but it must come
     timer: asyncio.TimerHandle
 
@@ -65,61 +73,72 @@ class RPCClient:
         self._on_lie = on_lie
         self._on_blocked = on_blocked
         self._deadline = deadline
-        self._pending: dict[int, _Pending] = {}
-        self._late: OrderedDict[int, None] = OrderedDict()
-        self._queued: deque[bytes] = deque()
+        self._unsent: OrderedDict[int, _Call] = OrderedDict()
+        self._unsent_bytes = 0
+        self._pending: dict[int, _Call] = {}
+        self._late: OrderedDict[int, int] = OrderedDict()  # req_id: `replies` when its time ran out
         self._next_id = 1
         self._broken: HostProtocolError | None = None
+        self._blocked = False
         self.calls = 0
+        self.replies = 0
         self.late_replies = 0
         self.timeouts = 0
 
     async def call(self, method: Method, payload: bytes = b"", *, deadline: float | None = None) -> bytes:
         """Ask the host for something; returns the reply's payload, whose size was checked, not its truth.
 
+        Waits for its turn when the host is behind. Cancelled before it was sent, it is never sent.
+
         Raises:
-            HostRefused: the host says no (its status), or did not answer in time.
+            HostRefused: the host says no (its status), did not answer in time, or is so far behind that UNSENT_MAX
+                calls wait already (BUSY).
             HostProtocolError: the channel is poisoned.
-            UsageError: a payload that the method does not allow, or too many calls in flight.
+            UsageError: a payload that the method does not allow.
         """
         future: asyncio.Future[bytes] = self._loop.create_future()
-        req_id = self._send(method, payload, future, deadline)
+        req_id = self._start(method, payload, future, deadline)
         try:
             return await future
         except asyncio.CancelledError:
-            pending = self._pending.get(req_id)
-            if pending is not None:
-                pending.future = None  # the caller left; the host still owes the reply
+            self._leave(req_id)
             raise
 
     def cast(self, method: Method, payload: bytes = b"") -> bool:
         """Like `call`, but nobody waits for the reply. False: no room now, nothing was sent (a log line is dropped)."""
-        if self._broken is not None or self._queued or len(self._pending) >= PENDING_MAX:
+        if self._broken is not None or self._unsent or not self._may_send():
             return False
-        self._send(method, payload, None, None)
+        self._start(method, payload, None, None)
         return True
 
     def drain(self) -> None:
-        """Take replies, and send what waited for room. Called when the ring has records or room again."""
+        """Take replies, and send what waited for its turn. Called when the ring has records or room again."""
         if self._broken is not None:
             return
         try:
-            self._send_queued()
             # Once: who calls us looks again before it sleeps, so a host that feeds us for ever costs others nothing.
             records = self._from_host.consume_many(REPLIES_PER_TURN_MAX, REPLY_BYTES_PER_TURN_MAX, REPLY_RECORD_MAX)
             for record in records:
                 self._reply(record)
             if self._from_host.release():
                 self._ring_host()
+            self._send()
         except PeerProtocolError as error:
             self._break(HostProtocolError.from_peer(error, "the RPC channel"))
 
+    def accuse(self, reason: str) -> HostProtocolError:
+        """Poison the channel for a lie that only the caller saw, in a reply's payload; returns the error to raise."""
+        error = HostProtocolError(reason, "the RPC channel")
+        if self._broken is None:
+            self._break(error)
+        return error
+
     @property
     def in_flight(self) -> int:
-        """Calls without a reply yet."""
-        return len(self._pending)
+        """Calls without a reply yet, sent or not."""
+        return len(self._pending) + len(self._unsent)
 
-    def _send(
+    def _start(
         self, method: Method, payload: bytes, future: asyncio.Future[bytes] | None, deadline: float | None
     ) -> int:
         if self._broken is not None:
@@ -127,60 +146,83 @@ class RPCClient:
         spec = METHODS[method]
         if not spec.request_size_min <= len(payload) <= spec.request_size_max:
             raise UsageError(f"{method.name}: {len(payload)} bytes of request")
-        if len(self._pending) >= PENDING_MAX:
-            raise UsageError(f"more than {PENDING_MAX} calls in flight")
+        if len(self._unsent) >= UNSENT_MAX or self._unsent_bytes > UNSENT_BYTES_MAX:
+            raise HostRefused(f"{method.name}: the host is too far behind, too many calls wait for it", Status.BUSY)
         req_id, self._next_id = self._next_id, self._next_id + 1
         seconds = self._deadline if deadline is None else deadline
-        self._pending[req_id] = _Pending(spec, future, self._loop.call_later(seconds, self._expire, req_id))
+        record = encode_rpc_request(req_id, int(method), payload)
+        self._unsent[req_id] = _Call(spec, record, future, self._loop.call_later(seconds, self._expire, req_id))
+        self._unsent_bytes += len(record)
         self.calls += 1
-        self._queued.append(encode_rpc_request(req_id, int(method), payload))
         try:
-            self._send_queued()
+            self._send()
         except PeerProtocolError as error:
             self._break(HostProtocolError.from_peer(error, "the RPC channel"))
-            raise
-        if len(self._queued) > QUEUED_MAX:
-            self._queued.pop()
-            self._pending.pop(req_id).timer.cancel()
-            raise UsageError(f"more than {QUEUED_MAX} calls wait for room in the ring")
         return req_id
 
-    def _send_queued(self) -> None:
-        sent = False
-        while self._queued:
-            record = self._queued[0]
-            if self._to_host.produce(record) == FULL:
+    def _leave(self, req_id: int) -> None:
+        """The caller is gone: forget a request that was not sent; for one that was, the host still owes the reply."""
+        if req_id in self._unsent:
+            self._withdraw(req_id).timer.cancel()
+        elif (call := self._pending.get(req_id)) is not None:
+            call.future = None
+
+    def _withdraw(self, req_id: int) -> _Call:
+        call = self._unsent.pop(req_id)
+        self._unsent_bytes -= len(call.record)
+        return call
+
+    def _may_send(self) -> bool:
+        """Whether one more request may be in flight."""
+        if len(self._pending) >= PENDING_MAX:
+            return False
+        if len(self._late) >= LATE_MAX:
+            oldest, replies_then = next(iter(self._late.items()))
+            if self.replies - replies_then < OVERTAKEN_MAX:
+                return False
+            del self._late[oldest]
+        return True
+
+    def _send(self) -> None:
+        sent, full = False, False
+        while self._unsent and not full and self._may_send():
+            req_id, call = next(iter(self._unsent.items()))
+            if self._to_host.produce(call.record) == FULL:
                 if sent and self._to_host.publish():
                     self._ring_host()
                 sent = False
-                if self._to_host.wait_for_room(len(record)) == FULL:
-                    self._on_blocked(True)
-                    return
+                full = self._to_host.wait_for_room(len(call.record)) == FULL
                 continue
-            self._queued.popleft()
+            self._withdraw(req_id)
+            call.record = b""
+            self._pending[req_id] = call
             sent = True
-        if sent:
-            if self._to_host.publish():
-                self._ring_host()
-            self._on_blocked(False)
+        if sent and self._to_host.publish():
+            self._ring_host()
+        if full != self._blocked:
+            self._blocked = full
+            self._on_blocked(full)
 
     def _reply(self, record: bytes) -> None:
         req_id, status, payload = decode_rpc_reply(record)
-        pending = self._pending.get(req_id)
-        if pending is None:
+        call = self._pending.get(req_id)
+        if call is None:
             if req_id in self._late:
                 del self._late[req_id]
+                self.replies += 1
                 self.late_replies += 1
                 return
             raise HostProtocolError(f"a reply to call {req_id}, which is not pending")
-        spec, future = pending.spec, pending.future
+        spec, future = call.spec, call.future
         if status > 0 or status not in Status._value2member_map_:
             raise HostProtocolError(f"{spec.method.name}: status {status} does not exist")
-        if status == Status.OK and not spec.reply_size_min <= len(payload) <= spec.reply_size_max:
+        low, high = (spec.reply_size_min, spec.reply_size_max) if status == Status.OK else (0, 0)
+        if not low <= len(payload) <= high:
             raise HostProtocolError(f"{spec.method.name}: {len(payload)} bytes of reply")
         # Only now: a lie above must find its caller still pending, to be told.
         del self._pending[req_id]
-        pending.timer.cancel()
+        self.replies += 1
+        call.timer.cancel()
         if future is None or future.done():
             return
         if status == Status.OK:
@@ -189,20 +231,26 @@ class RPCClient:
             future.set_exception(HostRefused(f"the host refused {spec.method.name}: {Status(status).name}", status))
 
     def _expire(self, req_id: int) -> None:
-        pending = self._pending.pop(req_id)
+        sent = req_id in self._pending
+        call = self._pending.pop(req_id) if sent else self._withdraw(req_id)
+        if sent:
+            self._late[req_id] = self.replies
         self.timeouts += 1
-        self._late[req_id] = None
-        if len(self._late) > LATE_MAX:
-            self._late.popitem(last=False)
-        if pending.future is not None and not pending.future.done():
-            pending.future.set_exception(HostRefused(f"the host did not answer {pending.spec.method.name} in time"))
+        if call.future is not None and not call.future.done():
+            call.future.set_exception(HostRefused(f"the host did not answer {call.spec.method.name} in time"))
+        try:
+            self._send()  # one fewer is in flight
+        except PeerProtocolError as error:
+            self._break(HostProtocolError.from_peer(error, "the RPC channel"))
 
     def _break(self, error: HostProtocolError) -> None:
         self._broken = error
-        for pending in self._pending.values():
-            pending.timer.cancel()
-            if pending.future is not None and not pending.future.done():
-                pending.future.set_exception(error)
+        for call in (*self._pending.values(), *self._unsent.values()):
+            call.timer.cancel()
+            if call.future is not None and not call.future.done():
+                call.future.set_exception(error)
         self._pending.clear()
-        self._queued.clear()
+        self._unsent.clear()
+        self._unsent_bytes = 0
+        self._late.clear()
         self._on_lie(error)

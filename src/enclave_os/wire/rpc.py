@@ -11,6 +11,8 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
+from enclave_os.wire import kv
+
 LOG_LINE_SIZE_MAX: Final = 4096  # one line for a person; longer ones are cut by the logger, with a mark
 
 
@@ -20,6 +22,12 @@ class Method(IntEnum):
     TIME = 1
     LOG = 2
     STOP = 3
+    KV_GET = 16
+    KV_PUT = 17
+    KV_DELETE = 18
+    KV_BATCH = 19
+    KV_MULTI_GET = 20
+    KV_SCAN = 21
 
 
 class Status(IntEnum):
@@ -31,6 +39,8 @@ class Status(IntEnum):
     TOO_BIG = -3
     BUSY = -4
     FAILED = -5
+    NO_SPACE = -6  # the disk is full: whether the write is there is unknown until it is read
+    NOT_WRITABLE = -7  # the store could not make a write durable, and takes none until the server is started anew
 
 
 class LogLevel(IntEnum):
@@ -68,6 +78,60 @@ METHODS: Final = MappingProxyType(
                 Method.LOG, "u8 level, UTF-8 line without control characters", 1, 1 + LOG_LINE_SIZE_MAX, "empty", 0, 0
             ),
             MethodSpec(Method.STOP, "empty", 0, 0, "empty", 0, 0),
+            MethodSpec(
+                Method.KV_GET,
+                "16 bytes namespace, key",
+                kv.KV_GET_SIZE_MIN,
+                kv.KV_NAMESPACE_SIZE + kv.KV_KEY_SIZE_MAX,
+                "u8 found, value",
+                1,
+                1 + kv.KV_VALUE_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.KV_PUT,
+                "u8 flags, u8 zero, u16 key size, 16 bytes namespace, key, value",
+                kv.KV_WRITE_HEADER_SIZE + 1,
+                kv.KV_WRITE_HEADER_SIZE + kv.KV_KEY_SIZE_MAX + kv.KV_VALUE_SIZE_MAX,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.KV_DELETE,
+                "u8 flags, u8 zero, u16 key size, 16 bytes namespace, key",
+                kv.KV_WRITE_HEADER_SIZE + 1,
+                kv.KV_WRITE_HEADER_SIZE + kv.KV_KEY_SIZE_MAX,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.KV_BATCH,
+                "u8 flags, u8 namespace count, u16 operation count, namespaces, operations",
+                kv.KV_BATCH_SIZE_MIN,
+                kv.KV_MESSAGE_SIZE_MAX,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.KV_MULTI_GET,
+                "16 bytes namespace, u16 key count, keys",
+                kv.KV_MULTI_GET_HEADER_SIZE + 3,
+                kv.KV_MESSAGE_SIZE_MAX,
+                "u16 value count, values",
+                2 + kv.KV_FOUND_HEADER_SIZE,
+                kv.KV_MESSAGE_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.KV_SCAN,
+                "16 bytes namespace, u16 limit, u16 start size, u16 end size, start, end",
+                kv.KV_SCAN_HEADER_SIZE,
+                kv.KV_SCAN_HEADER_SIZE + 2 * kv.KV_KEY_SIZE_MAX,
+                "u8 more, u8 zero, u16 row count, rows",
+                kv.KV_ROWS_HEADER_SIZE,
+                kv.KV_MESSAGE_SIZE_MAX,
+            ),
         )
     }
 )
