@@ -16,13 +16,14 @@ from typing import Final
 import enclave_os
 
 from .commands import token as token_command
+from .commands import verify as verify_command
 from .commands import version as version_command
 from .commands.parser import Parser
 from .token import TokenError
 
 HOST_PACKAGE: Final = "enclave_os_host"
 HOST_COMMANDS: Final = ("serve", "config")
-COMMANDS: Final = (token_command, version_command)
+COMMANDS: Final = (verify_command, token_command, version_command)
 
 DESCRIPTION: Final = "Serve HTTPS from inside an enclave, and talk to one that does."
 
@@ -32,6 +33,7 @@ serving:
   config     check or show the configuration         enclave-os config show
 
 using:
+  verify     check who answers before trusting it    enclave-os verify https://HOST --mrenclave HEX
   token      development keys and bearer tokens      enclave-os token keygen
   version    what is installed here                  enclave-os version
 

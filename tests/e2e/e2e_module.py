@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from enclave_os.http import Request, Response, StreamingResponse, json_response
-from enclave_os.modules.api import Module, Route, Services
+from enclave_os.modules.api import AppIdentity, Module, Route, Services
 
 PIECE = bytes(range(256)) * 64
 """16 KiB whose every offset tells where it belongs within 256 bytes."""
@@ -24,6 +24,7 @@ class Trial(Module):
         self._waiting: dict[str, asyncio.Event] = {}
         self._cancelled = 0
         self._hits = 0
+        self._configured = b""
         self.routes = [
             Route("POST", "/trial/echo", self.echo),
             Route("GET", "/trial/large/{size}", self.large),
@@ -38,6 +39,8 @@ class Trial(Module):
             Route("GET", "/trial/hit", self.hit),
             Route("GET", "/trial/fail", self.fail),
             Route("GET", "/trial/fail-later", self.fail_later),
+            Route("PUT", "/trial/configured", self.configure),
+            Route("GET", "/trial/caller", self.caller),
             Route("POST", "/trial/reflect", self.reflect),
             Route("POST", "/trial/log", self.log),
         ]
@@ -112,6 +115,27 @@ class Trial(Module):
     def fail(self, request: Request) -> Response:
         """Raise."""
         raise RuntimeError(f"planted: {request.query}")
+
+    def config_leaves(self) -> dict[str, bytes]:
+        """What was configured while running; absent before."""
+        return {"configured": self._configured} if self._configured else {}
+
+    def app_identities(self) -> list[AppIdentity]:
+        """One application with a certificate of its own."""
+        return [AppIdentity("app.example", {"1.3.6.1.4.1.65230.3.2": bytes(32)})]
+
+    def configure(self, request: Request) -> Response:
+        """Load a configuration, as an application would be loaded: the root changes at once."""
+        assert self._services is not None
+        self._configured = request.body
+        self._services.config_changed()
+        return Response(204)
+
+    def caller(self, request: Request) -> Response:
+        """Who calls, by evidence."""
+        assert self._services is not None
+        peer = self._services.attestation.peer(request)
+        return json_response(None if peer is None else {"tier": peer.tier, "mr_enclave": peer.mr_enclave.hex()})
 
     async def fail_later(self, request: Request) -> Response:
         """Raise in a later turn of the loop."""

@@ -2,12 +2,12 @@
 
     {"v":2, "mode":"challenge",     "leaf":b64url(32), "context":b64url(32) [, "collateral":bool]}
     {"v":2, "mode":"deterministic", "leaf":b64url(32)                       [, "collateral":bool]}
-    {"v":2, "mode":"present", "context":b64url(32), "tee":"sgx", "quote":b64url, "quote_time":"YYYY-MM-DDTHH:MMZ"
+    {"v":2, "mode":"present", "context":b64url(32), "tee":"sgx", "quote":b64, "quote_time":"YYYY-MM-DDTHH:MMZ"
                               [, "collateral":{...}] [, "gpu_evidence":null]}
 
 A member that does not belong to its mode is refused like one that is missing: two legs never mix in one message. Binary
-values are base64url without padding, in the one spelling that encodes them. The JSON itself (UTF-8, no member twice, no
-NaN, bounded depth) was read by `http.parse_json`.
+values are base64url without padding, a quote is base64 with it, each in the one spelling that encodes them. The JSON
+itself (UTF-8, no member twice, no NaN, bounded depth) was read by `http.parse_json`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MESSAGE_SIZE_MAX: Final = 256 * 1024
 """A quote takes 6 KiB and its collateral 14; revocation lists may grow, and 64 KiB is the family's bound without it."""
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+\Z", re.ASCII)
-_QUOTE_TEXT_MAX: Final = (QUOTE_SIZE_MAX * 4 + 2) // 3
+_QUOTE_TEXT_MAX: Final = (QUOTE_SIZE_MAX + 2) // 3 * 4
 _MINUTE_TEXT_MAX: Final = 17
 
 
@@ -104,6 +104,11 @@ def b64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
+def b64(data: bytes) -> str:
+    """`data` as base64 with padding: how quotes are written."""
+    return base64.b64encode(data).decode("ascii")
+
+
 def read_b64url(value: object, name: str) -> bytes:
     """The bytes of one member.
 
@@ -145,9 +150,15 @@ def _sized(members: Mapping[str, Any], name: str, size: int) -> bytes:
 
 def _quote(members: Mapping[str, Any]) -> bytes:
     text = members["quote"]
-    if type(text) is str and len(text) > _QUOTE_TEXT_MAX:
-        raise MessageError(f'"quote" is more than {QUOTE_SIZE_MAX} bytes')
-    return read_b64url(text, "quote")
+    if type(text) is not str or len(text) > _QUOTE_TEXT_MAX:
+        raise MessageError(f'"quote" is not base64 of at most {QUOTE_SIZE_MAX} bytes')
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise MessageError('"quote" is not base64') from error
+    if not data or b64(data) != text:
+        raise MessageError('"quote" is not base64 in its one spelling')
+    return data
 
 
 def _flag(members: Mapping[str, Any], name: str) -> bool:

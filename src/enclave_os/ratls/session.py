@@ -46,6 +46,7 @@ from enclave_os.ratls.attest_message import (
     Ask,
     MessageError,
     Present,
+    b64,
     b64url,
     read_message,
 )
@@ -223,7 +224,7 @@ class SessionAttestation:
             "v": VERSION,
             "mode": ask.mode,
             "tee": TEE,
-            "quote": b64url(quote),
+            "quote": b64(quote),
             "gpu_evidence": None,
             "quote_time": quote_time,
             "client_evidence": "none" if client_context is None else "required",

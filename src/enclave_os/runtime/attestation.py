@@ -10,7 +10,7 @@ from enclave_os.evidence import oids
 from enclave_os.evidence.binding import minute_text, session_deterministic
 from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.http import Connection, Request
-from enclave_os.ratls.attest_message import b64url
+from enclave_os.ratls.attest_message import b64
 from enclave_os.ratls.attester import Attester
 from enclave_os.ratls.certificate import LeafEvidenceSource, choose_policy
 from enclave_os.ratls.client_judge import ClientJudge
@@ -135,7 +135,7 @@ class Attestation:
             "config_root": self._tree.root.hex(),
             "leaves": [{"name": leaf.name, "sha256": leaf.sha256.hex()} for leaf in self._tree.manifest()],
             "certificates": {"policy": self.policy, "because": self.policy_reason},
-            "quote": b64url(quote),
+            "quote": b64(quote),
             "quote_time": minute,
             "chain_pem": list(self.chain_pem),
             "state": self.state_document(),

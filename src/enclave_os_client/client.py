@@ -1,0 +1,194 @@
+"""httpx clients that know what they talk to: every connection is attested before a byte of a request is on it.
+
+    from enclave_os_client.client import Client, Demands, Policy
+
+    with Client(Demands(policy=Policy(mr_enclaves=frozenset({MEASUREMENT})))) as client:
+        print(client.get("https://enclave.example/hello").text)
+
+All the rest is httpx: timeouts, pooling, streaming, headers. A connection whose evidence has aged (five minutes) is not
+used again; a new one is attested. Proxies, environment variables and plain http are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+import httpx
+
+from enclave_os.errors import InternalError, UsageError
+from enclave_os.evidence.policy import Policy
+
+from .connect import open_async_stream, open_stream, server_name
+from .demands import ClientIdentity, Demands, Mode
+from .examination import Attestation
+from .tls_stream import TLSStream
+
+__all__ = ["AsyncClient", "Attestation", "Client", "ClientIdentity", "Demands", "Mode", "Policy", "attestation_of"]
+
+SocketOptions = Iterable[Any] | None
+
+
+def attestation_of(response: httpx.Response) -> Attestation:
+    """What was found of the connection that a response came by. Raises: UsageError: not a response of these clients."""
+    stream = response.extensions.get("network_stream")
+    found = getattr(stream, "attestation", None)
+    if not isinstance(found, Attestation):
+        raise UsageError("this response did not come by an attested connection")
+    return found
+
+
+class Client(httpx.Client):
+    """An httpx.Client whose connections are attested.
+
+    Args:
+        demands: what must hold of every server.
+        arguments: httpx.Client's own, but for `transport`, `verify`, `cert`, `proxy`, `mounts` and `trust_env`.
+    Raises from requests: AttestationError (with its code), ServerProtocolError, and httpx's own errors.
+    """
+
+    def __init__(self, demands: Demands, **arguments: Any) -> None:
+        super().__init__(transport=_Transport(demands), trust_env=False, **arguments)
+
+
+class AsyncClient(httpx.AsyncClient):
+    """The same for async code."""
+
+    def __init__(self, demands: Demands, **arguments: Any) -> None:
+        super().__init__(transport=_AsyncTransport(demands), trust_env=False, **arguments)
+
+
+class _Transport(httpx.HTTPTransport):
+    def __init__(self, demands: Demands) -> None:
+        super().__init__(verify=False, trust_env=False)
+        self._pool = httpcore.ConnectionPool(network_backend=_Backend(demands), http1=True, http2=False)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        _check_scheme(request)
+        return super().handle_request(request)
+
+
+class _AsyncTransport(httpx.AsyncHTTPTransport):
+    def __init__(self, demands: Demands) -> None:
+        super().__init__(verify=False, trust_env=False)
+        self._pool = httpcore.AsyncConnectionPool(network_backend=_AsyncBackend(demands), http1=True, http2=False)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        _check_scheme(request)
+        return await super().handle_async_request(request)
+
+
+def _check_scheme(request: httpx.Request) -> None:
+    if request.url.scheme != "https":
+        raise UsageError(f"{request.url.scheme}:// cannot be attested; use https://")
+
+
+class _Backend(httpcore.NetworkBackend):
+    def __init__(self, demands: Demands) -> None:
+        self._demands = demands
+        self._plain = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: SocketOptions = None,
+    ) -> httpcore.NetworkStream:
+        plain = self._plain.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _Unattested(plain, server_name(host, port), self._demands)
+
+
+class _AsyncBackend(httpcore.AsyncNetworkBackend):
+    def __init__(self, demands: Demands) -> None:
+        self._demands = demands
+        self._plain = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: SocketOptions = None,
+    ) -> httpcore.AsyncNetworkStream:
+        plain = await self._plain.connect_tcp(host, port, timeout, local_address, socket_options)
+        return _AsyncUnattested(plain, server_name(host, port), self._demands)
+
+    async def sleep(self, seconds: float) -> None:
+        await self._plain.sleep(seconds)
+
+
+class _Unattested(httpcore.NetworkStream):
+    """A TCP connection that nothing can be written to: httpcore has to start TLS on it, which attests the server."""
+
+    def __init__(self, plain: httpcore.NetworkStream, server: str, demands: Demands) -> None:
+        self._plain = plain
+        self._server = server
+        self._demands = demands
+
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        """Ours, not `ssl_context`'s."""
+        host = server_hostname or self._server.rpartition(":")[0].strip("[]")
+        stream, found = open_stream(self._plain, host, self._server, self._demands)
+        return _admitted(stream, found)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        raise InternalError("a connection was read before it was attested")
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        raise InternalError("a connection was written to before it was attested")
+
+    def close(self) -> None:
+        self._plain.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._plain.get_extra_info(info)
+
+
+class _AsyncUnattested(httpcore.AsyncNetworkStream):
+    """As `_Unattested`."""
+
+    def __init__(self, plain: httpcore.AsyncNetworkStream, server: str, demands: Demands) -> None:
+        self._plain = plain
+        self._server = server
+        self._demands = demands
+
+    async def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        host = server_hostname or self._server.rpartition(":")[0].strip("[]")
+        stream, found = await open_async_stream(self._plain, host, self._server, self._demands)
+        try:
+            found.require()
+        except BaseException:
+            await stream.aclose()
+            raise
+        stream.attestation = found
+        return stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        raise InternalError("a connection was read before it was attested")
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        raise InternalError("a connection was written to before it was attested")
+
+    async def aclose(self) -> None:
+        await self._plain.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._plain.get_extra_info(info)
+
+
+def _admitted(stream: TLSStream, found: Attestation) -> TLSStream:
+    try:
+        found.require()
+    except BaseException:
+        stream.close()
+        raise
+    stream.attestation = found
+    return stream

@@ -1,0 +1,192 @@
+"""One connection, from TCP to the verdict: handshake, examination, and then either a stream to use or a refusal.
+
+The examination's exchanges are HTTP/1.1 on the connection itself, before anything of the user's is on it; h11 keeps the
+protocol, the streams carry the bytes. The two halves differ in `await` alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+
+import h11
+import httpcore
+
+from enclave_os._tls import TLSContext, TLSEngine
+from enclave_os._x509 import Identity
+from enclave_os.errors import ServerProtocolError
+from enclave_os.evidence.binding import CHALLENGE_SIZE
+
+from .demands import Demands, Mode
+from .examination import Answer, Ask, Attestation, Channel, Examination
+from .tls_stream import AsyncTLSStream, TLSStream
+
+READ_SIZE: Final = 64 << 10
+HEAD_SIZE_MAX: Final = 64 << 10
+
+
+class _Handshake:
+    """What one connection's TLS is made of.
+
+    Attributes:
+        engine: client's end, not started.
+        challenge: what its ClientHello carries, or None.
+        shown: what it answered the server's CertificateRequest with, once it did.
+    """
+
+    def __init__(self, host: str, demands: Demands) -> None:
+        wanted = demands.mode is Mode.CHALLENGE or demands.identity is not None
+        self.challenge = secrets.token_bytes(CHALLENGE_SIZE) if wanted else None
+        self.shown: Identity | None = None
+        self._demands = demands
+        context = TLSContext.client(
+            ca_pem=demands.ca_pem,
+            dangerously_skip_verification=demands.ca_pem is None,  # the evidence decides, then
+            choose_client=self._choose if demands.identity is not None else None,
+        )
+        self.engine = TLSEngine(context, host, self.challenge)
+
+    def _choose(self, nonce: bytes | None) -> Identity | None:
+        if self._demands.identity is not None:
+            self.shown = self._demands.identity.identify(nonce)
+        return self.shown
+
+
+class _Exchange:
+    """HTTP/1.1 for the examination's own requests."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_SIZE_MAX)
+
+    def request(self, ask: Ask) -> bytes:
+        """The bytes of one request."""
+        headers = [("Host", self._server), ("Accept", "application/json")]
+        if ask.body is not None:
+            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(ask.body)))]
+        method = "GET" if ask.body is None else "POST"
+        parts = [self._http.send(h11.Request(method=method, target=ask.path, headers=headers))]
+        if ask.body is not None:
+            parts.append(self._http.send(h11.Data(data=ask.body)))
+        parts.append(self._http.send(h11.EndOfMessage()))
+        return b"".join(part for part in parts if part)
+
+    def answer(self, ask: Ask, parts: _Parts, data: bytes | None) -> Answer | None:
+        """Take bytes that came; None: more are needed. Raises: ServerProtocolError."""
+        try:
+            if data is not None:
+                self._http.receive_data(data)
+            while True:
+                event = self._http.next_event()
+                if event is h11.NEED_DATA:
+                    return None
+                if isinstance(event, h11.Response):
+                    parts.status = event.status_code
+                elif isinstance(event, h11.Data):
+                    parts.body += event.data
+                    if len(parts.body) > ask.size_max:
+                        raise ServerProtocolError(f"the answer to {ask.path} has more than {ask.size_max} bytes")
+                elif isinstance(event, h11.EndOfMessage):
+                    answer = Answer(parts.status, bytes(parts.body))
+                    if self._http.their_state is h11.DONE and self._http.our_state is h11.DONE:
+                        self._http.start_next_cycle()
+                    return answer
+                elif isinstance(event, h11.ConnectionClosed):
+                    raise ServerProtocolError(f"the server ended the connection before it answered {ask.path}")
+        except h11.RemoteProtocolError as error:
+            raise ServerProtocolError(f"the answer to {ask.path} is not HTTP/1.1: {error}") from error
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection can carry another request."""
+        return self._http.our_state is h11.IDLE
+
+
+class _Parts:
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = bytearray()
+
+
+def open_stream(
+    plain: httpcore.NetworkStream, host: str, server: str, demands: Demands
+) -> tuple[TLSStream, Attestation]:
+    """Shake hands over `plain`, which it takes over, and examine the server.
+
+    Args:
+        host: name or address to check and ask for. server: `host:port`, as the Host field and the memory have it.
+    Returns: the stream, ready for use, and what was found; whether that is enough is for `Attestation.require`.
+    Raises: ServerProtocolError, httpcore's network errors, MemoryFileError: the stream is closed then.
+    """
+    handshake = _Handshake(host, demands)
+    stream = TLSStream(plain, handshake.engine, demands.monotonic)
+    try:
+        stream.due = demands.monotonic() + demands.attest_seconds
+        stream.shake_hands()
+        exchange = _Exchange(server)
+        channel = Channel(server, handshake.engine, handshake.challenge, handshake.shown)
+        steps = Examination(channel, demands).steps()
+        try:
+            ask = next(steps)
+            while True:
+                stream.write(exchange.request(ask))
+                parts = _Parts()
+                answer = exchange.answer(ask, parts, None)
+                while answer is None:
+                    answer = exchange.answer(ask, parts, stream.read(READ_SIZE))
+                ask = steps.send(answer)
+        except StopIteration as end:
+            found: Attestation = end.value
+        stream.due = None
+        stream.admit(found.proven_at + demands.evidence_seconds, usable=exchange.usable)
+    except BaseException:
+        stream.close()
+        raise
+    return stream, found
+
+
+async def open_async_stream(
+    plain: httpcore.AsyncNetworkStream, host: str, server: str, demands: Demands
+) -> tuple[AsyncTLSStream, Attestation]:
+    """As `open_stream`."""
+    handshake = _Handshake(host, demands)
+    stream = AsyncTLSStream(plain, handshake.engine, demands.monotonic)
+    try:
+        stream.due = demands.monotonic() + demands.attest_seconds
+        await stream.shake_hands()
+        exchange = _Exchange(server)
+        channel = Channel(server, handshake.engine, handshake.challenge, handshake.shown)
+        steps = Examination(channel, demands).steps()
+        try:
+            ask = next(steps)
+            while True:
+                await stream.write(exchange.request(ask))
+                parts = _Parts()
+                answer = exchange.answer(ask, parts, None)
+                while answer is None:
+                    answer = exchange.answer(ask, parts, await stream.read(READ_SIZE))
+                ask = steps.send(answer)
+        except StopIteration as end:
+            found: Attestation = end.value
+        stream.due = None
+        stream.admit(found.proven_at + demands.evidence_seconds, usable=exchange.usable)
+    except BaseException:
+        await stream.aclose()
+        raise
+    return stream, found
+
+
+def examine(host: str, port: int, demands: Demands) -> Attestation:
+    """Connect, examine, and hang up: what `enclave-os verify` does.
+
+    Raises: ServerProtocolError, httpcore's network errors, MemoryFileError.
+    """
+    plain = httpcore.SyncBackend().connect_tcp(host, port, timeout=demands.attest_seconds)
+    stream, found = open_stream(plain, host, server_name(host, port), demands)
+    stream.close()
+    return found
+
+
+def server_name(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets; the port always, so that two servers of one host are two."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

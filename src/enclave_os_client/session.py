@@ -1,0 +1,243 @@
+"""The client's half of session-bound attestation (RA-TLS v2): what is asked, and a strict reading of the answer.
+
+    POST /__privasys/attest   {"v":2,"mode":"challenge","leaf":…,"context":…}        -> evidence bound to this session
+                              {"v":2,"mode":"deterministic","leaf":…}                -> evidence bound to a minute
+                              {"v":2,"mode":"present","context":…,"quote":…,…}       -> 204: ours was accepted
+
+Bytes in, values out: no sockets, no clock. Invariant: what the server wrote is an allegation until `verify` has judged
+the quote in it, and nothing of it is used before its form was checked.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from enclave_os.errors import AttestationError, ServerProtocolError
+from enclave_os.evidence.binding import CONTEXT_SIZE
+from enclave_os.evidence.quote import QUOTE_SIZE_MAX
+
+from .strict_json import load_object
+
+ATTEST_PATH: Final = "/__privasys/attest"
+VERSION: Final = 2
+TEE: Final = "sgx"
+
+REPLY_SIZE_MAX: Final = 768 << 10
+"""A quote of at most 16 KiB in base64, and collateral of at most 512 KiB (Intel's has some 14) in JSON."""
+
+STATE_NUMBER_MAX: Final = (1 << 64) - 1  # boot and version are u64
+ROOT_SIZE: Final = 32
+BOOT_NONCE_SIZE: Final = 32
+ERROR_TEXT_MAX: Final = 200  # of a server's own words in ours
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """Where a server says that its sealed store stands.
+
+    Attributes:
+        boot: how often the enclave has started on this sealed state.
+        boot_nonce: drawn anew at each start; two enclaves on copies of one state have the same boot, never this.
+        version: of the key-value store, raised with every write batch.
+        root: of its contents at that version; None while there is no store.
+    """
+
+    boot: int
+    boot_nonce: bytes
+    version: int
+    root: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The server's answer to an attest request; every value is alleged.
+
+    Attributes:
+        quote_time: 17 characters, the minute in which the quote was made.
+        client_context: what the client's own evidence must be bound to; None when none is wanted.
+        collateral: JSON text of the stapled collateral, or None.
+    """
+
+    mode: str
+    quote: bytes
+    quote_time: str
+    client_required: bool
+    client_context: bytes | None
+    collateral: str | None
+    state: StoreState | None
+
+
+def challenge_request(leaf_spki_sha256: bytes, context: bytes, *, collateral: bool) -> bytes:
+    """Ask for evidence bound to this TLS session and to `context` (32 fresh random bytes)."""
+    return _encode(
+        mode="challenge",
+        leaf=base64url(leaf_spki_sha256),
+        context=base64url(context),
+        **({"collateral": True} if collateral else {}),
+    )
+
+
+def deterministic_request(leaf_spki_sha256: bytes, *, collateral: bool) -> bytes:
+    """Ask for evidence bound to the minute: not session-bound, and never taken for it."""
+    return _encode(
+        mode="deterministic", leaf=base64url(leaf_spki_sha256), **({"collateral": True} if collateral else {})
+    )
+
+
+def present_request(context: bytes, quote: bytes, quote_time: str) -> bytes:
+    """Show our own evidence, bound to the server's `context`."""
+    return _encode(
+        mode="present",
+        context=base64url(context),
+        tee=TEE,
+        quote=base64.b64encode(quote).decode("ascii"),
+        quote_time=quote_time,
+    )
+
+
+def read_reply(status: int, body: bytes, mode: str) -> Reply:
+    """Read the answer to a request of `mode`.
+
+    Raises:
+        AttestationError: `no_evidence`: the server refuses, is busy, or serves no attestation at all.
+        ServerProtocolError: what it sent is not such an answer.
+    """
+    if status != 200:
+        raise AttestationError(_refusal(status, body), "no_evidence")
+    found = load_answer(body, "the answer to the attest request")
+    if found.get("v") != VERSION or isinstance(found.get("v"), bool):
+        raise _malformed("its version is not 2")
+    if found.get("mode") != mode:
+        raise _malformed("it is of another mode than was asked for")
+    if found.get("tee") != TEE:
+        raise _malformed("its TEE is not sgx")
+    if found.get("gpu_evidence") is not None:
+        raise _malformed("it carries GPU evidence, which an SGX enclave has none of")
+    quote = _decode_base64(found, "quote")
+    if len(quote) > QUOTE_SIZE_MAX:
+        raise _malformed(f"its quote has more than {QUOTE_SIZE_MAX} bytes")
+    quote_time = found.get("quote_time")
+    if not isinstance(quote_time, str):
+        raise _malformed("its quote_time is not a text")
+    wanted = found.get("client_evidence")
+    if wanted not in ("none", "required"):
+        raise _malformed('its client_evidence is neither "none" nor "required"')
+    context = found.get("client_context")
+    if context is not None:
+        context = _decode_base64url(context, "client_context", CONTEXT_SIZE)
+    if wanted == "required" and context is None:
+        raise _malformed("it requires evidence of the client but gives no client_context")
+    collateral = found.get("collateral")
+    if collateral is not None and not isinstance(collateral, dict):
+        raise _malformed("its collateral is not an object")
+    return Reply(
+        mode=mode,
+        quote=quote,
+        quote_time=quote_time,
+        client_required=wanted == "required",
+        client_context=context,
+        collateral=None if collateral is None else json.dumps(collateral),
+        state=_read_state(found.get("state")),
+    )
+
+
+def read_presented(status: int, body: bytes) -> None:
+    """Read the answer to our own evidence.
+
+    Raises: AttestationError: `client_refused`: it was not accepted.
+    """
+    if status != 204:
+        raise AttestationError(f"the server does not accept this client's evidence: {_refusal(status, body)}",
+                               "client_refused")  # fmt: skip
+
+
+def load_answer(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object of a server's. Raises: ServerProtocolError: it is none; `what` it should have been."""
+    try:
+        return load_object(data)
+    except ValueError as error:
+        raise ServerProtocolError(f"{what} is not a JSON object without doubled members") from error
+
+
+def base64url(data: bytes) -> str:
+    """RFC 4648 5, without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def printable(text: str) -> str:
+    """A peer's text, cut and escaped, so that it cannot pass for ours or move a terminal's cursor."""
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:ERROR_TEXT_MAX])
+    return shown + ("…" if len(text) > ERROR_TEXT_MAX else "")
+
+
+def _encode(**members: object) -> bytes:
+    return json.dumps({"v": VERSION, **members}, separators=(",", ":")).encode("ascii")
+
+
+def _refusal(status: int, body: bytes) -> str:
+    known = {
+        403: "it refuses",
+        404: "it serves no attestation at this path",
+        429: "it is asked too often; try again later",
+        503: "it cannot make a quote now; try again later",
+    }
+    try:
+        said = load_answer(body, "the refusal").get("error")
+    except ServerProtocolError:
+        said = None
+    text = f"the server answers {status}: {known.get(status, 'it gives no evidence')}"
+    return f"{text} ({printable(said)})" if isinstance(said, str) else text
+
+
+def _read_state(found: object) -> StoreState | None:
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise _malformed("its state is not an object")
+    return StoreState(
+        boot=_number(found, "boot"),
+        boot_nonce=_decode_base64url(found.get("boot_nonce"), "boot_nonce", BOOT_NONCE_SIZE),
+        version=_number(found, "version"),
+        root=None if found.get("root") is None else _decode_base64url(found["root"], "root", ROOT_SIZE),
+    )
+
+
+def _number(found: Mapping[str, object], name: str) -> int:
+    value = found.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= STATE_NUMBER_MAX:
+        raise _malformed(f"its state's {name} is not a number of 64 bits")
+    return value
+
+
+def _decode_base64(found: Mapping[str, object], name: str) -> bytes:
+    value = found.get(name)
+    if not isinstance(value, str):
+        raise _malformed(f"its {name} is not base64")
+    try:
+        data = base64.b64decode(value.encode("ascii"), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _malformed(f"its {name} is not base64") from error
+    if base64.b64encode(data).decode("ascii") != value:
+        raise _malformed(f"its {name} is not canonical base64")
+    return data
+
+
+def _decode_base64url(value: object, name: str, size: int) -> bytes:
+    if not isinstance(value, str):
+        raise _malformed(f"its {name} is not base64url")
+    try:
+        data = base64.b64decode(value.encode("ascii") + b"=" * (-len(value) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _malformed(f"its {name} is not base64url") from error
+    if base64url(data) != value or len(data) != size:
+        raise _malformed(f"its {name} is not {size} bytes in base64url without padding")
+    return data
+
+
+def _malformed(what: str) -> ServerProtocolError:
+    return ServerProtocolError(f"the server's answer to the attest request is malformed: {what}")
