@@ -15,6 +15,8 @@ cdef extern from "openssl/crypto.h" nogil:
     int OPENSSL_init_crypto(uint64_t options, const void *settings)
     uint64_t OPENSSL_INIT_NO_LOAD_CONFIG
     const char *OpenSSL_version(int kind)
+    int CRYPTO_memcmp(const void *one, const void *other, size_t size)
+    void OPENSSL_cleanse(void *memory, size_t size)
     int OPENSSL_VERSION
 
 cdef extern from "openssl/err.h" nogil:
@@ -64,6 +66,26 @@ cdef extern from "openssl/evp.h" nogil:
                       size_t digest_size)
     int EVP_PKEY_assign(EVP_PKEY *key, int kind, void *inner)
 
+cdef extern from "openssl/evp.h" nogil:
+    ctypedef struct EVP_CIPHER:
+        pass
+    ctypedef struct EVP_CIPHER_CTX:
+        pass
+    const EVP_CIPHER *EVP_aes_256_gcm()
+    EVP_CIPHER_CTX *EVP_CIPHER_CTX_new()
+    void EVP_CIPHER_CTX_free(EVP_CIPHER_CTX *context)
+    int EVP_CIPHER_CTX_ctrl(EVP_CIPHER_CTX *context, int command, int size, void *data)
+    int EVP_CTRL_AEAD_GET_TAG
+    int EVP_CTRL_AEAD_SET_TAG
+    int EVP_EncryptInit_ex(EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, ENGINE *engine, const unsigned char *key,
+                           const unsigned char *nonce)
+    int EVP_EncryptUpdate(EVP_CIPHER_CTX *context, unsigned char *out, int *out_size, const unsigned char *data, int size)
+    int EVP_EncryptFinal_ex(EVP_CIPHER_CTX *context, unsigned char *out, int *out_size)
+    int EVP_DecryptInit_ex(EVP_CIPHER_CTX *context, const EVP_CIPHER *cipher, ENGINE *engine, const unsigned char *key,
+                           const unsigned char *nonce)
+    int EVP_DecryptUpdate(EVP_CIPHER_CTX *context, unsigned char *out, int *out_size, const unsigned char *data, int size)
+    int EVP_DecryptFinal_ex(EVP_CIPHER_CTX *context, unsigned char *out, int *out_size)
+
 cdef extern from "openssl/ec.h" nogil:
     ctypedef struct EC_GROUP:
         pass
@@ -91,6 +113,24 @@ cdef extern from "openssl/provider.h" nogil:
     void OSSL_LIB_CTX_free(OSSL_LIB_CTX *library)
     OSSL_PROVIDER *OSSL_PROVIDER_load(OSSL_LIB_CTX *library, const char *name)
     int OSSL_PROVIDER_unload(OSSL_PROVIDER *provider)
+
+cdef extern from "openssl/params.h" nogil:
+    ctypedef struct OSSL_PARAM:
+        pass
+    OSSL_PARAM OSSL_PARAM_construct_utf8_string(const char *name, char *text, size_t size)
+    OSSL_PARAM OSSL_PARAM_construct_octet_string(const char *name, void *data, size_t size)
+    OSSL_PARAM OSSL_PARAM_construct_end()
+
+cdef extern from "openssl/kdf.h" nogil:
+    ctypedef struct EVP_KDF:
+        pass
+    ctypedef struct EVP_KDF_CTX:
+        pass
+    EVP_KDF *EVP_KDF_fetch(OSSL_LIB_CTX *library, const char *name, const char *properties)
+    void EVP_KDF_free(EVP_KDF *kdf)
+    EVP_KDF_CTX *EVP_KDF_CTX_new(EVP_KDF *kdf)
+    void EVP_KDF_CTX_free(EVP_KDF_CTX *context)
+    int EVP_KDF_derive(EVP_KDF_CTX *context, unsigned char *out, size_t size, const OSSL_PARAM *parameters)
 
 cdef extern from "openssl/bio.h" nogil:
     ctypedef struct BIO:

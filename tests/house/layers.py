@@ -33,6 +33,7 @@ MAY: dict[str, set[str]] = {
     # 1 edge: border touches shared memory, the natives touch OpenSSL, never both
     "enclave_os.errors": WIRE,
     "enclave_os._openssl": set(),
+    "enclave_os._aead": TRUSTED_BASE | {"enclave_os._openssl"},
     "enclave_os._x509": TRUSTED_BASE | {"enclave_os._openssl"},
     "enclave_os._tls": TRUSTED_BASE | {"enclave_os._openssl", "enclave_os._x509"},
     "enclave_os.border": TRUSTED_BASE,
