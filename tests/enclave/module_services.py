@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
-from enclave_os.http import Request, Response, error_response, make_request
+from enclave_os.http import HTTPError, Request, Response, error_response, make_request
 from enclave_os.modules.api import Module, Route, Services, Status
 from enclave_os.modules.registry import Registry
 from tests.enclave.tokens import FixedClock
@@ -42,6 +42,9 @@ class NobodyAttested:
 
     def peer(self, request: Request) -> None:
         return None
+
+    def require_session(self, request: Request, policy: Any = None) -> NoReturn:
+        raise HTTPError(403, "nobody is attested")
 
 
 def make_services(

@@ -22,7 +22,7 @@ from enclave_os.ratls.session import CONTEXT_NS, EVIDENCE_NS, MESSAGES_BURST, St
 from enclave_os_client.demands import Demands
 from tests.enclave.attested import CLIENT_MEASUREMENT, NS, POLICY, ClientEnclave, Connection, Enclave, examine
 from tests.enclave.certificates import Authority
-from tests.enclave.tls_peers import shake_hands
+from tests.enclave.tls_peers import Forger, shake_hands
 from tests.evidence.forge import Forge
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "ratls-v2"
@@ -402,3 +402,13 @@ class TestVectors:
         assert vector["client_label"].encode() == EXPORTER_LABEL_CLIENT
         for label, expected in ((EXPORTER_LABEL, vector["hctx"]), (EXPORTER_LABEL_CLIENT, vector["client_hctx"])):
             assert self.exporter(master, label, context, vector["length"], algorithm).hex() == expected
+
+    def test_a_live_engine_exports_by_the_same_rule(self, enclave: Enclave, tmp_path: Path) -> None:
+        """The key log of a real session has its exporter secret (AES-256, so SHA-384)."""
+        engine, log = TLSEngine(TLSContext.server(enclave.choose)), tmp_path / "keys"
+        Forger(engine, log)
+        (line,) = (line for line in log.read_text().splitlines() if line.startswith("EXPORTER_SECRET"))
+        master = bytes.fromhex(line.split()[2])
+        for label in (EXPORTER_LABEL, EXPORTER_LABEL_CLIENT):
+            expected = self.exporter(master, label, CONTEXT, 32, "sha384")
+            assert engine.export_keying_material(label.decode(), CONTEXT, 32) == expected

@@ -70,6 +70,13 @@ class PeerAttestation(Protocol):
         ago, under the configuration that is in force. One of tier `handshake` says who, to whom that is enough.
         """
 
+    def require_session(self, request: Request, policy: Callable[[PeerIdentity], bool] | None = None) -> PeerIdentity:
+        """The caller as proven for this session, for what only an attested enclave may have.
+
+        Args: policy: a narrower choice among those whom `[attestation]` lets in; False refuses.
+        Raises: HTTPError: 403, and the text says what the caller has to do.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Status:

@@ -191,10 +191,16 @@ class SessionAttestation:
             return self._present(connection, record, message)
         return self._attest(connection, record, message)
 
-    def admit(self, connection: AttestedConnection) -> Reply | None:
-        """Take one message's share for a route that costs about as much; a Reply refuses it. Raises: ConnectionGone."""
+    def admit(self, connection: AttestedConnection, *, quote: bool = False) -> Reply | None:
+        """Take a message's share for another route, and with `quote` a quote's. Returns: a Reply that refuses, or None.
+
+        Raises: ConnectionGone.
+        """
         wait = self._record(connection).messages.take()
-        return self._too_many(wait, "too many attestation messages on this connection") if wait else None
+        if wait:
+            return self._too_many(wait, "too many attestation messages on this connection")
+        wait = self._quotes.take() if quote else 0.0
+        return self._too_many(wait, "too many quotes are asked for") if wait else None
 
     def _attest(self, connection: AttestedConnection, record: _Record, ask: Ask) -> Reply:
         spki = connection.leaf_spki_sha256

@@ -33,7 +33,3 @@ class TokenBucket:
             self._tokens -= 1
             return 0.0
         return (1 - self._tokens) / self._rate
-
-    def give_back(self) -> None:
-        """Return a token that bought nothing."""
-        self._tokens = min(self._burst, self._tokens + 1)

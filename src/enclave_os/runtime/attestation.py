@@ -9,7 +9,7 @@ from enclave_os.errors import AttestationError, ClockUntrusted
 from enclave_os.evidence import oids
 from enclave_os.evidence.binding import minute_text, session_deterministic
 from enclave_os.evidence.identity import PeerIdentity
-from enclave_os.http import Connection, Request
+from enclave_os.http import Connection, HTTPError, Request
 from enclave_os.ratls.attest_message import b64
 from enclave_os.ratls.attester import Attester
 from enclave_os.ratls.certificate import LeafEvidenceSource, choose_policy
@@ -21,6 +21,15 @@ from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.wire.setting_table import Attestation as AttestationSettings
 
 STATE_VERSION_SIZE: Final = 8
+
+UNATTESTED: Final = (
+    "this needs an attested caller: connect with an RA-TLS certificate, then present evidence for this session "
+    "(POST /__privasys/attest, mode present), at most five minutes ago"
+)
+
+QUOTE_SHARE_MAX: Final = 0.25
+"""Of the one thread's time that attest requests may take for quotes, whatever `quotes_per_second` says: on hardware a
+quote holds everybody up for milliseconds (RT11)."""
 
 
 class Attestation:
@@ -66,7 +75,7 @@ class Attestation:
             trusted_ns=clock.trusted_ns,
             monotonic=clock.monotonic,
             random=random,
-            quotes_per_second=settings.quotes_per_second,
+            quotes_per_second=session_quote_rate(attester, settings.quotes_per_second),
             state=state,
         )
         self.policy, self.policy_reason = choose_policy(settings.certificates, attester.quote_seconds)
@@ -107,6 +116,15 @@ class Attestation:
         """Who the caller of a request proved to be; see `modules.api.PeerAttestation`."""
         return self.sessions.peer(request.connection)
 
+    def require_session(self, request: Request, policy: Callable[[PeerIdentity], bool] | None = None) -> PeerIdentity:
+        """The caller, authorised by this TLS session; see `modules.api.PeerAttestation`. Raises: HTTPError: 403."""
+        peer = self.peer(request)
+        if peer is None or peer.tier != "session":
+            raise HTTPError(403, UNATTESTED)
+        if policy is not None and not policy(peer):
+            raise HTTPError(403, "the attested caller is not one that may do this")
+        return peer
+
     # -- routes -------------------------------------------------------------------------------------------------------
 
     def answer(self, connection: Connection, body: bytes) -> Reply:
@@ -115,7 +133,7 @@ class Attestation:
 
     def manifest(self, connection: Connection) -> Reply:
         """The manifest, with deterministic evidence for this connection's key."""
-        refused = self.sessions.admit(connection)
+        refused = self.sessions.admit(connection, quote=True)
         if refused is not None:
             return refused
         try:
@@ -182,3 +200,13 @@ class Attestation:
         if state is None or state.root is None:
             return ()
         return ((oids.KV_STATE, state.root + state.version.to_bytes(STATE_VERSION_SIZE, "big")),)
+
+
+def session_quote_rate(attester: Attester, wanted: int) -> float:
+    """Quotes a second for attest requests: what the operator wants, as far as the one thread has the time for them.
+
+    A simulated quote takes no time worth counting, and one measurement of it on a busy machine says too little.
+    """
+    if attester.simulated:
+        return float(wanted)
+    return min(float(wanted), QUOTE_SHARE_MAX / max(attester.quote_seconds, 1e-6))
