@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enclave_os._x509 import Identity
 from enclave_os.errors import AttestationError, ServerProtocolError, UsageError
 from enclave_os.evidence import oids
-from enclave_os.evidence.config_leaf import config_leaf
+from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.leaf import read_leaf
 from enclave_os.evidence.merkle import verify_inclusion
 from enclave_os_client import client as attesting
@@ -193,6 +193,8 @@ class TestApplications:
         assert found.leaf is not None
         assert found.leaf.names == ("app.example",)
         assert found.leaf.oids[oids.APP_CODE] == bytes(32)
+        stated = config_leaf("apps", canonical_json({"app.example": {oids.APP_CODE: bytes(32).hex()}}))
+        assert {"name": "apps", "sha256": stated[-32:].hex()} in manifest(server)["leaves"]
         stream.close()
         with httpx.Client(verify=client_context(server)) as client:
             for host, status in (("APP.example.:443", 421), ("localhost", 200), ("unknown.example", 200)):

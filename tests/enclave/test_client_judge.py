@@ -12,8 +12,10 @@ import pytest
 from enclave_os._x509 import Identity, LeafMinter
 from enclave_os.errors import AttestationError, ClockUntrusted, ConfigError
 from enclave_os.evidence import oids
+from enclave_os.evidence.appraise import appraise
 from enclave_os.evidence.binding import certificate_challenge, minute_text, session_challenge
 from enclave_os.evidence.collateral import Collateral
+from enclave_os.evidence.policy import Policy
 from enclave_os.ratls.attest_message import Present
 from enclave_os.ratls.client_judge import ClientJudge, client_policy
 from enclave_os.wire.setting_table import Attestation as Settings
@@ -26,6 +28,7 @@ from tests.evidence.forge import MEASUREMENT, SIGNER, Forge
 
 NONCE, CONTEXT, HCTX = bytes(32), b"c" * 32, b"h" * 32
 BY_MEASUREMENT = Settings(client_mr_enclaves=(MEASUREMENT.hex(), "ab" * 32))
+ANYBODY = Policy(any_identity=True, allow_simulated=True, image_profile=None)
 DEBUG = bytes.fromhex("07000000000000000700000000000000")
 CA = Authority.make("An operator's root")
 OTHER_CA = Authority.make("Somebody else's root")
@@ -184,6 +187,22 @@ def test_the_session_is_judged_by_the_same_policy(forge: Forge, now: int, change
     with pytest.raises(AttestationError) as refused:
         present(judge(forge, now), forge, now, **changes)
     assert refused.value.code == code
+
+
+def test_a_platform_that_is_not_on_the_list_is_refused(forge: Forge, now: int) -> None:
+    """RT10: genuine evidence of a stranger's machine."""
+    verdict = appraise(
+        forge.quote(bytes(64)), forge.collateral, now=now, report_data=bytes(64), policy=ANYBODY, leaf=None
+    )
+    assert verdict.accepted
+    for listed, accepted in (((verdict.ppid.hex(),), True), ((bytes(16).hex(),), False)):
+        judged = judge(forge, now, dataclasses.replace(BY_MEASUREMENT, client_platform_ids=listed))
+        if accepted:
+            assert present(judged, forge, now).tier == "session"
+        else:
+            with pytest.raises(AttestationError) as refused:
+                present(judged, forge, now)
+            assert refused.value.code == "platform"
 
 
 def test_a_security_version_below_the_floor_is_refused(forge: Forge, now: int) -> None:

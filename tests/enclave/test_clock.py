@@ -61,6 +61,18 @@ def test_ck1_no_time_is_no_trust(answer: object) -> None:
     assert clock.trusted_ns() == NOW + 1
 
 
+def test_a_look_raises_the_floor_and_reports_doubt() -> None:
+    host = Host()
+    clock = Clock(host)
+    assert clock.look() is None
+    assert clock.floor_ns == NOW
+    host.now = OSError("no clock")
+    assert isinstance(clock.look(), ClockUntrusted)
+    host.now = NOW + 25 * HOUR
+    assert isinstance(clock.look(), ClockUntrusted)
+    assert clock.floor_ns == NOW
+
+
 def test_a_bug_is_not_taken_for_weather() -> None:
     clock = Clock(Host(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,9 @@ from enclave_os.http import HTTPError, Response, make_request
 from enclave_os.modules.attestation import ATTEST_PATH, AttestationRoutes
 from enclave_os.modules.registry import Registry
 from enclave_os.ratls.session import MESSAGES_BURST
+from enclave_os.ratls.settings_leaves import settings_leaves
 from enclave_os.runtime.attestation import QUOTE_SHARE_MAX, session_quote_rate
+from enclave_os.wire.setting_table import CertificateAuthority, EnclaveSettings
 from tests.enclave.attestation_rig import CHALLENGE, CLIENT_MEASUREMENT, SELF_TAUGHT, Rig, Session
 from tests.enclave.module_services import answer, registry
 from tests.evidence.conftest import forge as forge  # a fixture
@@ -87,6 +91,22 @@ def test_the_manifest(rig: Rig, routes: Registry) -> None:
     expected = session_deterministic(session.connection.leaf_spki_sha256, manifest["quote_time"])
     assert quote.body.report_data == expected
     assert session.connection.tag == "none", "looking is not attesting"
+
+
+def test_the_documentation_recomputes_the_root(rig: Rig, routes: Registry) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    defined: dict[str, Any] = {}
+    exec(code, defined)  # noqa: S102  # what a reader of the page would do
+    rig.tree.update({f"module.app{number}": bytes([number]) for number in range(10)})
+    manifest = document(ask(routes, rig.connect(), "GET", "/attestation"))
+    assert defined["config_root"](manifest) == manifest["config_root"]
+    section = re.search(r"printf '([^']*)' \| sha256sum", page)
+    assert section is not None
+    settings = EnclaveSettings(
+        worker_index=0, worker_count=1, ca=CertificateAuthority(certificate_pem="", key_pem="", key_origin="imported")
+    )
+    assert settings_leaves(settings)["modules"] == section[1].encode()
 
 
 def test_every_leaf_has_a_proof(rig: Rig, routes: Registry) -> None:

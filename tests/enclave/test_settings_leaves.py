@@ -11,7 +11,7 @@ import pytest
 
 from enclave_os.errors import UsageError
 from enclave_os.ratls.config_tree import ConfigTree
-from enclave_os.ratls.settings_leaves import ca_leaves, settings_leaves
+from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.wire.setting_kinds import dump_table
 from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, CertificateAuthority, EnclaveSettings, Issuer
 
@@ -86,3 +86,12 @@ def test_the_ca_s_leaves() -> None:
     assert set(ca_leaves([b"signing"], "imported")) == {"ca.certificate", "ca.key_origin"}
     fingerprint = ConfigTree(leaves.items()).manifest()[0].sha256
     assert fingerprint == hashlib.sha256(b"signing").digest()
+
+
+def test_what_modules_put_into_certificates() -> None:
+    assert certificate_leaves({}, {}) == {"extensions": None, "apps": None}
+    leaves = certificate_leaves({"1.2.4": b"\1", "1.2.3": b""}, {"b.example": {}, "a.example": {"1.2.3": b"\xff"}})
+    assert leaves == {
+        "extensions": b'{"1.2.3":"","1.2.4":"01"}',
+        "apps": b'{"a.example":{"1.2.3":"ff"},"b.example":{}}',
+    }

@@ -179,6 +179,7 @@ def client_policy(settings: Attestation, *, simulated: bool, simulated_root_der:
             mr_signer=bytes.fromhex(settings.client_mr_signer) if settings.client_mr_signer else None,
             isv_prod_id=settings.client_isv_prod_id,
             isv_svn_min=settings.client_isv_svn_min,
+            platform_ids=frozenset(bytes.fromhex(text) for text in settings.client_platform_ids) or None,
             # Simulated evidence is of profile `dev` by nature; on hardware `dev` names what must not come near it.
             image_profile=None if simulated else "production",
             allow_simulated=simulated,

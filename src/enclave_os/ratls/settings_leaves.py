@@ -6,7 +6,7 @@ state folder) never reaches the enclave and is no leaf: it can cost availability
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from enclave_os.evidence.config_leaf import canonical_json
 from enclave_os.wire.setting_kinds import dump_table
@@ -41,3 +41,20 @@ def ca_leaves(certificates_der: Sequence[bytes], key_origin: KeyOrigin) -> dict[
     if above:
         leaves["ca.chain"] = b"".join(above)
     return leaves
+
+
+def certificate_leaves(
+    extensions: Mapping[str, bytes], apps: Mapping[str, Mapping[str, bytes]]
+) -> dict[str, bytes | None]:
+    """What modules put into certificates, as leaves; None where they put nothing.
+
+    `extensions` is an object of OID to value in hexadecimal, `apps` one of host name to such an object.
+    """
+    return {
+        "extensions": canonical_json(_hex(extensions)) if extensions else None,
+        "apps": canonical_json({hostname: _hex(found) for hostname, found in apps.items()}) if apps else None,
+    }
+
+
+def _hex(values: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: value.hex() for name, value in values.items()}

@@ -75,6 +75,14 @@ class Clock:
         self._floor_ns = max(now, self._floor_ns)
         return self._floor_ns
 
+    def look(self) -> ClockUntrusted | None:
+        """Raise the floor to now, as has to be done from time to time. Returns: why now is not believed, or None."""
+        try:
+            self.trusted_ns()
+        except ClockUntrusted as error:
+            return error
+        return None
+
     def confirm(self, claimed_ns: int) -> None:
         """Believe a step ahead after all: a manager named the time, and the host's clock agrees within 24 h.
 

@@ -21,7 +21,7 @@ from enclave_os.modules.core import Core
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
 from enclave_os.ratls.config_tree import ConfigTree
-from enclave_os.ratls.settings_leaves import ca_leaves, settings_leaves
+from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime._ingress import Ingress
 from enclave_os.runtime.attestation import Attestation
@@ -133,7 +133,10 @@ class Server:
         ingress.start()
 
     def _take_modules(self) -> None:
-        """What the modules say of themselves, into tree and certificates. Raises: ConfigError: two say the same."""
+        """What the modules say of themselves, into tree and certificates. Raises: ConfigError: two say the same.
+
+        Their extensions and applications are config leaves as well: whatever a certificate says moves the root.
+        """
         oids: dict[str, bytes] = {}
         apps: dict[str, dict[str, bytes]] = {}
         for module in self._registry.modules:
@@ -149,6 +152,7 @@ class Server:
                 apps[hostname] = dict(app.oids)
         self._attestation.set_module_oids(oids)
         self._certificates.set_apps(apps)
+        self._tree.update(certificate_leaves(oids, apps))
         if self._ingress is not None:
             self._ingress.set_apps(frozenset(apps) or None)
 
@@ -238,11 +242,11 @@ class Server:
 
     def _raise_clock(self) -> None:
         self._clock.http_date()
-        try:
-            self._clock.trusted_ns()
-            self._attestation.sessions.refresh_tags()
-        finally:
-            self._loop.call_later(CLOCK_SECONDS, self._raise_clock)
+        doubt = self._clock.look()
+        if doubt is not None:
+            self._logger.warning("whatever rests on time is denied: %s", doubt)
+        self._attestation.sessions.refresh_tags()
+        self._loop.call_later(CLOCK_SECONDS, self._raise_clock)
 
     def _set_rpc_blocked(self, blocked: bool) -> None:
         if self._ingress is not None:

@@ -36,6 +36,7 @@ from enclave_os.wire.setting_kinds import (
 
 WORKERS_MAX: Final = 64
 MEASUREMENT_SIZE: Final = 32
+PLATFORM_ID_SIZE: Final = 16
 QUOTES_PER_SECOND_MAX: Final = 1_000_000
 DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339e1096653b2a96"
 """MRSIGNER of simulated enclaves unless another is given: SHA-256 of `Enclave OS development signer`, of no key."""
@@ -282,6 +283,12 @@ class Attestation:
     )
     client_isv_svn_min: int = key(
         Integer(0, 65535), 0, "enclave", "Least security version (ISVSVN) that clients must have."
+    )
+    client_platform_ids: tuple[str, ...] = key(
+        ListOf(Hex("a PPID or platform instance id", PLATFORM_ID_SIZE), 0, 1024),
+        [],
+        "enclave",
+        "Machines on which clients may run. Empty: any that Intel has not revoked, so also those of strangers.",
     )
 
 
