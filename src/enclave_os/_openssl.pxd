@@ -55,6 +55,7 @@ cdef extern from "openssl/evp.h" nogil:
         pass
     int EVP_PKEY_EC
     int EVP_PKEY_get_base_id(const EVP_PKEY *key)
+    const EVP_MD *EVP_sha256()
     EVP_PKEY *EVP_PKEY_new()
     void EVP_PKEY_free(EVP_PKEY *key)
     int EVP_PKEY_get_group_name(const EVP_PKEY *key, char *name, size_t room, size_t *size)
@@ -185,6 +186,7 @@ cdef extern from "openssl/x509.h" nogil:
     X509 *X509_d2i_under "eos_d2i_X509_under"(const unsigned char **data, long size, OSSL_LIB_CTX *library)
     int X509_set_pubkey(X509 *certificate, EVP_PKEY *key)
     X509 *X509_new()
+    int X509_sign(X509 *certificate, EVP_PKEY *key, const EVP_MD *digest)
     void X509_free(X509 *certificate)
     int X509_up_ref(X509 *certificate)
     EVP_PKEY *X509_get0_pubkey(const X509 *certificate)
@@ -317,6 +319,7 @@ cdef extern from "openssl/ssl.h" nogil:
     void SSL_set_accept_state(SSL *ssl)
     void SSL_set_connect_state(SSL *ssl)
     int SSL_is_init_finished(const SSL *ssl)
+    int SSL_get_peer_tmp_key(SSL *ssl, EVP_PKEY **key)
     int SSL_read(SSL *ssl, void *to, int room)
     int SSL_write_ex(SSL *ssl, const void *data, size_t size, size_t *written)
     int SSL_shutdown(SSL *ssl)

@@ -16,6 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from enclave_os._openssl cimport BIO_METHOD, SSL, SSL_CTX
 from enclave_os._tls_hello cimport hello_walk_t
+from enclave_os._x509 cimport Identity
 
 # Copies ciphertext inside; `from_` may be shared with the host, so it is read once, here, and never by OpenSSL.
 ctypedef void (*tls_copy_in_t)(uint8_t *to, const uint8_t *from_, size_t size) noexcept nogil
@@ -101,6 +102,7 @@ cdef class TLSContext:
     cdef SSL_CTX *context       # owned
     cdef BIO_METHOD *method     # owned; outlives every connection, since each holds the context
     cdef object choose          # server: ClientHello -> Identity; client: nonce or None -> Identity or None
+    cdef Identity placeholder   # server: for a hello that is answered by a retry; nobody ever sees it
     cdef object judge           # server: (chain, nonce) -> verdict, or None
     cdef tls_protocols_t protocols
     cdef readonly bint is_server

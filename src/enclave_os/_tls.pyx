@@ -40,7 +40,7 @@ from enclave_os._openssl cimport (
     SSL_alert_desc_string_long, SSL_certs_clear, SSL_CIPHER_standard_name, SSL_CLIENT_HELLO_ERROR,
     SSL_client_hello_get0_ext, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX_add_custom_ext, SSL_CTX_free, SSL_CTX_get_cert_store,
     SSL_CTX_set_cert_verify_callback, SSL_CTX_set1_client_sigalgs_list, SSL_EXT_TLS1_3_CERTIFICATE_REQUEST,
-    SSL_get_ex_data_X509_STORE_CTX_idx, SSL_set_verify, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_get_base_id,
+    SSL_get_ex_data_X509_STORE_CTX_idx, SSL_set_verify, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_free, EVP_PKEY_get_base_id,
     EVP_PKEY_get_group_name, i2d_PUBKEY, RAND_bytes, SHA256_CTX, SHA256_Final, SHA256_Init, SHA256_Update,
     sk_X509_pop, sk_X509_set, X509_get0_pubkey, X509_new, X509_set_pubkey, X509_STORE_CTX, X509_STORE_CTX_get0_untrusted,
     X509_STORE_CTX_get_ex_data, X509_STORE_CTX_set_cert, X509_STORE_CTX_set_error, X509_V_ERR_CERT_REJECTED,
@@ -51,7 +51,7 @@ from enclave_os._openssl cimport (
     SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_CTX_set_session_cache_mode,
     SSL_CTX_set_verify, SSL_ERROR_WANT_READ, SSL_ERROR_ZERO_RETURN, SSL_export_keying_material, SSL_EXT_CLIENT_HELLO,
     SSL_EXT_TLS1_3_ONLY, SSL_free, SSL_free_buffers, SSL_get0_alpn_selected, SSL_get0_param, SSL_get0_peer_certificate,
-    SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group, SSL_get_peer_cert_chain, SSL_get_rbio,
+    SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group, SSL_get_peer_cert_chain, SSL_get_peer_tmp_key, SSL_get_rbio,
     SSL_get_verify_result, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_KEY_UPDATE_NOT_REQUESTED,
     SSL_KEY_UPDATE_REQUESTED, SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_new,
     SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_read, SSL_rstate_string,
@@ -64,7 +64,7 @@ from enclave_os._openssl cimport (
     X509_VERIFY_PARAM_set1_host, X509_VERIFY_PARAM_set1_ip_asc,
 )
 from enclave_os._tls_hello cimport RECORD_HANDSHAKE, messages_fit, protocol_names, server_name
-from enclave_os._x509 cimport Identity
+from enclave_os._x509 cimport Identity, placeholder_identity
 
 import ipaddress
 
@@ -126,6 +126,9 @@ cdef int on_bio_write(BIO *bio, const char *data, int size) noexcept nogil:
     cdef tls_conn_t *conn = <tls_conn_t *>BIO_get_data(bio)
     BIO_clear_retry_flags(bio)
     if size <= 0 or conn.refusal == TLS_REFUSED_BY_SINK:
+        return -1
+    if conn.server and conn.answered and conn.identity == NULL and not conn.handshake_done:
+        conn.refusal = TLS_REFUSED_BY_CHOOSER       # an answer with the placeholder: never, see on_certificate
         return -1
     if conn.sink(conn.sink_arg, <const uint8_t *>data, <size_t>size) != 0:
         conn.refusal = TLS_REFUSED_BY_SINK
@@ -241,10 +244,20 @@ cdef int keep_hello(tls_conn_t *conn, SSL *ssl) noexcept:
 cdef int on_certificate(SSL *ssl, void *arg) noexcept nogil:
     # After version, cipher, group and name were agreed, so that a hello which is refused anyway costs no certificate.
     cdef tls_conn_t *conn = connection_of(ssl)
-    if conn.identity != NULL:
-        return 1        # the second ClientHello: chosen at the first, and still set
+    cdef EVP_PKEY *share = NULL
+    if SSL_get_peer_tmp_key(ssl, &share) != 1:
+        # No key share that we can use: a HelloRetryRequest goes out, and the client may still change what it must not.
+        # OpenSSL wants a certificate of the right kind even so. The true one, and its quote, wait for the second hello.
+        with gil:
+            return use_placeholder(conn, ssl)
+    EVP_PKEY_free(share)
     with gil:
         return use_identity(conn, ssl)
+
+
+cdef int use_placeholder(tls_conn_t *conn, SSL *ssl) noexcept:
+    cdef Identity none = (<TLSContext>conn.context).placeholder
+    return SSL_use_cert_and_key(ssl, none.leaf, none.key, none.chain, 1)
 
 
 cdef int use_identity(tls_conn_t *conn, SSL *ssl) noexcept:
@@ -477,6 +490,7 @@ cdef class TLSContext:
         self.is_server = True
         self.keeps_buffers = keep_buffers
         self.choose = choose
+        self.placeholder = placeholder_identity()
         self.judge = judge_client
         self.context = SSL_CTX_new(TLS_server_method())
         self.set_common(groups, protocols)
@@ -972,7 +986,7 @@ cdef class TLSEngine:
 
     cdef object failure(self):
         error = tls_take_error(self.conn)
-        if isinstance(error, AttestationError):
+        if isinstance(error, AttestationError) and self.conn.refusal == TLS_REFUSED_BY_JUDGE:
             refused = ClientProtocolError(f"TLS: {tls_describe(self.conn)}: {error}")
             refused.__cause__ = error
             return refused

@@ -14,6 +14,9 @@ cdef class Identity:
     cdef public uint64_t generation # of the configuration under which it was made; the maker writes it
     cdef readonly str app           # host name of the app that the leaf speaks for; None: the enclave as a whole
 
+# An identity without names or issuer, of the kind that leaves are of, for where OpenSSL wants one that nobody will see.
+cdef Identity placeholder_identity()
+
 @cython.final
 cdef class LeafMinter:
     cdef STACK_OF_X509 *chain       # owned: the issuer's certificate, sent after each leaf
@@ -26,6 +29,7 @@ cdef class LeafMinter:
     cdef bytes authority_key        # DER of the authorityKeyIdentifier extension
     cdef bytes subject              # DER of the default subject
     cdef bytes names                # DER of the default subjectAltName extension
+    cdef dict prepared              # name -> (subject, subjectAltName extension), DER, of leaves of one app each
     cdef bytes custom               # DER of the prepared extensions, one after the other
     cdef frozenset custom_oids
     cdef int take_issuer(self, X509 *issuer) except -1

@@ -13,11 +13,10 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
-from libc.time cimport time_t, tm
 
 from enclave_os._openssl cimport (
     ASN1_OCTET_STRING, ASN1_STRING_get0_data, ASN1_STRING_length, d2i_AutoPrivateKey, d2i_X509, EC_GROUP_free,
-    EC_GROUP_new_by_curve_name, EC_KEY, EC_KEY_free, EC_KEY_generate_key, EC_KEY_METHOD, EC_KEY_METHOD_new,
+    EC_GROUP, EC_GROUP_new_by_curve_name, EC_KEY, EC_KEY_free, EC_KEY_generate_key, EC_KEY_METHOD, EC_KEY_METHOD_new,
     EC_KEY_new, EC_KEY_OpenSSL, EC_KEY_set_group, EC_KEY_set_method, ERR_clear_error, EVP_PKEY, EVP_PKEY_assign,
     EVP_PKEY_CTX_free, EVP_PKEY_CTX_new, EVP_PKEY_EC, EVP_PKEY_free, EVP_PKEY_get1_encoded_public_key,
     EVP_PKEY_get_base_id, EVP_PKEY_get_group_name, EVP_PKEY_new, EVP_PKEY_sign, EVP_PKEY_sign_init, i2d_PUBKEY,
@@ -25,16 +24,14 @@ from enclave_os._openssl cimport (
     OSSL_PROVIDER_load, OSSL_PROVIDER_unload, OSSL_STACK_OF_X509_free, RAND_bytes, SHA256_CTX, SHA256_Final,
     SHA256_Init, SHA256_Update, sk_X509_new_null, sk_X509_num, sk_X509_push, sk_X509_value, STACK_OF_X509, X509,
     X509_check_ca, X509_check_private_key, X509_check_purpose, X509_d2i_under, X509_free, X509_get0_pubkey,
-    X509_get0_subject_key_id, X509_get_subject_name, X509_set_pubkey, X509_up_ref,
+    EVP_sha256, X509_new, X509_sign, X509_get0_subject_key_id, X509_get_subject_name, X509_set_pubkey, X509_up_ref,
 )
+from enclave_os._x509_der cimport der_writer_t, put, put_bytes, put_header, put_time
 
 import ipaddress
 
 from enclave_os.errors import ConfigError, InternalError
 from enclave_os.wire.errors import UsageError
-
-cdef extern from "time.h" nogil:
-    tm *gmtime_r(const time_t *instant, tm *parts)
 
 cdef enum:
     TAG_INTEGER = 0x02
@@ -42,8 +39,6 @@ cdef enum:
     TAG_OCTET_STRING = 0x04
     TAG_OID = 0x06
     TAG_UTF8 = 0x0C
-    TAG_UTC_TIME = 0x17
-    TAG_GENERALIZED_TIME = 0x18
     TAG_SEQUENCE = 0x30
     TAG_SET = 0x31
     TAG_EXPLICIT_3 = 0xA3
@@ -148,72 +143,18 @@ cdef bytes der_alternative_names(names):
     return der_extension("2.5.29.17", der(TAG_SEQUENCE, b"".join([der_general_name(name) for name in unique])))
 
 
+cdef tuple name_parts(str name):
+    """Subject and subjectAltName extension of a leaf of one name."""
+    subject = der_subject(name if len(name) <= COMMON_NAME_SIZE_MAX else "Enclave OS RA-TLS")
+    return subject, der_alternative_names([name])
+
+
 cdef void sha256(const uint8_t *data, size_t size, uint8_t *digest) noexcept nogil:
     # Without a fetch of the algorithm: 0.1 us, not 0.5, for the few hundred bytes that are hashed here.
     cdef SHA256_CTX state
     SHA256_Init(&state)
     SHA256_Update(&state, data, size)
     SHA256_Final(digest, &state)
-
-
-# The backward writer: `at` moves towards `start`. Room is reckoned by the caller, which knows every part.
-cdef struct der_writer_t:
-    uint8_t *start
-    uint8_t *end
-    uint8_t *at
-
-cdef inline void put(der_writer_t *w, const void *data, size_t size) noexcept nogil:
-    w.at -= size
-    memcpy(w.at, data, size)
-
-cdef inline void put_bytes(der_writer_t *w, bytes data) noexcept:
-    put(w, PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data))
-
-cdef inline void put_header(der_writer_t *w, uint8_t tag, size_t size) noexcept nogil:
-    cdef uint8_t count = 0
-    cdef size_t rest = size
-    if size < 0x80:
-        w.at -= 1
-        w.at[0] = <uint8_t>size
-    else:
-        while rest:
-            w.at -= 1
-            w.at[0] = <uint8_t>(rest & 0xFF)
-            rest >>= 8
-            count += 1
-        w.at -= 1
-        w.at[0] = 0x80 | count
-    w.at -= 1
-    w.at[0] = tag
-
-cdef inline void put_decimal(uint8_t *to, int number) noexcept nogil:
-    to[0] = <uint8_t>(48 + number // 10)
-    to[1] = <uint8_t>(48 + number % 10)
-
-cdef int put_time(der_writer_t *w, int64_t seconds) noexcept nogil:
-    # RFC 5280 4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050; always Zulu, always with seconds.
-    cdef time_t instant = <time_t>seconds
-    cdef tm parts
-    cdef uint8_t text[15]
-    cdef int year
-    cdef int skip
-    if gmtime_r(&instant, &parts) == NULL:
-        return -1
-    year = parts.tm_year + 1900
-    if year < 1970 or year > 9999:
-        return -1
-    put_decimal(text, year // 100)
-    put_decimal(text + 2, year % 100)
-    put_decimal(text + 4, parts.tm_mon + 1)
-    put_decimal(text + 6, parts.tm_mday)
-    put_decimal(text + 8, parts.tm_hour)
-    put_decimal(text + 10, parts.tm_min)
-    put_decimal(text + 12, parts.tm_sec)
-    text[14] = 90       # Z
-    skip = 2 if year < 2050 else 0
-    put(w, text + skip, 15 - skip)
-    put_header(w, TAG_UTC_TIME if skip else TAG_GENERALIZED_TIME, 15 - skip)
-    return 0
 
 
 # -- reading what the operator or a test hands us ---------------------------------------------------------------------
@@ -364,6 +305,29 @@ cdef bytes certificate_der(X509 *certificate):
         OPENSSL_free(data)
 
 
+cdef Identity placeholder_identity():
+    cdef Identity identity = Identity.__new__(Identity)
+    cdef EC_GROUP *group = EC_GROUP_new_by_curve_name(NID_X9_62_prime256v1)
+    cdef EC_KEY *key = EC_KEY_new()
+    identity.key = EVP_PKEY_new()
+    identity.leaf = X509_new()
+    if (
+        group == NULL or key == NULL or identity.key == NULL or identity.leaf == NULL
+        or EC_KEY_set_group(key, group) != 1
+        or EC_KEY_generate_key(key) != 1
+        or EVP_PKEY_assign(identity.key, EVP_PKEY_EC, key) != 1
+    ):
+        EC_KEY_free(key)
+        EC_GROUP_free(group)
+        ERR_clear_error()
+        raise InternalError("no fresh key")
+    EC_GROUP_free(group)
+    if X509_set_pubkey(identity.leaf, identity.key) != 1 or X509_sign(identity.leaf, identity.key, EVP_sha256()) <= 0:
+        ERR_clear_error()
+        raise InternalError("no placeholder for a leaf")
+    return identity
+
+
 # -- minting ----------------------------------------------------------------------------------------------------------
 
 @cython.final
@@ -413,6 +377,7 @@ cdef class LeafMinter:
         push_all(self.chain, chain_der)
         self.subject = der_subject(common_name)
         self.names = der_alternative_names(names)
+        self.prepared = {}
         self.custom_oids = frozenset()
         self.custom = self.encode_extensions(extensions)
         self.custom_oids = frozenset(oid for oid, _ in extensions)
@@ -516,6 +481,13 @@ cdef class LeafMinter:
             parts.append(der_extension(oid, value))
         return b"".join(parts)
 
+    def prepare(self, names):
+        """Encode once what the leaves of each of these names have of their own, for `mint(name=...)`; forget others.
+
+        Raises: UsageError: one is neither a DNS name nor an IP address.
+        """
+        self.prepared = {name: name_parts(name) for name in names}
+
     def encode(self, extensions):
         """The DER of (OID, raw content) pairs, for `mint` to take many times. Raises: UsageError: as `mint`."""
         return self.encode_extensions(extensions)
@@ -557,8 +529,8 @@ cdef class LeafMinter:
         if not 0 <= not_before <= 253402300799 - LIFETIME_S_MAX or not 1 <= lifetime_s <= LIFETIME_S_MAX:
             raise UsageError("a certificate's times are out of range")
         if name is not None:
-            subject = der_subject(name if len(name) <= COMMON_NAME_SIZE_MAX else "Enclave OS RA-TLS")
-            names = der_alternative_names([name])
+            parts = self.prepared.get(name)
+            subject, names = name_parts(name) if parts is None else parts
         if extensions:
             further = self.encode_extensions(extensions)
         identity = Identity.__new__(Identity)

@@ -17,7 +17,6 @@ from tests.e2e.wire import HELLO, SECONDS, Connection, get, request
 StartServer = Callable[..., Server]
 
 
-
 def begin(connection: Connection, target: str) -> None:
     """Send a request but for the ten bytes of its body, and see that the enclave has it: a 100 says so.
 

@@ -94,6 +94,7 @@ HOST_RANKS: dict[str, int] = {
 # Natives in more than one file count as one.
 PARTS_OF = {
     "enclave_os._tls_hello": "enclave_os._tls",
+    "enclave_os._x509_der": "enclave_os._x509",
     "enclave_os.runtime._connection": "enclave_os.runtime._ingress",
     "enclave_os_host._connections": "enclave_os_host._proxy",
     "enclave_os_host._ends": "enclave_os_host._proxy",

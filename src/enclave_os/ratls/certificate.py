@@ -12,6 +12,7 @@ it: a verifier reads it there.
 """
 
 import base64
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Final, Literal
 
 from enclave_os._tls import ClientHello
 from enclave_os._x509 import Identity, LeafMinter
-from enclave_os.errors import AttestationError, ConfigError
+from enclave_os.errors import AttestationError, ConfigError, UsageError
 from enclave_os.evidence.binding import certificate_challenge, certificate_deterministic, minute_text
 from enclave_os.ratls.token_bucket import TokenBucket
 
@@ -118,7 +119,16 @@ def hostname_of(sni: bytes | None) -> str | None:
     """
     if sni is None or not 0 < len(sni) <= 254 or not sni.isascii() or b"\0" in sni:
         return None
-    return sni.decode("ascii").lower().removesuffix(".") or None
+    name = sni.decode("ascii").lower().removesuffix(".")
+    return None if not 0 < len(name) <= 253 or _is_address(name) else name
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class CertificateStore:
@@ -158,7 +168,25 @@ class CertificateStore:
         self._counts = dict.fromkeys(("minted", "reused", "rate_limited"), 0)
 
     def set_apps(self, apps: Mapping[str, Mapping[str, bytes]]) -> None:
-        """Host names with certificates of their own, case-folded, and the extensions of each."""
+        """Host names with certificates of their own, as `hostname_of` gives them, and the extensions of each.
+
+        What was encoded or kept is forgotten: call it as well when a module's own extensions have changed.
+
+        Raises:
+            ConfigError: no certificate could be made for one of them; nothing has changed then.
+        """
+        evidence = self._evidence
+        for hostname, pairs in apps.items():
+            if hostname_of(hostname.encode("ascii", "replace")) != hostname:
+                raise ConfigError(f"not a host name in lower case without a final dot: {hostname!r}")
+            try:
+                self._minter.encode([*(evidence.extensions() if evidence else ()), *pairs.items()])
+            except UsageError as error:
+                raise ConfigError(f"no certificate can be made for {hostname!r}: {error}") from error
+        try:
+            self._minter.prepare(apps)
+        except UsageError as error:
+            raise ConfigError(f"no certificate can be made for an application: {error}") from error
         self._apps = dict(apps)
         self._encoded.clear()
         self._kept.clear()
@@ -167,7 +195,8 @@ class CertificateStore:
         """The identity for the connection that said `hello`.
 
         Raises:
-            AttestationError: no quote could be made, or too many were asked for.
+            AttestationError: no quote could be made, or too many were asked for. Which of the two a client cannot tell:
+                it reads internal_error, and comes back later.
             ClockUntrusted: no certificate while the time is unknown.
         """
         app = hostname_of(hello.sni) if self._apps else None
@@ -191,6 +220,8 @@ class CertificateStore:
         kept = self._kept.get(app)
         if kept is not None and (kept.until_s <= now or kept.generation != evidence.generation()):
             kept = None
+        # Out of quotes, a client without a challenge loses nothing that it could have checked: what it gets was made
+        # within CACHE_S, under this configuration. A challenge is refused: only a quote of its own answers it.
         if evidence.policy == "per-connection" or kept is None:
             # With nothing to show again a leaf is made whatever the rate: at most one a name and configuration.
             if not evidence.quotes.take() or kept is None:

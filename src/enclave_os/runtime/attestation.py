@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from enclave_os.errors import AttestationError, ClockUntrusted
+from enclave_os.errors import AttestationError, ClockUntrusted, ConfigError
 from enclave_os.evidence import oids
 from enclave_os.evidence.binding import minute_text, session_deterministic
 from enclave_os.evidence.identity import PeerIdentity
@@ -21,6 +21,7 @@ from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.wire.setting_table import Attestation as AttestationSettings
 
 STATE_VERSION_SIZE: Final = 8
+OWN_OIDS: Final = frozenset((oids.QUOTE, oids.CONFIG_ROOT, oids.KV_STATE, oids.IMAGE_PROFILE))
 
 UNATTESTED: Final = (
     "this needs an attested caller: connect with an RA-TLS certificate, then present evidence for this session "
@@ -109,7 +110,13 @@ class Attestation:
         return self._tree.branch(prefix)
 
     def set_module_oids(self, found: Mapping[str, bytes]) -> None:
-        """Certificate extensions of the modules, whole: they are in every leaf that is made from now on."""
+        """Certificate extensions of the modules, whole: they are in every leaf that is made from now on.
+
+        Raises: ConfigError: one of them is the runtime's own to state, and nothing has changed then.
+        """
+        for oid in found:
+            if oid in OWN_OIDS:
+                raise ConfigError(f"extension {oid} ({oids.NAMES[oid]}) is the runtime's own: no module may state it")
         self._module_oids = dict(found)
 
     def peer(self, request: Request) -> PeerIdentity | None:
