@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import EntryResult, Slot, plan_region
@@ -39,9 +39,11 @@ from enclave_os.wire.settings import ConfigError, enclave_document
 from .ca import DevelopmentCA, open_development_ca
 from .doorbell import Doorbell, ring, silence
 from .enclave_process import COMMAND, EnclaveProcess, describe_exit
+from .handlers.kv import kv_handlers
 from .handlers.log import Log, log_handler
 from .handlers.stop import stop_handler
 from .handlers.time import tell_time
+from .kv_store import KVStore, StoreSync
 from .rpc_dispatcher import Registry, RPCDispatcher
 from .service_manager import notify, say_ready
 from .shared_memory import Region, region_folder, region_label, remove_leftovers
@@ -52,6 +54,7 @@ from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
 
 START_SECONDS_MAX: Final = 30.0  # from the process's start to READY
 END_SECONDS_MAX: Final = 5.0  # from `shutdown` to the process's end
+STORE_FOLDER: Final = "store"  # in the state folder
 STEADY_SECONDS: Final = 30.0  # a worker that served this long starts with a clean record
 DELAYS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before the n-th start in a row
 
@@ -163,6 +166,12 @@ class Supervisor:
         self._dispatcher = RPCDispatcher(
             lambda index, error: self._ask(lambda: self._rpc_lie(index, error)),
             lambda: self._ask(self._dispatcher_failed),
+        )
+        self._store = KVStore(
+            state_folder / STORE_FOLDER,
+            sync=cast(StoreSync, settings.kv.sync),
+            cache_bytes=settings.kv.cache,
+            report=log.error,
         )
         self._proxy = TCPProxy(settings, lambda error: self._ask(lambda: self._proxy_failed(error)))
         self._selector = selectors.DefaultSelector()
@@ -329,6 +338,7 @@ class Supervisor:
                 Method.TIME: tell_time,
                 Method.LOG: log_handler(self._log, index),
                 Method.STOP: stop_handler(lambda: self._ask(lambda: self._stop("the enclave asked to be stopped"))),
+                **kv_handlers(self._store),
             }
         )
 
@@ -418,6 +428,7 @@ class Supervisor:
                 self._release(worker, worker.life)
         self._proxy.stop()
         self._dispatcher.stop()
+        self._store.close()
 
     def _announce(self) -> None:
         addresses = ", ".join(f"https://{address}" for address in self._proxy.addresses)

@@ -40,6 +40,7 @@ SLEEP = re.compile(r"\b(?:time|asyncio)\.sleep\((?!0\))")
 
 # A broad `except` or a sleep that must be, with its reason: `path: how many`.
 BROAD_ALLOWED: dict[str, int] = {
+    "host/kv_store.py": 1,  # rocksdict raises Exception itself, and nothing narrower
     "src/enclave_os/_tls.pyx": 4,  # callbacks from OpenSSL: C cannot pass an exception on, so it is kept for the caller
 }
 SLEEP_ALLOWED: dict[str, int] = {}

@@ -329,6 +329,26 @@ class Log(EnclaveLog):
     format: str = key(Choice(("text", "json")), "text", "host", "Lines for people or for machines.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KV:
+    """The host's store of sealed rows. It sees ciphertext only."""
+
+    sync: str = key(
+        Choice(("always", "group", "off")),
+        "group",
+        "host",
+        "When a write is acknowledged. always: after an fsync of its own; group: after an fsync that it shares with "
+        "what waited beside it; neither loses an acknowledged write. off: when the kernel has it, so a crash of the "
+        "machine (not of the server) loses the last seconds.",
+    )
+    cache: int = key(
+        Size(8 * MIB, 64 * GIB),
+        "64MiB",
+        "host",
+        "Memory for blocks of the store, with their indexes and filters.",
+    )
+
+
 ModuleTables = Mapping[str, Mapping[str, Json]]
 
 
@@ -346,6 +366,7 @@ class Settings:
     simulated: Simulated = Simulated()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
+    kv: KV = KV()
     log: Log = Log()
 
 
@@ -388,6 +409,7 @@ SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "attestation": Attestation,
         "simulated": Simulated,
         "modules": Modules,
+        "kv": KV,
         "log": Log,
     }
 )

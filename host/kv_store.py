@@ -1,0 +1,378 @@
+"""The store of opaque rows: a durable map on RocksDB, a column family a namespace. It knows no plaintext and no names.
+
+Reads run in the caller's thread: rocksdict keeps the GIL while it reads, so another thread would gain nothing. Writes
+go through one thread, in the order of their calls. It takes what waits, writes it to the log at once, and then makes it
+durable as `sync` says, without the GIL:
+
+    always   each write is followed by its own fsync (fdatasync) of the log
+    group    all that waited when the thread came round share one fsync; none is answered before it
+    off      answered when the kernel has it: a crash of the process loses nothing, a crash of the machine the last
+             seconds, from some moment on (the log is read up to its first gap)
+
+What a failure means: a write that was refused may be there or not, until somebody reads it. NO_SPACE ends by itself, up
+to five seconds after there is space: RocksDB looks again. After a failed fsync nobody knows what the disk holds (the
+kernel may drop the pages and call the next fsync a success), so it is never repeated: no write is taken until the
+server is started anew and the log is read from the disk. Reads go on in both cases.
+
+The folder and its files are made by the first call, so where nothing is stored there is none.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+
+import rocksdict
+
+from enclave_os.wire.kv import (
+    KV_MESSAGE_SIZE_MAX,
+    KV_ROWS_HEADER_SIZE,
+    Operation,
+    OperationKind,
+    Row,
+    Scan,
+    scan_row_size,
+)
+from enclave_os.wire.rpc import Status
+
+from .state import make_private_folder
+
+StoreSync = Literal["always", "group", "off"]
+Done = Callable[[Status], None]
+
+NAMESPACES_MAX: Final = 1024  # each has its memtable and its files
+GROUP_MAX: Final = 4096  # writes that share a record of the log
+GROUP_BYTES_MAX: Final = 4 << 20
+WRITE_BUFFER_SIZE: Final = 16 << 20  # of one namespace
+WRITE_BUFFERS_SIZE: Final = 64 << 20  # of all together
+WAL_SIZE_MAX: Final = 128 << 20  # read again at a start after a crash
+BLOOM_BITS: Final = 10  # of a key: one absent key in a hundred costs a read of the disk
+OPEN_FILES_MAX: Final = 512
+STALL_SECONDS_MAX: Final = 4.0  # that a write waits for compaction: less than the enclave's own deadline
+STALL_STEP: Final = 0.005
+OPEN_AGAIN_SECONDS: Final = 5.0
+CLOSE_SECONDS_MAX: Final = 10.0
+
+
+class StoreError(Exception):
+    """The store cannot do it: `status` is for the enclave, the text for the operator."""
+
+    def __init__(self, status: Status, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    operations: Sequence[Operation]
+    size: int
+    deferred: bool
+    done: Done
+
+
+class KVStore:
+    """One store of all workers.
+
+    Args:
+        folder: made when it is needed, private to us.
+        sync: when a write counts as done.
+        cache_bytes: what blocks read from disk may take in memory, with their indexes and filters.
+        report: told what an operator must know, once per failure. Any thread.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sync: StoreSync,
+        cache_bytes: int,
+        report: Callable[[str], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._sync = sync
+        self._report = report
+        self._monotonic = monotonic
+        self._lock = threading.Lock()  # while the store is opened and closed
+        self._db: rocksdict.Rdict | None = None
+        self._open_again = 0.0
+        self._families: dict[bytes, tuple[rocksdict.Rdict, rocksdict.ColumnFamily]] = {}
+        self._options = _options(cache_bytes)
+        self._no_wait = rocksdict.WriteOptions()
+        self._no_wait.no_slowdown = True  # a stall would hold the GIL
+        self._queue: deque[_Write] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._dead: str | None = None
+        self._full = False
+        self._thread: threading.Thread | None = None
+        self.writes = 0
+        self.syncs = 0
+
+    # -- reads --------------------------------------------------------------------------------------------------------
+
+    def get(self, namespace: bytes, key: bytes) -> bytes | None:
+        """The row's value, None if there is none. Raises, as all reads: StoreError."""
+        family = self._family(namespace)
+        if family is None:
+            return None
+        with _rocksdb("read"):
+            value: bytes | None = family.get(key)
+        return value
+
+    def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of all keys, in their order."""
+        family = self._family(namespace)
+        if family is None:
+            return [None] * len(keys)
+        with _rocksdb("read"):
+            return cast(list[bytes | None], family.get(list(keys)))
+
+    def scan(self, scan: Scan) -> tuple[list[Row], bool]:
+        """Rows of the range, ascending, as many as were asked for and fit a reply; and whether there are more."""
+        family = self._family(scan.namespace)
+        rows: list[Row] = []
+        size = KV_ROWS_HEADER_SIZE
+        if family is None:
+            return rows, False
+        with _rocksdb("read"):
+            place = family.iter()
+            place.seek(scan.start)
+            while place.valid():
+                key: bytes = place.key()
+                if scan.end and key >= scan.end:
+                    return rows, False
+                value: bytes = place.value()
+                size += scan_row_size(key, value)
+                if len(rows) == scan.limit or size > KV_MESSAGE_SIZE_MAX:
+                    return rows, True
+                rows.append((key, value))
+                place.next()
+            place.status()
+        return rows, False
+
+    # -- writes -------------------------------------------------------------------------------------------------------
+
+    def write(self, operations: Sequence[Operation], done: Done, *, deferred: bool = False) -> None:
+        """All of the operations or none, after the writes before; `done` is called once, in the store's thread.
+
+        The caller bounds how many wait. Args: deferred: done when it is in the log; a later write makes it durable.
+        """
+        size = sum(len(operation.key) + len(operation.value) for operation in operations)
+        with self._changed:
+            if not self._closing:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
+                    self._thread.start()
+                self._queue.append(_Write(operations, size, deferred, done))
+                self._changed.notify()
+                return
+        done(Status.NOT_WRITABLE)
+
+    def close(self) -> None:
+        """Finish the writes that wait, and close. Nothing is read afterwards. May be called again."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS_MAX)
+        with self._lock:
+            if self._db is not None:
+                self._families.clear()
+                self._db.close()
+                self._db = None
+
+    def _run(self) -> None:
+        while group := self._take():
+            status = self._append(group)
+            for write in group:
+                if write.deferred or status != Status.OK:
+                    write.done(status)
+            durable = [write for write in group if not write.deferred]
+            if durable and status == Status.OK:
+                status = self._make_durable()
+                for write in durable:
+                    write.done(status)
+
+    def _take(self) -> list[_Write]:
+        """What waits, in order and within bounds; empty at the end. `always`: up to the first that must be durable."""
+        with self._changed:
+            while not self._queue and not self._closing:
+                self._changed.wait()
+            group: list[_Write] = []
+            size = 0
+            while self._queue and len(group) < GROUP_MAX and size < GROUP_BYTES_MAX:
+                group.append(self._queue.popleft())
+                size += group[-1].size
+                if self._sync == "always" and not group[-1].deferred:
+                    break
+            return group
+
+    def _append(self, group: Sequence[_Write]) -> Status:
+        """Write the group to the log, as one record."""
+        if self._dead is not None:
+            return Status.NOT_WRITABLE
+        try:
+            batch = rocksdict.WriteBatch(raw_mode=True)
+            for write in group:
+                for operation in write.operations:
+                    _, handle = self._own_family(operation.namespace)
+                    if operation.kind is OperationKind.PUT:
+                        batch.put(operation.key, operation.value, handle)
+                    elif operation.kind is OperationKind.DELETE:
+                        batch.delete(operation.key, handle)
+                    else:
+                        batch.delete_range(operation.key, operation.value, handle)
+            self._write(batch)
+        except StoreError as error:
+            return self._failed(error)
+        self.writes += len(group)
+        if self._full:
+            self._full = False
+            self._report("the store takes writes again")
+        return Status.OK
+
+    def _write(self, batch: rocksdict.WriteBatch) -> None:
+        until = self._monotonic() + STALL_SECONDS_MAX
+        while True:
+            try:
+                with _rocksdb("write to its log"):
+                    self._opened().write(batch, self._no_wait)
+                return
+            except StoreError as error:
+                if error.status != Status.BUSY or self._monotonic() >= until:
+                    raise
+            with self._changed:
+                self._changed.wait(STALL_STEP)
+
+    def _make_durable(self) -> Status:
+        if self._sync == "off":
+            return Status.OK
+        try:
+            with _rocksdb("fsync its log"):
+                self._opened().flush_wal(True)
+        except StoreError as error:
+            # Whatever the reason: pages may be lost, and the next fsync would not say so.
+            self._die(str(error))
+            return Status.NOT_WRITABLE
+        self.syncs += 1
+        return Status.OK
+
+    def _failed(self, error: StoreError) -> Status:
+        if error.status == Status.NO_SPACE:
+            if not self._full:
+                self._full = True
+                self._report(f"{error}: writes are refused until there is space")
+        elif error.status == Status.NOT_WRITABLE:
+            self._die(str(error))
+        return error.status
+
+    def _die(self, why: str) -> None:
+        self._dead = why
+        self._report(f"{why}: no write is taken until the server is started anew; look at the disk first")
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> rocksdict.Rdict:
+        return self._db or self._open()
+
+    def _open(self) -> rocksdict.Rdict:
+        with self._lock:
+            if self._db is not None:
+                return self._db
+            if self._closing:
+                raise StoreError(Status.FAILED, "the store is closed")
+            if self._monotonic() < self._open_again:
+                raise StoreError(Status.FAILED, "the store does not open")
+            try:
+                self._db = self._open_files()
+            except StoreError as error:
+                self._open_again = self._monotonic() + OPEN_AGAIN_SECONDS
+                self._report(str(error))
+                raise StoreError(Status.FAILED, str(error)) from error
+            return self._db
+
+    def _open_files(self) -> rocksdict.Rdict:
+        path = str(self._folder)
+        with _rocksdb(f"open {path}"):
+            make_private_folder(self._folder)
+            names = rocksdict.Rdict.list_cf(path, self._options) if (self._folder / "CURRENT").exists() else []
+            db = rocksdict.Rdict(path, self._options, {name: self._options for name in names if name != "default"})
+            for name in names:
+                if name != "default":
+                    family = db.get_column_family(name), db.get_column_family_handle(name)
+                    self._families[bytes.fromhex(name)] = family
+        return db
+
+    def _family(self, namespace: bytes) -> rocksdict.Rdict | None:
+        """Where a namespace is read, None if nothing was ever written there."""
+        self._opened()
+        family = self._families.get(namespace)
+        return None if family is None else family[0]
+
+    def _own_family(self, namespace: bytes) -> tuple[rocksdict.Rdict, rocksdict.ColumnFamily]:
+        """Where a namespace is written; made now if need be. The store's thread only."""
+        db = self._opened()
+        family = self._families.get(namespace)
+        if family is None:
+            if len(self._families) >= NAMESPACES_MAX:
+                raise StoreError(Status.TOO_BIG, f"the store has {NAMESPACES_MAX} namespaces")
+            name = namespace.hex()
+            with _rocksdb("make a namespace"):
+                made = db.create_column_family(name, self._options)
+                family = made, db.get_column_family_handle(name)
+            self._families[namespace] = family
+        return family
+
+
+@contextmanager
+def _rocksdb(what: str) -> Iterator[None]:
+    """Turn what RocksDB raises into a StoreError: rocksdict has one class, Exception itself, for all of it."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:  # nothing narrower is raised
+        text = f"the store could not {what}: {error}"
+        raise StoreError(_status(what, str(error)), text) from error
+
+
+def _status(what: str, text: str) -> Status:
+    if "Write stall" in text or "Incomplete" in text:
+        return Status.BUSY
+    if "No space left" in text or "Disk quota exceeded" in text:
+        return Status.NO_SPACE
+    # A log that could not be written is closed to writes by RocksDB too, until it is opened anew.
+    return Status.NOT_WRITABLE if what.startswith("write") else Status.FAILED
+
+
+def _options(cache_bytes: int) -> rocksdict.Options:
+    table = rocksdict.BlockBasedOptions()
+    table.set_block_cache(rocksdict.Cache(cache_bytes))
+    # Indexes and filters in the cache, so that its bound is the bound of all.
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    table.set_bloom_filter(BLOOM_BITS, False)
+    table.set_data_block_index_type(rocksdict.DataBlockIndexType.binary_and_hash())
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(rocksdict.DBCompressionType.none())  # ciphertext does not get smaller
+    options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.point_in_time())
+    options.set_paranoid_checks(True)
+    options.set_write_buffer_size(WRITE_BUFFER_SIZE)
+    options.set_db_write_buffer_size(WRITE_BUFFERS_SIZE)
+    options.set_max_total_wal_size(WAL_SIZE_MAX)
+    options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(OPEN_FILES_MAX)
+    options.set_keep_log_file_num(4)
+    options.set_max_log_file_size(1 << 20)
+    options.set_stats_dump_period_sec(0)
+    return options

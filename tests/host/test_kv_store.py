@@ -1,0 +1,250 @@
+"""The store: what is acknowledged is there, in the order of its keys, and a refusal says why."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from enclave_os.wire import kv
+from enclave_os.wire.kv import Operation, OperationKind, Scan
+from enclave_os.wire.rpc import METHODS, Method, Status
+from enclave_os_host import kv_store
+from enclave_os_host.handlers import Handler, Later
+from enclave_os_host.handlers.kv import kv_handlers
+from enclave_os_host.kv_store import KVStore, StoreError, StoreSync
+
+NS, OTHER = bytes(range(16)), bytes(range(16, 32))
+
+
+def put(key: bytes, value: bytes, namespace: bytes = NS) -> Operation:
+    return Operation(OperationKind.PUT, namespace, key, value)
+
+
+def delete(key: bytes) -> Operation:
+    return Operation(OperationKind.DELETE, NS, key)
+
+
+class Rig:
+    """A store, what it reported, and writes that are waited for."""
+
+    def __init__(self, folder: Path, sync: StoreSync = "group") -> None:
+        self.reports: list[str] = []
+        self.folder = folder
+        self.store = KVStore(folder, sync=sync, cache_bytes=8 << 20, report=self.reports.append)
+
+    def write(self, *operations: Operation, deferred: bool = False) -> Status:
+        done: queue.SimpleQueue[Status] = queue.SimpleQueue()
+        self.store.write(operations, done.put, deferred=deferred)
+        return done.get(timeout=20)
+
+
+@pytest.fixture(params=["always", "group", "off"])
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = Rig(tmp_path / "store", request.param)
+    yield rig
+    rig.store.close()
+
+
+def test_rows_come_back_also_after_another_start(rig: Rig) -> None:
+    assert not rig.folder.exists(), "nothing is made before it is needed"
+    assert rig.store.get(NS, b"a") is None
+    assert rig.write(put(b"a", b"1"), put(b"empty", b""), put(b"a", b"of another", OTHER)) == Status.OK
+    assert rig.write(put(b"b", b"2"), deferred=True) == Status.OK
+    rig.store.close()
+    again = Rig(rig.folder)
+    assert again.store.get(NS, b"a") == b"1"
+    assert again.store.get(OTHER, b"a") == b"of another"
+    assert again.store.multi_get(NS, [b"b", b"none", b"empty"]) == [b"2", None, b""]
+    assert again.write(delete(b"a")) == Status.OK
+    assert again.store.get(NS, b"a") is None
+    assert again.folder.stat().st_mode & 0o777 == 0o700
+    assert (rig.reports, again.reports) == ([], [])
+    again.store.close()
+
+
+def test_a_namespace_that_was_never_written_is_empty_and_not_made(rig: Rig) -> None:
+    assert rig.store.get(OTHER, b"a") is None
+    assert rig.store.multi_get(OTHER, [b"a", b"b"]) == [None, None]
+    assert rig.store.scan(Scan(OTHER, b"", b"", 5)) == ([], False)
+    assert rig.store._families == {}
+
+
+def test_a_batch_is_in_order(rig: Rig) -> None:
+    assert rig.write(put(b"a", b"1"), delete(b"a"), put(b"b", b"1"), put(b"b", b"2")) == Status.OK
+    assert rig.store.multi_get(NS, [b"a", b"b"]) == [None, b"2"]
+    assert rig.write(*(put(bytes((number,)), b"x") for number in range(10, 20))) == Status.OK
+    assert rig.write(Operation(OperationKind.DELETE_RANGE, NS, b"\x0c", b"\x12")) == Status.OK
+    rows, more = rig.store.scan(Scan(NS, b"\x0a", b"\x20", 100))
+    assert ([key[0] for key, _ in rows], more) == ([10, 11, 18, 19], False)
+
+
+def test_scans_page_by_count_and_by_size(rig: Rig) -> None:
+    rows = [(bytes((number,)), bytes(20_000)) for number in range(5)]
+    assert rig.write(*(put(key, value) for key, value in rows[:1])) == Status.OK
+    for key, value in rows[1:]:
+        assert rig.write(put(key, value)) == Status.OK
+    assert rig.store.scan(Scan(NS, b"", b"", 3)) == (rows[:1], True), "two do not fit a reply"
+    assert rig.store.scan(Scan(NS, b"\3", b"\4", 3)) == (rows[3:4], False)
+    assert rig.store.scan(Scan(NS, b"\4", b"", 1)) == (rows[4:], False)
+    assert rig.store.scan(Scan(NS, b"\5", b"", 1)) == ([], False)
+
+
+def test_writes_that_wait_share_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {}
+    for sync in ("always", "group"):
+        rig = Rig(tmp_path / sync, sync)  # type: ignore[arg-type] # one of the three
+        assert rig.write(put(b"first", b"")) == Status.OK
+        done: queue.SimpleQueue[Status] = queue.SimpleQueue()
+        with rig.store._changed:  # nobody takes any before all wait
+            for number in range(100):
+                rig.store._queue.append(kv_store._Write([put(bytes((number,)), b"x")], 2, False, done.put))
+            rig.store._changed.notify()
+        assert [done.get(timeout=20) for _ in range(100)] == [Status.OK] * 100
+        counts[sync] = rig.store.syncs
+        rig.store.close()
+    assert counts == {"always": 101, "group": 2}
+
+
+def test_deferred_writes_cost_no_fsync_and_keep_their_order(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", "always")
+    for number in range(10):
+        assert rig.write(put(b"a", bytes((number,))), deferred=True) == Status.OK
+    assert rig.store.syncs == 0
+    assert rig.write(put(b"b", b"")) == Status.OK
+    assert (rig.store.syncs, rig.store.get(NS, b"a")) == (1, b"\x09")
+    rig.store.close()
+
+
+def test_namespaces_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_store, "NAMESPACES_MAX", 1)
+    rig = Rig(tmp_path / "store")
+    assert rig.write(put(b"a", b"1")) == Status.OK
+    assert rig.write(put(b"a", b"1", OTHER)) == Status.TOO_BIG
+    assert rig.write(put(b"a", b"2")) == Status.OK
+    rig.store.close()
+
+
+def test_after_the_end_nothing_is_taken(rig: Rig) -> None:
+    assert rig.write(put(b"a", b"1")) == Status.OK
+    rig.store.close()
+    rig.store.close()
+    assert rig.write(put(b"b", b"1")) == Status.NOT_WRITABLE
+    with pytest.raises(StoreError):
+        rig.store.get(NS, b"a")
+
+
+def test_a_store_that_does_not_open_says_so_once_and_looks_again_later(tmp_path: Path) -> None:
+    now = [0.0]
+    reports: list[str] = []
+    folder = tmp_path / "store"
+    folder.mkdir(mode=0o700)
+    (folder / "CURRENT").write_text("nonsense")
+    store = KVStore(folder, sync="group", cache_bytes=8 << 20, report=reports.append, monotonic=lambda: now[0])
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            store.get(NS, b"a")
+    assert len(reports) == 1
+    assert "could not open" in reports[0]
+    (folder / "CURRENT").unlink()
+    now[0] = kv_store.OPEN_AGAIN_SECONDS
+    assert store.get(NS, b"a") is None
+    store.close()
+
+
+def test_two_of_one_folder_refuse_each_other(rig: Rig) -> None:
+    assert rig.write(put(b"a", b"1")) == Status.OK
+    second = Rig(rig.folder)
+    with pytest.raises(StoreError, match="lock"):
+        second.store.get(NS, b"a")
+    second.store.close()
+
+
+def test_reads_beside_writes_see_whole_batches_only(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", "group")
+    keys = [bytes((number,)) for number in range(5)]
+    stop = threading.Event()
+    assert rig.write(*(put(key, b"0") for key in keys)) == Status.OK
+    acknowledged: list[Status] = []
+
+    def write() -> None:
+        for number in range(300):
+            acknowledged.append(rig.write(*(put(key, b"%d" % number) for key in keys)))
+        stop.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    last = 0
+    while not stop.is_set():
+        values = rig.store.multi_get(NS, keys)
+        numbers = [int(value) for value in values if value is not None]
+        assert len(numbers) == 5
+        assert min(numbers) >= last, "no older one after a newer one"
+        last = min(numbers)
+        for key, _ in rig.store.scan(Scan(NS, b"", b"", 10))[0]:
+            assert key in keys
+    writer.join()
+    assert acknowledged == [Status.OK] * 300
+    assert rig.store.multi_get(NS, keys) == [b"299"] * 5
+    rig.store.close()
+
+
+def test_it_does_what_a_dictionary_does(rig: Rig) -> None:
+    dice = random.Random(5)
+    model: dict[bytes, bytes] = {}
+    for _ in range(300):
+        key = bytes((dice.randrange(20),)) * dice.randrange(1, 3)
+        if dice.random() < 0.7:
+            model[key] = value = dice.randbytes(dice.randrange(40))
+            assert rig.write(put(key, value)) == Status.OK
+        else:
+            model.pop(key, None)
+            assert rig.write(delete(key)) == Status.OK
+        start, end = sorted(bytes((dice.randrange(20),)) for _ in range(2))
+        want = sorted((key, value) for key, value in model.items() if start <= key < end)
+        if end > start:
+            assert rig.store.scan(Scan(NS, start, end, 1000)) == (want, False)
+        assert rig.store.get(NS, key) == model.get(key)
+
+
+# -- handlers ---------------------------------------------------------------------------------------------------------
+
+
+def settled(handlers: dict[Method, Handler], method: Method, request: bytes) -> tuple[Status, bytes]:
+    spec = METHODS[method]
+    assert spec.request_size_min <= len(request) <= spec.request_size_max
+    reply = handlers[method](request)
+    outcome: queue.SimpleQueue[tuple[Status, bytes]] = queue.SimpleQueue()
+    if isinstance(reply, Later):
+        reply.when_done(lambda status, payload: outcome.put((status, payload)))
+        status, payload = outcome.get(timeout=20)
+    else:
+        status, payload = Status.OK, reply
+    if status == Status.OK:
+        assert spec.reply_size_min <= len(payload) <= spec.reply_size_max
+    return status, payload
+
+
+def test_every_method_goes_the_whole_way(rig: Rig) -> None:
+    handlers = kv_handlers(rig.store)
+
+    def ask(method: Method, request: bytes) -> tuple[Status, bytes]:
+        return settled(handlers, method, request)
+
+    biggest = (b"k" * kv.KV_KEY_SIZE_MAX, bytes(kv.KV_VALUE_SIZE_MAX))
+    assert ask(Method.KV_PUT, kv.encode_put(NS, *biggest)) == (Status.OK, b"")
+    operations: Sequence[Operation] = [put(b"a", b"1"), put(b"b", b"2"), delete(b"b")]
+    assert ask(Method.KV_BATCH, kv.encode_batch(operations, kv.WriteFlag.DEFERRED)) == (Status.OK, b"")
+    status, reply = ask(Method.KV_GET, kv.encode_get(NS, biggest[0]))
+    assert (status, kv.decode_get_reply(reply)) == (Status.OK, biggest[1])
+    assert ask(Method.KV_DELETE, kv.encode_delete(NS, b"a")) == (Status.OK, b"")
+    asked = [b"a", biggest[0], biggest[0]]
+    status, reply = ask(Method.KV_MULTI_GET, kv.encode_multi_get(NS, asked))
+    assert kv.decode_multi_get_reply(reply, 3) == [None, biggest[1]], "the third does not fit"
+    scan = Scan(NS, b"", b"", 10)
+    status, reply = ask(Method.KV_SCAN, kv.encode_scan(scan))
+    assert kv.decode_scan_reply(reply, scan) == ([biggest], False)
