@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from enclave_os.errors import HostRefused
 from enclave_os.http import Request, Response, StreamingResponse, make_request
 from enclave_os.modules.api import Module, Route
 from enclave_os.modules.helloworld import WORLD, HelloWorld
@@ -38,6 +39,21 @@ def test_handle_in_order_until_one_answers() -> None:
     )
     assert ask(made, "POST", "/data", b"x").body == b"b"
     assert asked == ["a", "b"]
+
+
+def test_a_host_that_does_not_answer_costs_the_request_a_503() -> None:
+    """RG8: plain and awaited; it is no failure of the module's."""
+
+    def refuse(_: Request) -> Response:
+        raise HostRefused("the host did not answer KV_GET in time")
+
+    async def refuse_later(_: Request) -> Response:
+        return refuse(_)
+
+    made = registry(Made("a", Route("GET", "/now", refuse), Route("GET", "/later", refuse_later)))
+    for path in ("/now", "/later"):
+        assert ask(made, "GET", path).status == 503
+    assert made.failures == 0
 
 
 def test_helloworld() -> None:
