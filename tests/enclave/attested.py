@@ -71,7 +71,7 @@ class Enclave:
         )
         self.judge = ClientJudge(
             settings, simulated=True, simulated_root_der=forge.root_der,
-            own_collateral=lambda: forge.collateral, trusted_ns=self.trusted_ns,
+            own_collateral=lambda: forge.collateral, trusted_ns=self.trusted_ns, monotonic=lambda: self.monotonic,
         )  # fmt: skip
         self.sessions = SessionAttestation(
             self, self.tree, self.judge, trusted_ns=self.trusted_ns, monotonic=lambda: self.monotonic,

@@ -17,7 +17,7 @@ from enclave_os.evidence.binding import certificate_challenge, minute_text, sess
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.policy import Policy
 from enclave_os.ratls.attest_message import Present
-from enclave_os.ratls.client_judge import ClientJudge, client_policy
+from enclave_os.ratls.client_judge import VERIFICATIONS_PER_SECOND, ClientJudge, client_policy
 from enclave_os.wire.setting_table import Attestation as Settings
 from tests.enclave.attestation_rig import SIGNER_SETTINGS
 from tests.enclave.certificates import Authority
@@ -40,6 +40,7 @@ def judge(forge: Forge, now: int, settings: Settings = BY_MEASUREMENT, **changes
         "simulated_root_der": forge.root_der,
         "own_collateral": lambda: forge.collateral,
         "trusted_ns": lambda: now * 10**9,
+        "monotonic": lambda: 0.0,
     }
     return ClientJudge(settings, **(arguments | changes))
 
@@ -131,6 +132,17 @@ def test_a_chain_that_is_none_is_refused(forge: Forge, now: int, der: bytes) -> 
     for settings in (BY_MEASUREMENT, dataclasses.replace(BY_MEASUREMENT, client_ca_pem=CA.certificate_pem.decode())):
         with pytest.raises(AttestationError):
             judge(forge, now, settings).handshake((der,), NONCE)
+
+
+def test_how_many_are_judged_is_bounded(forge: Forge, now: int) -> None:
+    """Forged evidence costs as much to refuse as true evidence to accept: neither may take the thread."""
+    judged = judge(forge, now)
+    for _ in range(int(VERIFICATIONS_PER_SECOND)):
+        assert judged.verifications.take() == 0
+    with pytest.raises(AttestationError) as refused:
+        judged.handshake(chain(leaf(now, honest(forge))), NONCE)
+    assert refused.value.code == "busy"
+    assert judged.handshake(chain(leaf(now, None)), NONCE) is not None, "what claims nothing costs nothing"
 
 
 def test_unknown_time_judges_nobody(forge: Forge, now: int) -> None:

@@ -158,6 +158,14 @@ def test_a_slow_platform_does_not_take_the_thread(rig: Rig) -> None:
     assert session_quote_rate(rig.attester, 2000) == 2000
 
 
+def test_a_busy_start_does_not_make_simulated_leaves_cached(
+    forge: Forge, now: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forge.attester, "quote_seconds", 1.0)
+    assert Rig(forge, now).attestation.policy == "per-connection"
+    assert Rig(forge, now, dataclasses.replace(SELF_TAUGHT, certificates="cached")).attestation.policy == "cached"
+
+
 # -- what modules learn ------------------------------------------------------------------------------------------------
 
 

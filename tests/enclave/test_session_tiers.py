@@ -374,6 +374,20 @@ def test_quote_time_that_is_none(rig: Rig, when: str) -> None:
     refused(session.send(session.present(session.client_context(), quote_time=when)), 403)
 
 
+def test_how_many_present_is_bounded_and_the_unjudged_count_nothing(rig: Rig) -> None:
+    session = rig.connect_mutual(with_quote=False)
+    for _ in range(5):
+        refused(session.send(session.present(CONTEXT)), 403)  # no open context: not judged
+    while rig.attestation.judge.verifications.take() == 0:
+        pass
+    reply = session.send(session.present(session.client_context()))
+    refused(reply, 429)
+    assert reply.retry_after_s == 1
+    assert untouched(session)
+    rig.clock.pass_seconds(1)
+    assert session.send(session.present(session.client_context())).status == 204
+
+
 def test_present_while_time_is_unknown(rig: Rig) -> None:
     session = rig.connect_mutual()
     shown = session.present(session.client_context())

@@ -29,10 +29,15 @@ from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.evidence.leaf import LeafEvidence, read_leaf
 from enclave_os.evidence.policy import Policy
 from enclave_os.ratls.attest_message import Present
+from enclave_os.ratls.token_bucket import TokenBucket
 from enclave_os.wire.setting_table import Attestation
 
 CHAIN_DEPTH_MAX: Final = 4
 """Certificates between a client's leaf and the operator's root: an intermediary, and room for its rotation."""
+
+VERIFICATIONS_PER_SECOND: Final = 200.0
+"""Of both legs together. One takes about a millisecond of the one thread: evidence to be judged, forged or not, may
+take a fifth of it from the others."""
 
 QUOTE_AGE_S_MAX: Final = 24 * 3600 + 300
 QUOTE_AHEAD_S_MAX: Final = 300
@@ -63,6 +68,10 @@ class ClientJudge:
         own_collateral: what verifies quotes of our own platform; serves for a client that sends none, when that client
             runs on hardware of the same kind.
         trusted_ns: nanoseconds since the Unix epoch; raises ClockUntrusted.
+        monotonic: seconds, for the rate alone.
+
+    Attributes:
+        verifications: what is left of the rate; who calls `session` takes from it before.
     Raises:
         ConfigError: the section cannot be a policy, or holds no CA certificate where it should.
     """
@@ -75,11 +84,13 @@ class ClientJudge:
         simulated_root_der: bytes | None,
         own_collateral: Callable[[], Collateral | None],
         trusted_ns: Callable[[], int],
+        monotonic: Callable[[], float],
     ) -> None:
         self._policy = client_policy(settings, simulated=simulated, simulated_root_der=simulated_root_der)
         self._store = _store(settings.client_ca_pem) if settings.client_ca_pem else None
         self._own_collateral = own_collateral
         self._trusted_ns = trusted_ns
+        self.verifications = TokenBucket(VERIFICATIONS_PER_SECOND, VERIFICATIONS_PER_SECOND, monotonic)
 
     @property
     def asks(self) -> bool:
@@ -94,7 +105,8 @@ class ClientJudge:
             nonce: the 32 bytes that our CertificateRequest carried.
         Returns: None where no policy says whom to believe: whatever is shown then means nothing.
         Raises:
-            AttestationError: it claims to be an enclave and does not prove it, or its chain leads elsewhere.
+            AttestationError: it claims to be an enclave and does not prove it, or its chain leads elsewhere; `busy`:
+                too many others do.
             ClockUntrusted: nothing can be judged.
         """
         if self._policy is None:
@@ -104,6 +116,8 @@ class ClientJudge:
         leaf = read_leaf(chain_der[0], needs_quote=False)
         identity = None
         if leaf.quote:
+            if self.verifications.take():
+                raise AttestationError("too many clients show evidence: try again later", "busy")
             expected = certificate_challenge(leaf.spki_sha256, nonce)
             appraisal = self._appraise(leaf.quote, None, expected, leaf, now_ns)
             identity = _identity("handshake", appraisal, leaf, now_ns)

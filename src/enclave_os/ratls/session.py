@@ -269,6 +269,9 @@ class SessionAttestation:
                 raise AttestationError('"context" has expired: ask by a challenge again')
             if message.tee != TEE:
                 raise AttestationError("evidence of another kind than sgx cannot be judged here")
+            wait = self._judge.verifications.take()
+            if wait:
+                return self._too_many(wait, "too many clients present evidence")
             record.peer = self._judge.session(
                 connection.evidence,
                 message,
