@@ -87,7 +87,7 @@ serve: $(STAMPS)/fast ## set everything up and serve on port 8443
 
 # -- test -------------------------------------------------------------------------------------------------------------
 
-.PHONY: test test-fast test-debug test-sanitize hostile
+.PHONY: test test-fast test-debug test-sanitize hostile crash-store
 test: ## set everything up and pass the tests: fast, paranoid and sanitizer builds
 	@rm -rf $(RESULTS)
 	@status=0; \
@@ -109,6 +109,10 @@ hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host a
 	$(PY) -m tests.hostile.rpc_faults --calls 1000000
 	$(PY) -m tests.hostile.ring_storm --events $(EVENTS)
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PY) -m tests.hostile.ring_storm --events $$(( $(EVENTS) / 100 ))
+
+ROUNDS ?= 1000
+crash-store: $(STAMPS)/fast $(STAMPS)/test ## kill -9 the host's store ROUNDS=1000 times, and look for what it acknowledged
+	$(PY) -m tests.host.store_crash --rounds $(ROUNDS)
 
 # -- measure ----------------------------------------------------------------------------------------------------------
 
