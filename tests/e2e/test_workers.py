@@ -52,6 +52,21 @@ def test_both_serve_and_one_survives_the_other(start_server: StartServer) -> Non
     server.stop()
 
 
+def test_both_are_the_same_code_under_the_same_configuration(start_server: StartServer) -> None:
+    server = start_server({"server": {"workers": 2}})
+    server.wait_for_log("worker 1 serves")
+    seen: dict[int, tuple[str, ...]] = {}
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            connection = stack.enter_context(Connection(server))
+            manifest = json.loads(connection.ask(get("/attestation")).body)
+            known = tuple(manifest[name] for name in ("config_root", "mr_enclave", "mr_signer"))
+            assert seen.setdefault(worker_of(connection), known) == known
+    assert set(seen) == {0, 1}
+    assert seen[0] == seen[1]
+    server.stop()
+
+
 def test_worker_zero_is_not_special_to_clients(start_server: StartServer) -> None:
     server = start_server({"server": {"workers": 2}})
     server.wait_for_log("worker 1 serves")

@@ -6,21 +6,23 @@ import base64
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enclave_os.errors import AttestationError
-from enclave_os.evidence import merkle
+from enclave_os.evidence import merkle, oids
 from enclave_os.evidence.binding import session_deterministic
 from enclave_os.evidence.config_leaf import config_leaf
 from enclave_os.evidence.identity import PeerIdentity
+from enclave_os.evidence.leaf import read_leaf
 from enclave_os.evidence.quote import parse_quote
 from enclave_os.http import HTTPError, Response, make_request
 from enclave_os.modules.attestation import ATTEST_PATH, AttestationRoutes
 from enclave_os.modules.registry import Registry
-from enclave_os.ratls.session import MESSAGES_BURST
+from enclave_os.ratls.session import MESSAGES_BURST, StoreState
 from enclave_os.ratls.settings_leaves import settings_leaves
 from enclave_os.runtime.attestation import QUOTE_SHARE_MAX, session_quote_rate
 from enclave_os.wire.setting_table import CertificateAuthority, EnclaveSettings
@@ -147,6 +149,21 @@ def test_no_manifest_without_evidence(rig: Rig, routes: Registry) -> None:
     rig.attester.failure = None
     rig.clock.failed = True
     assert ask(routes, session, "GET", "/attestation").status == 503
+
+
+def test_certificates_state_where_the_store_stands(forge: Forge, now: int) -> None:
+    state = StoreState(1, b"n" * 32, 0x0102, None)
+    rig = Rig(forge, now, state=lambda: state)
+    assert oids.KV_STATE not in carried(rig.connect())
+    state = state._replace(root=b"r" * 32)
+    assert carried(rig.connect())[oids.KV_STATE] == b"r" * 32 + bytes.fromhex("0000000000000102")
+
+
+def carried(session: Session) -> Mapping[str, bytes]:
+    """The extensions of the certificate that a client sees."""
+    der = session.client.peer_certificate_der
+    assert der is not None
+    return read_leaf(der).oids
 
 
 def test_a_slow_platform_does_not_take_the_thread(rig: Rig) -> None:
