@@ -11,8 +11,8 @@ used again; a new one is attested. Proxies, environment variables and plain http
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import httpcore
 import httpx
@@ -29,6 +29,10 @@ __all__ = ["AsyncClient", "Attestation", "Client", "ClientIdentity", "Demands", 
 
 SocketOptions = Iterable[Any] | None
 
+# Each would send requests past the transport that attests, or look as if it were heeded.
+REFUSED: Final = frozenset({"transport", "mounts", "proxy", "verify", "cert", "trust_env", "http1", "http2"})
+DEFAULT_LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=20)  # httpx's own
+
 
 def attestation_of(response: httpx.Response) -> Attestation:
     """What was found of the connection that a response came by. Raises: UsageError: not a response of these clients."""
@@ -44,25 +48,36 @@ class Client(httpx.Client):
 
     Args:
         demands: what must hold of every server.
-        arguments: httpx.Client's own, but for `transport`, `verify`, `cert`, `proxy`, `mounts` and `trust_env`.
-    Raises from requests: AttestationError (with its code), ServerProtocolError, and httpx's own errors.
+        limits: of the pool, as httpx has them.
+        arguments: httpx.Client's own, but for those of `REFUSED`.
+    Raises: UsageError: one of those; requests raise AttestationError (with its code), ServerProtocolError, and httpx's
+        own errors.
     """
 
-    def __init__(self, demands: Demands, **arguments: Any) -> None:
-        super().__init__(transport=_Transport(demands), trust_env=False, **arguments)
+    def __init__(self, demands: Demands, *, limits: httpx.Limits = DEFAULT_LIMITS, **arguments: Any) -> None:
+        _check_arguments(arguments)
+        super().__init__(transport=_Transport(demands, limits), trust_env=False, **arguments)
 
 
 class AsyncClient(httpx.AsyncClient):
     """The same for async code."""
 
-    def __init__(self, demands: Demands, **arguments: Any) -> None:
-        super().__init__(transport=_AsyncTransport(demands), trust_env=False, **arguments)
+    def __init__(self, demands: Demands, *, limits: httpx.Limits = DEFAULT_LIMITS, **arguments: Any) -> None:
+        _check_arguments(arguments)
+        super().__init__(transport=_AsyncTransport(demands, limits), trust_env=False, **arguments)
 
 
 class _Transport(httpx.HTTPTransport):
-    def __init__(self, demands: Demands) -> None:
-        super().__init__(verify=False, trust_env=False)
-        self._pool = httpcore.ConnectionPool(network_backend=_Backend(demands), http1=True, http2=False)
+    def __init__(self, demands: Demands, limits: httpx.Limits) -> None:
+        super().__init__(verify=False, trust_env=False)  # for a pool that the next line replaces: no CA list is read
+        self._pool = httpcore.ConnectionPool(
+            network_backend=_Backend(demands),
+            http1=True,
+            http2=False,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+        )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         _check_scheme(request)
@@ -70,13 +85,26 @@ class _Transport(httpx.HTTPTransport):
 
 
 class _AsyncTransport(httpx.AsyncHTTPTransport):
-    def __init__(self, demands: Demands) -> None:
-        super().__init__(verify=False, trust_env=False)
-        self._pool = httpcore.AsyncConnectionPool(network_backend=_AsyncBackend(demands), http1=True, http2=False)
+    def __init__(self, demands: Demands, limits: httpx.Limits) -> None:
+        super().__init__(verify=False, trust_env=False)  # for a pool that the next line replaces: no CA list is read
+        self._pool = httpcore.AsyncConnectionPool(
+            network_backend=_AsyncBackend(demands),
+            http1=True,
+            http2=False,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+        )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         _check_scheme(request)
         return await super().handle_async_request(request)
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    refused = sorted(REFUSED & arguments.keys())
+    if refused:
+        raise UsageError(f"{', '.join(refused)}: an attesting client connects by itself; Demands say what it verifies")
 
 
 def _check_scheme(request: httpx.Request) -> None:

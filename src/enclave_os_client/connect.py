@@ -18,11 +18,16 @@ from enclave_os.errors import ServerProtocolError
 from enclave_os.evidence.binding import CHALLENGE_SIZE
 
 from .demands import Demands, Mode
-from .examination import Answer, Ask, Attestation, Channel, Examination
+from .examination import Answer, Ask, Attestation, Channel, Examination, chain_refused
 from .tls_stream import AsyncTLSStream, TLSStream
 
 READ_SIZE: Final = 64 << 10
 HEAD_SIZE_MAX: Final = 64 << 10
+CERTIFICATE_ALERTS: Final = frozenset({42, 43, 44, 45, 46, 48})  # bad_certificate to certificate_unknown, unknown_ca
+
+
+class CertificateRefused(ServerProtocolError):
+    """We ended the handshake: the certificate does not lead to the CA that was asked for, or names another server."""
 
 
 class _Handshake:
@@ -45,6 +50,12 @@ class _Handshake:
             choose_client=self._choose if demands.identity is not None else None,
         )
         self.engine = TLSEngine(context, host, self.challenge)
+
+    def refusal(self, error: ServerProtocolError) -> ServerProtocolError:
+        """The error to raise for a handshake that failed with `error`."""
+        if self._demands.ca_pem is not None and self.engine.alert_sent in CERTIFICATE_ALERTS:
+            return CertificateRefused(str(error))
+        return error
 
     def _choose(self, nonce: bytes | None) -> Identity | None:
         if self._demands.identity is not None:
@@ -116,13 +127,24 @@ def open_stream(
     Args:
         host: name or address to check and ask for. server: `host:port`, as the Host field and the memory have it.
     Returns: the stream, ready for use, and what was found; whether that is enough is for `Attestation.require`.
-    Raises: ServerProtocolError, httpcore's network errors, MemoryFileError: the stream is closed then.
+    Raises:
+        ServerProtocolError, httpcore's network errors, MemoryFileError.
+        CertificateRefused: the chain does not lead to the CA, or does not name this server.
+        ConfigError: `demands.ca_pem` holds no certificate. UsageError: `host` is no name.
+        `plain` is closed then.
     """
-    handshake = _Handshake(host, demands)
+    try:
+        handshake = _Handshake(host, demands)
+    except BaseException:
+        plain.close()
+        raise
     stream = TLSStream(plain, handshake.engine, demands.monotonic)
     try:
         stream.due = demands.monotonic() + demands.attest_seconds
-        stream.shake_hands()
+        try:
+            stream.shake_hands()
+        except ServerProtocolError as error:
+            raise handshake.refusal(error) from None
         exchange = _Exchange(server)
         channel = Channel(server, handshake.engine, handshake.challenge, handshake.shown)
         steps = Examination(channel, demands).steps()
@@ -149,11 +171,18 @@ async def open_async_stream(
     plain: httpcore.AsyncNetworkStream, host: str, server: str, demands: Demands
 ) -> tuple[AsyncTLSStream, Attestation]:
     """As `open_stream`."""
-    handshake = _Handshake(host, demands)
+    try:
+        handshake = _Handshake(host, demands)
+    except BaseException:
+        await plain.aclose()
+        raise
     stream = AsyncTLSStream(plain, handshake.engine, demands.monotonic)
     try:
         stream.due = demands.monotonic() + demands.attest_seconds
-        await stream.shake_hands()
+        try:
+            await stream.shake_hands()
+        except ServerProtocolError as error:
+            raise handshake.refusal(error) from None
         exchange = _Exchange(server)
         channel = Channel(server, handshake.engine, handshake.challenge, handshake.shown)
         steps = Examination(channel, demands).steps()
@@ -177,12 +206,16 @@ async def open_async_stream(
 
 
 def examine(host: str, port: int, demands: Demands) -> Attestation:
-    """Connect, examine, and hang up: what `enclave-os verify` does.
+    """Connect, examine, and hang up: what `enclave-os verify` does. A certificate that the CA does not vouch for is a
+    finding like any other here.
 
-    Raises: ServerProtocolError, httpcore's network errors, MemoryFileError.
+    Raises: as `open_stream`, but for CertificateRefused.
     """
     plain = httpcore.SyncBackend().connect_tcp(host, port, timeout=demands.attest_seconds)
-    stream, found = open_stream(plain, host, server_name(host, port), demands)
+    try:
+        stream, found = open_stream(plain, host, server_name(host, port), demands)
+    except CertificateRefused as error:
+        return chain_refused(server_name(host, port), demands, str(error))
     stream.close()
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ EVIDENCE_SECONDS: Final = 300.0
 """How long a proof counts before it is asked for anew; the server's own limit is the same."""
 
 HASH_SIZE: Final = 32
+_LEAF_NAME: Final = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)  # as the enclave names them
 
 
 class Mode(StrEnum):
@@ -83,5 +85,7 @@ class Demands:
         if not self.attest_seconds > 0:
             raise UsageError("attest_seconds is a time in seconds, above 0")
         for name, digest in self.config_leaves.items():
+            if not _LEAF_NAME.fullmatch(name):  # it becomes a part of a path
+                raise UsageError(f"{name!r} is no config leaf's name: lower-case letters, digits, _ and -, and dots")
             if not isinstance(digest, bytes) or len(digest) != HASH_SIZE:
                 raise UsageError(f"the config leaf {name} is asked for by the SHA-256 of its data, 32 bytes")

@@ -5,8 +5,7 @@ drive the same lines. Its result says for every claim whether it holds; only `At
 
     TLS handshake done ─> read the leaf ─┬─ session:        ask evidence bound to this session ─> appraise it
                                          └─ leaf's own:     [ask for collateral]               ─> appraise the leaf's
-                          ─> [config leaf proofs] ─> [what we remember of its store] ─> [our own evidence] ─>
-                          Attestation
+                          ─> [config leaf proofs] ─> [its store, as we remember it] ─> [our own evidence] ─> Attestation
 """
 
 from __future__ import annotations
@@ -134,6 +133,25 @@ class Attestation:
             raise AttestationError(f"{self.server}: there is no evidence", "no_evidence")
 
 
+def chain_refused(server: str, demands: Demands, detail: str) -> Attestation:
+    """What is found of a server whose certificate the CA does not vouch for: the handshake was ended, nothing asked."""
+    chain = Claim(
+        name="certificate chain", outcome="failed", detail=detail, code="chain",
+        fix="give the operator's root by --ca (in code: ca_pem=), and the name that stands in the certificate",
+    )  # fmt: skip
+    evidence = Claim(name="evidence", outcome="not checked", detail="the handshake was ended before anything was asked")
+    return Attestation(
+        server=server,
+        mode=demands.mode,
+        claims=(chain, evidence),
+        appraisal=None,
+        leaf=None,
+        state=None,
+        quote_time="",
+        proven_at=demands.monotonic(),
+    )
+
+
 class Examination:
     """One run over one connection; made anew for each."""
 
@@ -202,7 +220,9 @@ class Examination:
         self._appraisal = verify_session(
             self._reply.quote, leaf, collateral, context=context, hctx=hctx, policy=demands.policy, now=self._now
         )
-        self._claims += self._appraisal.claims
+        self._judged(self._appraisal)
+        if any(claim.name == "report_data" and claim.outcome == "passed" for claim in self._appraisal.claims):
+            self._pass("session binding", "", "the enclave is the other end of this TLS session: nobody relays it")
         self._certificate_beside(leaf, collateral)
 
     def _certificate_beside(self, leaf: LeafEvidence, collateral: Collateral) -> None:
@@ -239,9 +259,9 @@ class Examination:
             request = session.deterministic_request(leaf.spki_sha256, collateral=True)
             answer = yield Ask(ATTEST_PATH, request, REPLY_SIZE_MAX)
             collateral = self._stapled(session.read_reply(answer.status, answer.body, "deterministic"))
-        challenge = self._channel.challenge if demands.mode is Mode.CHALLENGE else None
+        challenge = self._channel.challenge  # in deterministic mode too, when we have an identity to show
         self._appraisal = verify_leaf(leaf, collateral, policy=demands.policy, now=self._now, challenge=challenge)
-        self._claims += self._appraisal.claims
+        self._judged(self._appraisal)
         if challenge is None:
             self._claims.append(freshness(leaf.not_before_minute, self._now))
         else:
@@ -298,6 +318,11 @@ class Examination:
 
     def _holds(self) -> bool:
         return self._appraisal is not None and all(claim.outcome != "failed" for claim in self._claims)
+
+    def _judged(self, appraisal: Appraisal) -> None:
+        self._claims += appraisal.claims
+        if all(claim.name != "MRENCLAVE" for claim in appraisal.claims):
+            self._skip("all the rest", "the evidence was refused before it came to that")
 
     def _stapled(self, reply: Reply) -> Collateral:
         if reply.collateral is None:

@@ -151,18 +151,19 @@ class StateMemory:
         for name in ("boot", "version"):
             if type(entry[name]) is not int or not 0 <= entry[name] <= STATE_NUMBER_MAX:
                 raise self._damaged(f"a {name} is not a number of 64 bits")
-        sizes = {"boot_nonce": BOOT_NONCE_SIZE, "root": ROOT_SIZE}
-        if entry["root"] is None:
-            del sizes["root"]
-        for name, size in sizes.items():
-            if not isinstance(entry[name], str) or len(entry[name]) != 2 * size:
-                raise self._damaged(f"a {name} is not {size} bytes in hex")
-        try:
-            boot_nonce = bytes.fromhex(entry["boot_nonce"])
-            root = None if entry["root"] is None else bytes.fromhex(entry["root"])
-        except ValueError as error:
-            raise self._damaged("a value is not hex") from error
+        boot_nonce = self._read_hex(entry, "boot_nonce", BOOT_NONCE_SIZE)
+        root = None if entry["root"] is None else self._read_hex(entry, "root", ROOT_SIZE)
         return StoreState(entry["boot"], boot_nonce, entry["version"], root)
+
+    def _read_hex(self, entry: dict[str, object], name: str, size: int) -> bytes:
+        text = entry[name]
+        try:
+            value = bytes.fromhex(text) if isinstance(text, str) else b""
+        except ValueError:
+            value = b""
+        if len(value) != size or value.hex() != text:  # fromhex passes over white space and capitals
+            raise self._damaged(f"a {name} is not {size} bytes in hex")
+        return value
 
     def _write(self, entries: dict[str, StoreState]) -> None:
         servers = {

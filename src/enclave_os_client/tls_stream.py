@@ -56,9 +56,11 @@ class _Common:
         return self._usable and (self._expires is None or self._monotonic() < self._expires)
 
     def _begin(self) -> None:
-        """Before bytes go out. Raises: httpcore.WriteError: they would begin a request, and the evidence is too old."""
+        """Before bytes go out. Raises: httpcore.ConnectionNotAvailable: they would begin a request, and the evidence is
+        too old. Nothing of it has left, so the pool takes another connection.
+        """
         if self._answered and not self._may_begin():
-            raise httpcore.WriteError("the evidence of this connection has expired")
+            raise httpcore.ConnectionNotAvailable("the evidence of this connection has expired")
         self._answered = False
 
     def _left(self, timeout: float | None, expired: type[httpcore.TimeoutException]) -> float | None:
@@ -123,10 +125,12 @@ class TLSStream(_Common, httpcore.NetworkStream):
 
     def close(self) -> None:
         """Say close_notify if that costs no waiting, and close."""
-        self.engine.close()
-        with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
-            self._plain.write(self.engine.take_output(), CLOSE_SECONDS)
-        self._plain.close()
+        try:
+            self.engine.close()
+            with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
+                self._plain.write(self.engine.take_output(), CLOSE_SECONDS)
+        finally:
+            self._plain.close()
 
     def start_tls(self, *_: Any, **__: Any) -> NoReturn:
         """There is no TLS within TLS here."""
@@ -200,10 +204,12 @@ class AsyncTLSStream(_Common, httpcore.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         """As `TLSStream.close`."""
-        self.engine.close()
-        with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
-            await self._plain.write(self.engine.take_output(), CLOSE_SECONDS)
-        await self._plain.aclose()
+        try:
+            self.engine.close()
+            with contextlib.suppress(httpcore.NetworkError, httpcore.TimeoutException):
+                await self._plain.write(self.engine.take_output(), CLOSE_SECONDS)
+        finally:
+            await self._plain.aclose()
 
     async def start_tls(self, *_: Any, **__: Any) -> NoReturn:
         """There is no TLS within TLS here."""

@@ -5,8 +5,8 @@ connection knows. Pure: bytes and a time in, verdict out.
 
     from enclave_os_client.verify import Policy, verify_leaf
 
-    appraisal = verify_leaf(read_leaf(der), collateral, policy=Policy(mr_enclaves=frozenset({mine})),
-    now=int(time.time())) appraisal.require()
+    policy = Policy(mr_enclaves=frozenset({measurement}))
+    verify_leaf(read_leaf(der), collateral, policy=policy, now=int(time.time())).require()
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ def freshness(minute: str, now: int) -> Claim:
 
 
 def verify_config_leaf(name: str, sha256: bytes, proof: bytes, root: bytes | None) -> Claim:
-    """Whether `proof`, the answer to GET /attestation/proof/<name>, shows that the configuration behind `root` holds
-    it.
+    """Whether `proof`, the answer to GET /attestation/proof/<name>, shows that leaf in the configuration of `root`.
 
     Args:
         sha256: of the leaf's data, as the caller expects it.

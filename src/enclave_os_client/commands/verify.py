@@ -27,6 +27,13 @@ PLAIN: Final = "\x1b[0m"
 NAME_WIDTH: Final = 20
 MARK_WIDTH: Final = 11
 FOUND_SHOWN: Final = 34
+FLAGS: Final = {
+    "simulated": "--allow-simulated",
+    "tcb_status": "--tcb-status STATUS",
+    "wrong_root": "--simulated-root FILE",
+    "expired_collateral": "--collateral FILE",
+}
+"""The flag that a fix speaks of, by the code of the failure."""
 WHOLE: Final = ("MRENCLAVE", "MRSIGNER", "config root")  # what a person copies from here
 
 EPILOG: Final = """\
@@ -43,8 +50,8 @@ examples:
 Without --mrenclave or --mrsigner any enclave will do, and the measurement is printed as NOT CHECKED: take it from there
 only if you have another reason to believe it.
 
-exit codes: 0 all that was asked for holds, 1 something does not, 64 wrong arguments, 66 a file cannot be read,
-69 no answer (network, TLS), 76 the server does not speak the protocol
+exit codes: 0 all that was asked for holds, 1 something does not, 64 wrong arguments, 65 a file of another kind (--ca),
+66 a file cannot be read, 69 no answer (network), 76 the server does not speak the protocol
 """
 
 
@@ -72,7 +79,10 @@ def add(commands: Subparsers) -> None:
     who.add_argument(
         "--config-leaf", action="append", default=[], metavar="NAME=HEX", help="SHA-256 of one leaf's data, proven"
     )
-    who.add_argument("--image-profile", default="production", help="default: %(default)s; `any` does not ask")
+    who.add_argument("--image-profile", metavar="NAME", help="default: production, of evidence that is not simulated")
+    who.add_argument(
+        "--oid", action="append", default=[], metavar="OID=HEX", help="value that this extension must have"
+    )
     who.add_argument("--platform", action="append", default=[], metavar="HEX", help="PPID or platform instance id")
     who.add_argument("--ca", type=Path, metavar="FILE", help="the operator's root (PEM): check chain and name as well")
     how = parser.add_argument_group("how strictly")
@@ -94,8 +104,7 @@ def _run(parser: Parser, parsed: argparse.Namespace) -> int:
         return os.EX_UNAVAILABLE
     import httpcore
 
-    from enclave_os.errors import ServerProtocolError
-    from enclave_os.wire.errors import UsageError
+    from enclave_os.errors import ConfigError, ServerProtocolError, UsageError
     from enclave_os_client.connect import examine
     from enclave_os_client.memory import MemoryFileError
 
@@ -106,6 +115,11 @@ def _run(parser: Parser, parsed: argparse.Namespace) -> int:
         parser.error(str(error))
     try:
         found = examine(host, port, demands)
+    except UsageError as error:
+        parser.error(str(error))
+    except ConfigError as error:
+        print(f"enclave-os: {parsed.ca}: {error}", file=sys.stderr)
+        return os.EX_DATAERR
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.RemoteProtocolError) as error:
         print(f"enclave-os: no answer from {host}:{port}: {str(error) or type(error).__name__}", file=sys.stderr)
         return os.EX_UNAVAILABLE
@@ -159,12 +173,10 @@ def _demands(parser: Parser, parsed: argparse.Namespace) -> Demands:
             collateral = Collateral.from_json(_read(parsed.collateral))
         except AttestationError as error:
             parser.error(f"{parsed.collateral}: {error}")
-    leaves: dict[str, bytes] = {}
-    for text in parsed.config_leaf:
-        name, equals, digest = text.partition("=")
-        if not equals:
-            parser.error(f"--config-leaf {text}: give NAME=HEX")
-        leaves[name] = _hex(parser, "--config-leaf", digest)
+    leaves = _pairs(parser, "--config-leaf", parsed.config_leaf)
+    values = _pairs(parser, "--oid", parsed.oid)
+    if parsed.image_profile == "production" and parsed.allow_simulated:
+        parser.error("--image-profile production and --allow-simulated: simulated evidence is never of that profile")
     mode = Mode.CHALLENGE if parsed.challenge else Mode.DETERMINISTIC if parsed.deterministic else Mode.SESSION
     policy = Policy(
         mr_enclaves=frozenset(_hex(parser, "--mrenclave", text) for text in parsed.mrenclave),
@@ -174,7 +186,8 @@ def _demands(parser: Parser, parsed: argparse.Namespace) -> Demands:
         tcb_statuses=frozenset({"UpToDate", *parsed.tcb_status}),
         platform_ids=frozenset(_hex(parser, "--platform", text) for text in parsed.platform) or None,
         config_root=_hex(parser, "--config-root", parsed.config_root) if parsed.config_root else None,
-        image_profile=None if parsed.image_profile == "any" else parsed.image_profile,
+        oids=MappingProxyType(values),
+        image_profile=parsed.image_profile or "production",
         allow_simulated=parsed.allow_simulated,
         simulated_root_der=root,
         any_identity=not parsed.mrenclave and not parsed.mrsigner,
@@ -188,6 +201,16 @@ def _demands(parser: Parser, parsed: argparse.Namespace) -> Demands:
         config_leaves=MappingProxyType(leaves),
         attest_seconds=parsed.seconds,
     )
+
+
+def _pairs(parser: Parser, flag: str, texts: list[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name in found:
+            parser.error(f"{flag} {text}: give {'NAME' if flag == '--config-leaf' else 'OID'}=HEX, each once")
+        found[name] = _hex(parser, flag, value)
+    return found
 
 
 def _hex(parser: Parser, flag: str, text: str) -> bytes:
@@ -215,7 +238,8 @@ def _print_table(found: Attestation, *, colour: bool) -> None:
         words = ": ".join(part for part in (value, claim.detail) if part)
         print(f"  {claim.name:<{NAME_WIDTH}}  {shown}{padding}  {words}")
         if claim.outcome == "failed" and claim.fix:
-            print(f"  {'':<{NAME_WIDTH}}  {'':<{MARK_WIDTH}}  -> {claim.fix}")
+            flag = f" ({FLAGS[claim.code]})" if claim.code in FLAGS else ""
+            print(f"  {'':<{NAME_WIDTH}}  {'':<{MARK_WIDTH}}  -> {claim.fix}{flag}")
     unchecked = sum(claim.outcome == "not checked" for claim in found.claims)
     failed = sum(claim.outcome == "failed" for claim in found.claims)
     print()
