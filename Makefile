@@ -114,6 +114,11 @@ ROUNDS ?= 1000
 crash-store: $(STAMPS)/fast $(STAMPS)/test ## kill -9 the host's store ROUNDS=1000 times, and look for what it acknowledged
 	$(PY) -m tests.host.store_crash --rounds $(ROUNDS)
 
+N ?= 1000
+.PHONY: mitm
+mitm: $(STAMPS)/fast $(STAMPS)/test ## a thief of the leaf's key in the middle, over sockets: N=1000 refused, 1000 accepted
+	$(PY) -m tests.hostile.mitm --runs $(N)
+
 # -- measure ----------------------------------------------------------------------------------------------------------
 
 .PHONY: bench bench-peers

@@ -11,6 +11,7 @@ import h11
 import httpcore
 
 from enclave_os._tls import TLSContext, TLSEngine
+from enclave_os._x509 import Identity
 from enclave_os.errors import ClientProtocolError
 from enclave_os_client.session import ATTEST_PATH
 from tests.enclave.attested import Connection, Enclave
@@ -24,13 +25,20 @@ class Served(httpcore.NetworkStream):
     Attributes:
         alert: by which the client ended the handshake, or None.
     Args:
+        leaf: shown instead of a fresh one.
         tamper: changes the attest reply before it is sent.
         piece: bytes given to the client at a time.
         cut_after: bytes after which TCP ends without a word.
     """
 
     def __init__(
-        self, enclave: Enclave, *, tamper: Tamper | None = None, piece: int = 1 << 20, cut_after: int | None = None
+        self,
+        enclave: Enclave,
+        *,
+        leaf: Identity | None = None,
+        tamper: Tamper | None = None,
+        piece: int = 1 << 20,
+        cut_after: int | None = None,
     ) -> None:
         self.enclave = enclave
         self.requests: list[str] = []
@@ -41,7 +49,8 @@ class Served(httpcore.NetworkStream):
         self._tamper = tamper
         self._piece = piece
         self._left = cut_after
-        self._engine = TLSEngine(TLSContext.server(enclave.choose, judge_client=enclave.judge.handshake))
+        choose = enclave.choose if leaf is None else lambda hello: leaf
+        self._engine = TLSEngine(TLSContext.server(choose, judge_client=enclave.judge.handshake))
         self._connection: Connection | None = None
         self._http = h11.Connection(h11.SERVER)
         self._output = bytearray()
@@ -105,6 +114,12 @@ class Served(httpcore.NetworkStream):
         if not data and self._left != 0:
             raise httpcore.ReadTimeout("nothing more is coming")
         return data
+
+    def take_output(self) -> bytes:
+        """All that is to go to the client, for who carries it over a socket."""
+        output = bytes(self._output)
+        self._output.clear()
+        return output
 
     def close(self) -> None:
         self.closed = True
