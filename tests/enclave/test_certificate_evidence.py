@@ -67,7 +67,7 @@ class Platform:
                 quotes=TokenBucket(1, self.burst, lambda: self.monotonic),
                 policy=self.policy,
                 extensions=lambda: [(oids.CONFIG_ROOT, self.root), (oids.IMAGE_PROFILE, b"dev")],
-                passing=lambda: () if self.state is None else [(oids.KV_STATE, self.state)],
+                passing=lambda: () if self.state is None else ((oids.KV_STATE, self.state),),
                 generation=lambda: self.generation,
             ),
         )

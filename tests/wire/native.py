@@ -44,14 +44,15 @@ def flavour() -> str:
     return "debug" if DEBUG_BUILD else "fast"
 
 
-def load(source: str) -> ModuleType:
+def load(source: str, *libraries: str) -> ModuleType:
     """Compile `source` (a path below the checkout, ending in .pyx) if needed, and import it.
 
+    Args: libraries: what it calls itself, not through the package.
     Raises: subprocess.CalledProcessError: it does not compile; the compiler's words are on stderr.
     """
     path = ROOT / source
     kind = flavour()
-    digest = hashlib.sha256(repr((kind, CFLAGS[kind], sys.version)).encode())
+    digest = hashlib.sha256(repr((kind, CFLAGS[kind], libraries, sys.version)).encode())
     for part in (path, *(SOURCE / "enclave_os" / name for name in DEPENDENCIES)):
         digest.update(part.read_bytes())
     folder = ROOT / "build" / "loops" / f"{path.stem}-{kind}-{digest.hexdigest()[:16]}"
@@ -60,7 +61,7 @@ def load(source: str) -> ModuleType:
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
-            _compile(path, folder, library, kind)
+            _compile(path, folder, library, kind, libraries)
     spec = importlib.util.spec_from_file_location(path.stem, library)
     if spec is None or spec.loader is None:
         raise ImportError(f"{library} is not an extension module")
@@ -69,7 +70,7 @@ def load(source: str) -> ModuleType:
     return module
 
 
-def _compile(path: Path, folder: Path, library: Path, kind: str) -> None:
+def _compile(path: Path, folder: Path, library: Path, kind: str, libraries: tuple[str, ...]) -> None:
     generated = folder / f"{path.stem}.c"
     # The compiler is not what is under test: it runs without the sanitizer's preload.
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
@@ -81,5 +82,6 @@ def _compile(path: Path, folder: Path, library: Path, kind: str) -> None:
     compiler += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-sign-compare"]
     compiler += ["-I", sysconfig.get_paths()["include"], "-I", str(SOURCE / "enclave_os")]
     compiler += ["-I", str(ROOT / "third_party" / "llhttp" / "include"), str(generated)]
+    compiler += [f"-l{name}" for name in libraries]
     subprocess.run([*compiler, "-o", str(half_built)], check=True, env=environment)
     half_built.rename(library)

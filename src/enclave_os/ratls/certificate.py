@@ -64,7 +64,7 @@ class LeafEvidenceSource:
     quotes: TokenBucket
     policy: LeafPolicy
     extensions: Callable[[], Iterable[tuple[str, bytes]]]
-    passing: Callable[[], Iterable[tuple[str, bytes]]]
+    passing: Callable[[], tuple[tuple[str, bytes], ...]]
     generation: Callable[[], int]
 
 
@@ -72,7 +72,6 @@ class LeafEvidenceSource:
 class _Kept:
     identity: Identity
     until_s: float
-    generation: int
 
 
 def choose_policy(wanted: str, quote_seconds: float) -> tuple[LeafPolicy, str]:
@@ -165,6 +164,9 @@ class CertificateStore:
         self._apps: dict[str, Mapping[str, bytes]] = {}
         self._encoded: dict[str | None, tuple[int, bytes]] = {}
         self._kept: dict[str | None, _Kept] = {}
+        self._passing_encoded: tuple[tuple[tuple[str, bytes], ...], bytes] = ((), b"")
+        self._not_before = -1
+        self._minute_text = ""
         self._counts = dict.fromkeys(("minted", "reused", "rate_limited"), 0)
 
     def set_apps(self, apps: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -203,12 +205,13 @@ class CertificateStore:
         if app not in self._apps:
             app = None
         if self._evidence is None:
-            return self._mint(app, None, None)
+            self._counts["minted"] += 1
+            return self._minter.mint(self._minute(self._clock()), LEAF_LIFETIME_S, name=app)
         if hello.challenge is not None:
             if self._evidence.quotes.take():
                 self._counts["rate_limited"] += 1
                 raise AttestationError("more quotes are asked for than attestation.quotes_per_second allows", "busy")
-            return self._mint(app, self._evidence, hello.challenge)
+            return self._mint(app, self._evidence, hello.challenge, self._clock())
         return self._deterministic(app, self._evidence)
 
     def counters(self) -> dict[str, int]:
@@ -218,45 +221,48 @@ class CertificateStore:
     def _deterministic(self, app: str | None, evidence: LeafEvidenceSource) -> Identity:
         now = self._clock()
         kept = self._kept.get(app)
-        if kept is not None and (kept.until_s <= now or kept.generation != evidence.generation()):
+        if kept is not None and (kept.until_s <= now or kept.identity.generation != evidence.generation()):
             kept = None
         # Out of quotes, a client without a challenge loses nothing that it could have checked: what it gets was made
         # within CACHE_S, under this configuration. A challenge is refused: only a quote of its own answers it.
-        if evidence.policy == "per-connection" or kept is None:
+        if kept is None or evidence.policy == "per-connection":
             # With nothing to show again a leaf is made whatever the rate: at most one a name and configuration.
             if not evidence.quotes.take() or kept is None:
-                identity = self._mint(app, evidence, None)
-                self._kept[app] = _Kept(identity, now + CACHE_S, identity.generation)
+                identity = self._mint(app, evidence, None, now)
+                self._kept[app] = _Kept(identity, now + CACHE_S)
                 return identity
             self._counts["rate_limited"] += 1
         self._counts["reused"] += 1
         return kept.identity
 
-    def _mint(self, app: str | None, evidence: LeafEvidenceSource | None, challenge: bytes | None) -> Identity:
-        now = int(self._clock())
-        not_before = (now - CLOCK_SLACK_S) // MINUTE_S * MINUTE_S
-        self._counts["minted"] += 1
-        if evidence is None:
-            return self._minter.mint(not_before, LEAF_LIFETIME_S, name=app)
-        source = evidence
+    def _mint(self, app: str | None, source: LeafEvidenceSource, challenge: bytes | None, now: float) -> Identity:
+        not_before = self._minute(now)
         generation = source.generation()
+        self._counts["minted"] += 1
 
         def quote(spki_sha256: bytes) -> bytes:
             if challenge is not None:
                 return source.quote(certificate_challenge(spki_sha256, challenge))
-            return source.quote(certificate_deterministic(spki_sha256, minute_text(not_before)))
+            return source.quote(certificate_deterministic(spki_sha256, self._minute_text))
 
-        lifetime = LEAF_LIFETIME_S if challenge is None else now - not_before + CHALLENGE_LIFETIME_S
         identity = self._minter.mint(
             not_before,
-            lifetime,
-            extensions=source.passing(),
-            name=app,
-            encoded=self._extensions(app, source, generation),
-            evidence=quote,
+            LEAF_LIFETIME_S if challenge is None else int(now) - not_before + CHALLENGE_LIFETIME_S,
+            None,
+            app,
+            self._extensions(app, source, generation) + self._passing(source),
+            quote,
         )
         identity.generation = generation
         return identity
+
+    def _minute(self, now: float) -> int:
+        """NotBefore of a leaf made now; `_minute_text` says it, and is written once a minute, not once a leaf."""
+        not_before = (int(now) - CLOCK_SLACK_S) // MINUTE_S * MINUTE_S
+        if not_before != self._not_before:
+            self._minute_text = minute_text(not_before)
+            self._not_before = not_before
+        return not_before
 
     def _extensions(self, app: str | None, source: LeafEvidenceSource, generation: int) -> bytes:
         """The extensions of one app's leaves (or the enclave's), encoded once a configuration."""
@@ -265,3 +271,10 @@ class CertificateStore:
             pairs = [*source.extensions(), *(() if app is None else self._apps[app].items())]
             found = self._encoded[app] = (generation, self._minter.encode(pairs))
         return found[1]
+
+    def _passing(self, source: LeafEvidenceSource) -> bytes:
+        """The extensions that change without the configuration, encoded once for each value."""
+        pairs = source.passing()
+        if pairs != self._passing_encoded[0]:
+            self._passing_encoded = (pairs, self._minter.encode(pairs))
+        return self._passing_encoded[1]

@@ -205,7 +205,7 @@ class Attestation:
             *self._module_oids.items(),
         ]
 
-    def _passing(self) -> Iterable[tuple[str, bytes]]:
+    def _passing(self) -> tuple[tuple[str, bytes], ...]:
         state = self._state()
         if state is None or state.root is None:
             return ()
