@@ -1,23 +1,24 @@
-"""The development CA: made at the first start that finds none, kept in `<state>/ca`, and said to be one.
+"""The development CA: a root made at the first start that finds none, kept in `<state>/ca`, and said to be one.
 
-Root (P-256, ten years) -> intermediary (P-256, path length 0), whose key goes to the enclave, which signs a fresh leaf
-per connection with it. The host has seen that key, so the enclave calls it imported.
+Root (P-256, ten years) -> intermediary (path length 0), whose key is made inside the enclave: only its request comes
+out, and this root signs it at once. Whoever has the folder can sign another: not for production.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from enclave_os.wire.setting_table import CertificateAuthority
+from enclave_os.wire.setting_table import PEM_SIZE_MAX, CertificateAuthority, Settings
+from enclave_os.wire.settings import ConfigError
 
 from .certificates import authority, key_pem, name, write_whole
 from .state import StateError, make_private_folder
@@ -25,15 +26,19 @@ from .state import StateError, make_private_folder
 FOLDER: Final = "ca"
 ROOT_FILE: Final = "root.pem"
 ROOT_KEY_FILE: Final = "root.key"
-CHAIN_FILE: Final = "chain.pem"
-KEY_FILE: Final = "intermediary.key"
 ROOT_NAME: Final = "Enclave OS development CA"
 INTERMEDIARY_NAME: Final = "Enclave OS development intermediary"
+
+Now = Callable[[], datetime.datetime]
+
+
+def _utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class DevelopmentCA:
-    """Where the root lies for clients, and what the enclave is given.
+    """A development root that is ready to sign.
 
     Attributes:
         root_file: PEM, for `curl --cacert`.
@@ -41,57 +46,74 @@ class DevelopmentCA:
     """
 
     root_file: Path
-    authority: CertificateAuthority
     created: bool
+    root: x509.Certificate
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    now: Now = _utc_now
+
+    def sign(self, request: x509.CertificateSigningRequest) -> bytes:
+        """An intermediary's certificate for the request's key, and the root, PEM. Raises: ValueError: not an EC key."""
+        key = request.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("the request's key is not an EC key")
+        made = authority(name(INTERMEDIARY_NAME), key, self.root.subject, self.key, 0, self.now())
+        pem = serialization.Encoding.PEM
+        return made.public_bytes(pem) + self.root.public_bytes(pem)
 
 
-def open_development_ca(
-    state_folder: Path, now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
-) -> DevelopmentCA:
+def open_development_ca(state_folder: Path, now: Now = _utc_now) -> DevelopmentCA:
     """Read the CA of a state folder, or make it.
 
     Raises: StateError: some of its files are missing, or they do not belong together. OSError.
     """
     folder = state_folder / FOLDER
     make_private_folder(folder)
-    files = [folder / name for name in (ROOT_FILE, CHAIN_FILE, KEY_FILE, ROOT_KEY_FILE)]
+    files = [folder / name for name in (ROOT_FILE, ROOT_KEY_FILE)]
     there = [file for file in files if file.exists()]
     if not there:
-        _make(folder, now())
-    elif len(there) < len(files):
+        key = ec.generate_private_key(ec.SECP256R1())
+        root_name = name(ROOT_NAME)
+        root = authority(root_name, key.public_key(), root_name, key, None, now())
+        write_whole(files[1], key_pem(key), 0o600)
+        write_whole(files[0], root.public_bytes(serialization.Encoding.PEM), 0o644)
+        return DevelopmentCA(files[0], True, root, key, now)
+    if len(there) < len(files):
         missing = ", ".join(file.name for file in files if file not in there)
         raise StateError(f"{folder} lacks {missing}; put it back, or remove the folder for a new development CA")
-    chain, key = files[1].read_text("ascii"), files[2].read_text("ascii")
-    _check(folder, files[0].read_text("ascii"), chain, key, now())
-    authority = CertificateAuthority(certificate_pem=chain, key_pem=key, key_origin="imported")
-    return DevelopmentCA(files[0], authority, not there)
-
-
-def _check(folder: Path, root: str, chain: str, key: str, now: datetime.datetime) -> None:
     try:
-        intermediary, top = x509.load_pem_x509_certificates(chain.encode())
-        private_key = serialization.load_pem_private_key(key.encode(), None)
-        intermediary.verify_directly_issued_by(top)
-        if top != x509.load_pem_x509_certificate(root.encode()):
-            raise ValueError("the chain ends in another root")
-        if private_key.public_key() != intermediary.public_key():
-            raise ValueError("the key is not the intermediary's")
-        if now > intermediary.not_valid_after_utc:
-            raise ValueError(f"it expired at {intermediary.not_valid_after_utc}")
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        reason = str(error) or "a signature does not verify"
+        root = x509.load_pem_x509_certificate(files[0].read_bytes())
+        loaded = serialization.load_pem_private_key(files[1].read_bytes(), None)
+        if not isinstance(loaded, ec.EllipticCurvePrivateKey) or loaded.public_key() != root.public_key():
+            raise ValueError("the key is not the root's")
+        if now() > root.not_valid_after_utc:
+            raise ValueError(f"it expired at {root.not_valid_after_utc}")
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise StateError(
-            f"the development CA in {folder} cannot be used: {reason}; remove the folder for a new one"
+            f"the development CA in {folder} cannot be used: {error}; remove the folder for a new one"
         ) from error
+    return DevelopmentCA(files[0], False, root, loaded, now)
 
 
-def _make(folder: Path, now: datetime.datetime) -> None:
-    root_key, intermediary_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name = name(ROOT_NAME)
-    root = authority(root_name, root_key.public_key(), root_name, root_key, None, now)
-    intermediary = authority(name(INTERMEDIARY_NAME), intermediary_key.public_key(), root_name, root_key, 0, now)
-    pem = serialization.Encoding.PEM
-    write_whole(folder / ROOT_KEY_FILE, key_pem(root_key), 0o600)
-    write_whole(folder / KEY_FILE, key_pem(intermediary_key), 0o600)
-    write_whole(folder / CHAIN_FILE, intermediary.public_bytes(pem) + root.public_bytes(pem), 0o644)
-    write_whole(folder / ROOT_FILE, root.public_bytes(pem), 0o644)
+def read_imported_ca(settings: Settings) -> CertificateAuthority:
+    """The CA whose key comes from outside, if the configuration names one; else an empty one: the key is made inside.
+
+    Raises: ConfigError: a file cannot be read.
+    """
+    if not settings.ca.key_file:
+        return CertificateAuthority()
+    texts: list[str] = []
+    for key, file in (("ca.certificate_file", settings.ca.certificate_file), ("ca.key_file", settings.ca.key_file)):
+        try:
+            texts.append(_read(Path(file)))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError({key: f"{file}: {reason}"}) from None
+    return CertificateAuthority(certificate_pem=texts[0], key_pem=texts[1], key_origin="imported")
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as stream:
+        data = stream.read(PEM_SIZE_MAX + 1)
+    if len(data) > PEM_SIZE_MAX:
+        raise ValueError(f"is bigger than {PEM_SIZE_MAX} bytes")
+    return data.decode("ascii")

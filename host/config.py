@@ -77,6 +77,8 @@ def load(
             document.setdefault(section, {}).update(values)
         origins.update(layer.origins)
     _read_key_files(document, found.parent if found else folder)
+    _read_owner_key(document, found.parent if found else folder)
+    _place_ca_files(document, found.parent if found else folder)
     _fill_names(document, host_name)
     _fill_state_dir(document, environment, user_id, folder)
     try:
@@ -197,6 +199,28 @@ def _read_key_files(document: Document, folder: Path) -> None:
             raise ConfigError({"auth.issuers": f"entry {number}: public_key_file {folder / name}: {reason}"}) from None
         issuer["public_key_pem"] = text
         del issuer["public_key_file"]
+
+
+def _place_ca_files(document: Document, folder: Path) -> None:
+    """Make the CA's files absolute: they are relative to the configuration file."""
+    for name in ("certificate_file", "key_file"):
+        given = document.get("ca", {}).get(name)
+        if isinstance(given, str) and given:
+            document["ca"][name] = os.path.abspath(folder / given)
+
+
+def _read_owner_key(document: Document, folder: Path) -> None:
+    """Replace `seal.owner_public_key_file` by what the file holds, for the same reason."""
+    seal = document.get("seal", {})
+    name = seal.get("owner_public_key_file") if isinstance(seal, dict) else None
+    if not isinstance(name, str) or not name or seal.get("owner_public_key_pem"):
+        return
+    try:
+        seal["owner_public_key_pem"] = _read_bounded(folder / name, PEM_SIZE_MAX).decode("ascii")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError({"seal.owner_public_key_file": f"{folder / name}: {reason}"}) from None
+    del seal["owner_public_key_file"]
 
 
 def _fill_names(document: Document, host_name: str) -> None:

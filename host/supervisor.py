@@ -36,11 +36,14 @@ from enclave_os.wire.rpc import LogLevel, Method
 from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import ConfigError, enclave_document
 
-from .ca import DevelopmentCA, open_development_ca
+from .ca import DevelopmentCA, open_development_ca, read_imported_ca
 from .doorbell import Doorbell, ring, silence
 from .enclave_process import COMMAND, EnclaveProcess, describe_exit
+from .handlers.ca import CertificateDesk
 from .handlers.kv import kv_handlers
 from .handlers.log import Log, log_handler
+from .handlers.peers import Mailboxes
+from .handlers.seal import SealStore
 from .handlers.stop import stop_handler
 from .handlers.time import tell_time
 from .kv_store import KVStore, StoreSync
@@ -153,13 +156,17 @@ class Supervisor:
         )
         for name in remove_leftovers(folder):
             log.info(f"removed region {name}, whose server is dead")
-        self._ca = open_development_ca(state_folder)
+        self._ca = open_development_ca(state_folder) if settings.ca.mode == "development" else None
         self._platform = open_simulated_platform(
             Path(settings.server.platform_dir) if settings.server.platform_dir else state_folder / PLATFORM_FOLDER
         )
         # Made before anything is started, so that a configuration that cannot be passed stops us here.
         count = settings.server.workers
-        self._documents = [enclave_document(settings, i, count, self._ca.authority) for i in range(count)]
+        authority = read_imported_ca(settings)
+        self._documents = [enclave_document(settings, i, count, authority) for i in range(count)]
+        self._seal = SealStore(state_folder, lambda measurement: False, log.warning)
+        self._desk = CertificateDesk(self._seal.folder_of, None if self._ca is None else self._ca.sign)
+        self._mail = Mailboxes(count)
         self._workers = [_Worker(index) for index in range(count)]
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._asked_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -312,6 +319,7 @@ class Supervisor:
 
     def _make_life(self, index: int) -> _Life:
         with ExitStack() as undo:
+            self._mail.reset(index)
             region = Region(self._folder, region_label(self._state_folder, index), self._layout)
             undo.callback(region.unlink)
             region.call_channels()
@@ -336,6 +344,11 @@ class Supervisor:
         return Registry(
             {
                 Method.TIME: tell_time,
+                Method.SEAL_LOAD: self._seal.load,
+                Method.SEAL_STORE: self._seal.store,
+                Method.CA_REQUEST: self._desk.answer,
+                Method.PEER_SEND: self._mail.sender(index),
+                Method.PEER_TAKE: self._mail.taker(index),
                 Method.LOG: log_handler(self._log, index),
                 Method.STOP: stop_handler(lambda: self._ask(lambda: self._stop("the enclave asked to be stopped"))),
                 **kv_handlers(self._store),
@@ -433,6 +446,9 @@ class Supervisor:
     def _announce(self) -> None:
         addresses = ", ".join(f"https://{address}" for address in self._proxy.addresses)
         self._log.info(f"listening on {addresses}; at most {self._proxy.connections_max} connections")
+        if self._ca is None:
+            self._log.info("the operator's CA signs: enclave-os ca csr, enclave-os ca install")
+            return
         self._log.info(_ca_line(self._ca))
         port = self._proxy.addresses[0].port
         self._log.info(f"try: curl --cacert {self._ca.root_file} https://localhost:{port}/healthz")

@@ -113,6 +113,7 @@ def test_status() -> None:
         "ready": True,
         "uptime_seconds": 12.346,
         "modules": ["core", "helloworld"],
+        "warnings": [],
     }
     assert ("Cache-Control", "no-store") in response.headers
 

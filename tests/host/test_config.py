@@ -183,7 +183,7 @@ class TestKeyFiles:
         (tmp_path / "keys" / "issuer.pem").write_text(PEM, encoding="ascii")
         loaded = load(tmp_path, toml=self.TOML)
         assert loaded.settings.auth.issuers[0].public_key_pem == PEM
-        ca = CertificateAuthority(certificate_pem="C", key_pem="K", key_origin="generated")
+        ca = CertificateAuthority(certificate_pem="C", key_pem="K", key_origin="imported")
         inside = parse_enclave_document(enclave_document(loaded.settings, 0, 1, ca))
         assert inside.auth.issuers[0].public_key_pem == PEM
 

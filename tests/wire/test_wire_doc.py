@@ -17,6 +17,7 @@ from enclave_os.wire import (
     rpc,
 )
 from enclave_os.wire.frames import FRAME_RULES, CloseReason, FrameKind
+from enclave_os.wire.setting_table import RPC_CAPACITY
 from tests.wire.rings import HEADER_WORDS, make_ring
 
 TEXT = (Path(__file__).parents[2] / "docs/wire.md").read_text()
@@ -165,7 +166,8 @@ def test_rpc_methods() -> None:
         spec = rpc.METHODS[rpc.Method(int(row["method"]))]
         assert bounds(row["request bytes"]) == (spec.request_size_min, spec.request_size_max)
         assert bounds(row["reply bytes"]) == (spec.reply_size_min, spec.reply_size_max)
-        assert spec.request_size_max <= kv.KV_MESSAGE_SIZE_MAX >= spec.reply_size_max, "it fits the smallest ring"
+        room = limits.record_size_max(RPC_CAPACITY.least) - limits.RPC_HEADER_SIZE
+        assert spec.request_size_max <= room >= spec.reply_size_max, "it fits the smallest ring"
     assert encode_rpc_request(1, 2, b"abc") == bytes.fromhex("0100000000000000 0200 0000 03000000") + b"abc"
     assert encode_rpc_reply(1, -1, b"") == bytes.fromhex("0100000000000000 ffffffff 00000000")
 

@@ -85,9 +85,10 @@ class Status:
     Attributes:
         mode: how the enclave was started; only sgx keeps anything from the host.
         evidence: what the certificate carries: the kind of quote.
-        ca: whose CA signs the leaf: "development", "generated" (inside) or "imported" (the host has seen its key).
+        ca: where the key that signs leaves comes from: "generated" (inside) or "imported" (the host has seen it).
         ready: serving; False while starting and draining.
         uptime_s: seconds since the worker began to serve.
+        warnings: what the operator should do something about, in words.
     """
 
     mode: Literal["simulated", "direct", "sgx"]
@@ -97,6 +98,7 @@ class Status:
     worker_count: int
     ready: bool
     uptime_s: float
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

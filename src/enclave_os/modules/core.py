@@ -79,6 +79,7 @@ class Core(Module):
                 "ready": status.ready,
                 "uptime_seconds": round(status.uptime_s, 3),
                 "modules": list(services.modules),
+                "warnings": list(status.warnings),
             },
             headers=(("Cache-Control", "no-store"),),
         )

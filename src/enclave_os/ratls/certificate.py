@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from enclave_os._tls import ClientHello
 from enclave_os._x509 import Identity, LeafMinter
-from enclave_os.errors import AttestationError, ConfigError, UsageError
+from enclave_os.errors import AttestationError, ClockUntrusted, ConfigError, UsageError
 from enclave_os.evidence.binding import certificate_challenge, certificate_deterministic, minute_text
 from enclave_os.ratls.token_bucket import TokenBucket
 
@@ -104,11 +104,11 @@ def der_from_pem(pem: str, *labels: str) -> list[bytes]:
         raise ConfigError(f"a {' or '.join(labels)} block is not base64") from error
 
 
-def pem_from_der(der: bytes) -> str:
-    """A certificate as a PEM block."""
+def pem_from_der(der: bytes, label: str = "CERTIFICATE") -> str:
+    """A PEM block."""
     text = base64.b64encode(der).decode("ascii")
     lines = [text[start : start + 64] for start in range(0, len(text), 64)]
-    return "\n".join(("-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""))
+    return "\n".join((f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""))
 
 
 def hostname_of(sni: bytes | None) -> str | None:
@@ -140,6 +140,8 @@ class CertificateStore:
         clock: seconds since the Unix epoch, in the enclave's own reckoning.
         extensions: (dotted OID, raw value) pairs that every leaf carries.
         evidence: what makes the leaves prove something; None: they are ordinary ones.
+        alleged: seconds as the host alleges them, for while `clock` is in doubt (ClockUntrusted); None: then there is
+            no certificate.
 
     Raises:
         ConfigError: certificate and key are not a CA that can sign leaves.
@@ -154,11 +156,13 @@ class CertificateStore:
         clock: Callable[[], float],
         extensions: Iterable[tuple[str, bytes]] = (),
         evidence: LeafEvidenceSource | None = None,
+        alleged: Callable[[], float] | None = None,
     ) -> None:
         issuer, *above = der_from_pem(certificate_pem, "CERTIFICATE")
         key, *_ = der_from_pem(key_pem, "PRIVATE KEY", "EC PRIVATE KEY")
         self.chain_der: Sequence[bytes] = (issuer, *above)
         self._clock = clock
+        self._alleged = alleged
         self._evidence = evidence
         self._minter = LeafMinter(issuer, key, list(names), list(extensions), chain_der=above)
         self._apps: dict[str, Mapping[str, bytes]] = {}
@@ -211,15 +215,26 @@ class CertificateStore:
             if self._evidence.quotes.take():
                 self._counts["rate_limited"] += 1
                 raise AttestationError("more quotes are asked for than attestation.quotes_per_second allows", "busy")
-            return self._mint(app, self._evidence, hello.challenge, self._clock())
+            return self._mint(app, self._evidence, hello.challenge, self._time()[0])
         return self._deterministic(app, self._evidence)
 
     def counters(self) -> dict[str, int]:
         """Leaves made, leaves shown again, and quotes that were not made for the rate's sake."""
         return {f"certificates_{name}_total": count for name, count in self._counts.items()}
 
+    def _time(self) -> tuple[float, bool]:
+        """Now, and whether a decision may rest on it. Raises: ClockUntrusted: there is no time at all."""
+        try:
+            return self._clock(), True
+        except ClockUntrusted:
+            if self._alleged is None:
+                raise
+            return self._alleged(), False
+
     def _deterministic(self, app: str | None, evidence: LeafEvidenceSource) -> Identity:
-        now = self._clock()
+        now, trusted = self._time()
+        if not trusted:
+            return self._mint(app, evidence, None, now, dated=False)
         kept = self._kept.get(app)
         if kept is not None and (kept.until_s <= now or kept.identity.generation != evidence.generation()):
             kept = None
@@ -235,7 +250,9 @@ class CertificateStore:
         self._counts["reused"] += 1
         return kept.identity
 
-    def _mint(self, app: str | None, source: LeafEvidenceSource, challenge: bytes | None, now: float) -> Identity:
+    def _mint(
+        self, app: str | None, source: LeafEvidenceSource, challenge: bytes | None, now: float, *, dated: bool = True
+    ) -> Identity:
         not_before = self._minute(now)
         generation = source.generation()
         self._counts["minted"] += 1
@@ -251,7 +268,9 @@ class CertificateStore:
             None,
             app,
             self._extensions(app, source, generation) + self._passing(source),
-            quote,
+            # With the clock in doubt no evidence is dated: a host could collect it for a day to come. A manager has to
+            # get in to settle the doubt, so there is a certificate; a challenge's quote binds no date and is made.
+            quote if dated or challenge is not None else None,
         )
         identity.generation = generation
         return identity

@@ -83,6 +83,22 @@ class Clock:
             return error
         return None
 
+    def alleged_ns(self) -> int:
+        """What the host says, never below the floor: for what needs some time and decides nothing.
+
+        Raises: ClockUntrusted: it says nothing that could be a time.
+        """
+        return max(self._read(), self._floor_ns)
+
+    def raise_floor(self, sealed_ns: int) -> None:
+        """Take the floor of an earlier start, before this one asks for the time.
+
+        Raises: ValueError: not a time.
+        """
+        if not 0 <= sealed_ns <= TIME_NS_MAX:
+            raise ValueError("the sealed floor is not a time")
+        self._floor_ns = max(sealed_ns, self._floor_ns)
+
     def confirm(self, claimed_ns: int) -> None:
         """Believe a step ahead after all: a manager named the time, and the host's clock agrees within 24 h.
 

@@ -10,10 +10,13 @@ import asyncio
 import gc
 import logging
 import os
+from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, Final
 
-from enclave_os._tls import TLSContext
-from enclave_os.errors import ConfigError, InternalError
+from enclave_os._tls import ClientHello, TLSContext
+from enclave_os._x509 import Identity
+from enclave_os.errors import ConfigError, HostRefused, InternalError
 from enclave_os.modules.api import Module, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.auth import Authenticator
@@ -21,18 +24,28 @@ from enclave_os.modules.core import Core
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
 from enclave_os.ratls.config_tree import ConfigTree
+from enclave_os.ratls.session import StoreState
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime._ingress import Ingress
 from enclave_os.runtime.attestation import Attestation
+from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
 from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.stop import Stop
+from enclave_os.sealing.authority import warning as expiry_warning
+from enclave_os.sealing.keeper import SealKeeper
+from enclave_os.sealing.sealed_config import Authority
+from enclave_os.wire import EMPTY
+from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import SLOT_STATE, EntryResult, Slot, slot_offset
+from enclave_os.wire.policy import policy_of
 from enclave_os.wire.rpc import Method
 
 LIFELINE: Final = 0  # standard input: a pipe that only the host holds open
+CHECKPOINT_SECONDS: Final = 3600.0  # between two seals of the clock's floor
+LAST_SECONDS: Final = 2.0  # for the checkpoint of the end; the host waits 5 s for us
 CLOCK_SECONDS: Final = 60.0  # how often the floor is raised, so that 24 h of silence never look like a step
 
 
@@ -59,6 +72,9 @@ class Server:
             on_blocked=self._set_rpc_blocked,
             deadline=settings.timeouts.rpc,
         )
+        self._platform = Platform(context.attester)
+        self._keeper = SealKeeper(self._rpc, self._platform, policy_of(settings))
+        self._state: StoreState | None = None
         self._tree = ConfigTree(settings_leaves(settings).items())
         self._attestation = Attestation(
             context.attester,
@@ -66,20 +82,13 @@ class Server:
             settings.attestation,
             self._clock,
             simulated_root_der=context.attester.simulated_root_der,
-            state=lambda: None,
+            state=lambda: self._state,
             random=os.urandom,
         )
-        self._certificates = CertificateStore(
-            settings.ca.certificate_pem,
-            settings.ca.key_pem,
-            settings.tls.names,
-            lambda: self._clock.trusted_ns() / NS_PER_SECOND,
-            evidence=self._attestation.leaf_source(),
-        )
-        self._tree.update(ca_leaves(self._certificates.chain_der, settings.ca.key_origin))
-        self._attestation.chain_pem = tuple(pem_from_der(der) for der in self._certificates.chain_der)
+        self._authority: Authority | None = None
+        self._certificates: CertificateStore | None = None
         self._tls = TLSContext.server(
-            self._certificates.choose,
+            self._choose,
             protocols=[name.encode() for name in settings.tls.alpn],
             keep_buffers=True,  # the ingress knows which connections are idle
             judge_client=self._attestation.judge.handshake,
@@ -94,37 +103,113 @@ class Server:
         """Serve until the host calls `shutdown`, goes away, or lies. Returns the process's exit code."""
         self._loop.set_exception_handler(self._on_bug)
         self._stop.watch_lifeline(LIFELINE)
-        await self._registry.start(self._services)
         ingress = self._make_ingress()
         self._ingress = ingress
-        self._take_modules()
         self._loop.add_reader(self._context.doorbell.incoming, ingress.on_doorbell)
         try:
-            await self._say_ready(ingress)
+            if await self._unless_stopped(self._begin(ingress)):
+                await self._say_ready(ingress)
             reason = await self._stop.wait()
         finally:
-            self._loop.remove_reader(self._context.doorbell.incoming)
             self._ready_at = None
             await self._registry.stop()
+            # The ingress has ended; the replies to our last calls still come.
+            self._loop.add_reader(self._context.doorbell.incoming, self._on_last_bell)
+            await self._checkpoint(LAST_SECONDS)
+            self._loop.remove_reader(self._context.doorbell.incoming)
         # Errors of the end go where a person finds them even if the channel is what broke.
         self._log.send_by(None)
         if reason.error is not None:
             self._logger.error("ending", exc_info=reason.error)
         return reason.code
 
-    async def _say_ready(self, ingress: Ingress) -> None:
-        # The first call proves that the dispatcher answers; only then is anything promised to clients.
-        ingress.on_wake()
-        asked = self._loop.create_task(self._rpc.call(Method.TIME))
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do `work` to its end; False when the end of everything came first. Raises: what `work` raises."""
+        task = self._loop.create_task(work)
         stopped = self._loop.create_task(self._stop.wait())
-        await asyncio.wait((asked, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not asked.done():
-            asked.cancel()
-            return
-        asked.result()
+        if not task.done():
+            task.cancel()
+            return False
+        task.result()
+        return True
+
+    async def _begin(self, ingress: Ingress) -> None:
+        """From a host that answers to modules that serve: nothing is promised to clients before it is done."""
+        ingress.on_wake()
+        await self._rpc.call(Method.TIME)  # proves that the dispatcher answers
         self._log.send_by(lambda line: self._rpc.cast(Method.LOG, line))
-        self._clock.trusted_ns()
+        begin = Beginning(self._context, self._rpc, self._keeper, self._platform, self._clock, self._logger)
+        self._authority = await begin.run()
+        self._note_state()
+        if self._context.settings.worker_index == 0:
+            self._keep(begin.admit_workers())
+            self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
+        self._take_authority(self._authority)
+        await self._registry.start(self._services)
+        self._take_modules()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` beside everything else; what it raises is our bug."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._stop.ask(error)
+
+    def _checkpoint_again(self) -> None:
+        self._keep(self._checkpoint())
+        self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
+
+    def _take_authority(self, authority: Authority) -> None:
+        settings = self._context.settings
+        chain = [pem_from_der(der) for der in authority.chain_der]
+        self._certificates = CertificateStore(
+            "".join(chain),
+            pem_from_der(authority.key_der, "PRIVATE KEY"),
+            settings.tls.names,
+            lambda: self._clock.trusted_ns() / NS_PER_SECOND,
+            evidence=self._attestation.leaf_source(),
+            alleged=lambda: self._clock.alleged_ns() / NS_PER_SECOND,
+        )
+        self._tree.update(ca_leaves(authority.chain_der, authority.key_origin) | seal_leaves(self._keeper.config))
+        self._attestation.chain_pem = tuple(chain)
+
+    def _choose(self, hello: ClientHello) -> Identity:
+        if self._certificates is None:
+            raise InternalError("a connection came before the certificates were there")
+        return self._certificates.choose(hello)
+
+    def _note_state(self) -> None:
+        boot, nonce, version, root = self._keeper.config.state()
+        self._state = StoreState(boot, nonce, version, root if any(root) else None)
+
+    def _on_last_bell(self) -> None:
+        self._context.doorbell.silence()
+        while True:
+            self._rpc.drain()
+            if self._context.rpc_channel.from_host.arm() == EMPTY:
+                return
+
+    async def _checkpoint(self, deadline: float | None = None) -> None:
+        """Seal the clock's floor, so that the next start knows it; at the end this is the last word."""
+        if self._context.settings.worker_index != 0 or self._certificates is None:
+            return
+        floor = self._clock.floor_ns
+        try:
+            if deadline is not None:
+                self._on_last_bell()
+            await self._keeper.change(
+                lambda config: replace(config, clock_floor_ns=max(config.clock_floor_ns, floor)), deadline=deadline
+            )
+        except (HostRefused, PeerProtocolError) as error:
+            self._logger.warning("a checkpoint was not stored: %s", error)
+
+    async def _say_ready(self, ingress: Ingress) -> None:
         self._raise_clock()
         self._ready_at = self._clock.monotonic()
         gc.collect()
@@ -151,7 +236,8 @@ class Server:
                     raise ConfigError(f"module {module.name!r}: {app.hostname!r} is no host name, or another app's")
                 apps[hostname] = dict(app.oids)
         self._attestation.set_module_oids(oids)
-        self._certificates.set_apps(apps)
+        if self._certificates is not None:
+            self._certificates.set_apps(apps)
         self._tree.update(certificate_leaves(oids, apps))
         if self._ingress is not None:
             self._ingress.set_apps(frozenset(apps) or None)
@@ -209,12 +295,19 @@ class Server:
         return Status(
             mode=mode,
             evidence=self._attestation.kind,
-            ca="development" if settings.ca.key_origin == "imported" else settings.ca.key_origin,
+            ca="none yet" if self._authority is None else self._authority.key_origin,
+            warnings=self._warnings(),
             worker_index=settings.worker_index,
             worker_count=settings.worker_count,
             ready=self._ready_at is not None and not (self._ingress is not None and self._ingress.draining),
             uptime_s=0.0 if self._ready_at is None else self._clock.monotonic() - self._ready_at,
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        if self._authority is None or not self._clock.floor_ns:
+            return ()
+        text = expiry_warning(self._authority, self._clock.floor_ns // NS_PER_SECOND)
+        return (text,) if text else ()
 
     def _counters(self) -> dict[str, int | float]:
         counters: dict[str, int | float] = {} if self._ingress is None else dict(self._ingress.counters())
@@ -225,7 +318,7 @@ class Server:
             "rpc_timeouts_total": self._rpc.timeouts,
             "log_lines_dropped_total": self._log.dropped,
             "module_failures_total": self._registry.failures,
-            **self._certificates.counters(),
+            **({} if self._certificates is None else self._certificates.counters()),
             **self._attestation.sessions.counters(),
         }
 

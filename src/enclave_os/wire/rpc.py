@@ -7,13 +7,18 @@ call and what the host's dispatcher may register. Header layout: `_codec.pxd` an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from types import MappingProxyType
 from typing import Final
 
 from enclave_os.wire import kv
 
 LOG_LINE_SIZE_MAX: Final = 4096  # one line for a person; longer ones are cut by the logger, with a mark
+MEASUREMENT_SIZE: Final = 32  # MRENCLAVE (Intel SDM 3D, 38.7)
+SEALED_SIZE_MAX: Final = 96 << 10  # keys, a chain, two policies and what modules keep; one record of the RPC rings
+PEER_LETTER_SIZE_MAX: Final = 100 << 10  # the sealed content, opened, and what a worker says with it
+CSR_SIZE_MAX: Final = 4096  # one P-256 key and a name, with room
+CHAIN_SIZE_MAX: Final = 16 << 10  # the intermediary and those above it, PEM
 
 
 class Method(IntEnum):
@@ -22,6 +27,11 @@ class Method(IntEnum):
     TIME = 1
     LOG = 2
     STOP = 3
+    SEAL_LOAD = 4
+    SEAL_STORE = 5
+    CA_REQUEST = 6
+    PEER_SEND = 7
+    PEER_TAKE = 8
     KV_GET = 16
     KV_PUT = 17
     KV_DELETE = 18
@@ -41,6 +51,15 @@ class Status(IntEnum):
     FAILED = -5
     NO_SPACE = -6  # the disk is full: whether the write is there is unknown until it is read
     NOT_WRITABLE = -7  # the store could not make a write durable, and takes none until the server is started anew
+
+
+class SealLoadFlag(IntFlag):
+    """First byte of a SEAL_LOAD reply: what the host alleges to have."""
+
+    BLOB = 1
+    """The sealed configuration follows; without it nothing does."""
+    STORE = 2
+    """A key-value store of this measurement exists."""
 
 
 class LogLevel(IntEnum):
@@ -78,6 +97,51 @@ METHODS: Final = MappingProxyType(
                 Method.LOG, "u8 level, UTF-8 line without control characters", 1, 1 + LOG_LINE_SIZE_MAX, "empty", 0, 0
             ),
             MethodSpec(Method.STOP, "empty", 0, 0, "empty", 0, 0),
+            MethodSpec(
+                Method.SEAL_LOAD,
+                "32 bytes measurement",
+                MEASUREMENT_SIZE,
+                MEASUREMENT_SIZE,
+                "u8 SealLoadFlag, sealed configuration or nothing",
+                1,
+                1 + SEALED_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.SEAL_STORE,
+                "32 bytes measurement, sealed configuration; replied to when it is durable",
+                MEASUREMENT_SIZE + 1,
+                MEASUREMENT_SIZE + SEALED_SIZE_MAX,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.CA_REQUEST,
+                "32 bytes measurement, certificate signing request (PKCS#10 DER)",
+                MEASUREMENT_SIZE + 1,
+                MEASUREMENT_SIZE + CSR_SIZE_MAX,
+                "PEM: the certificate for that key, then those above it; empty: none is installed",
+                0,
+                CHAIN_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.PEER_SEND,
+                "u16 LE worker, letter",
+                2 + 1,
+                2 + PEER_LETTER_SIZE_MAX,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.PEER_TAKE,
+                "empty",
+                0,
+                0,
+                "u16 LE worker that sent it, letter; replied to when there is one",
+                2 + 1,
+                2 + PEER_LETTER_SIZE_MAX,
+            ),
             MethodSpec(
                 Method.KV_GET,
                 "16 bytes namespace, key",

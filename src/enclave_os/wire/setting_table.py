@@ -42,7 +42,10 @@ DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339
 """MRSIGNER of simulated enclaves unless another is given: SHA-256 of `Enclave OS development signer`, of no key."""
 PEM_SIZE_MAX: Final = 16 * KIB
 KeyOrigin = Literal["generated", "imported"]
+ExportRule = Literal["none", "approved", "signer"]
 CAPACITY: Final = Size(RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
+# Half a ring takes one record: the sealed configuration (wire.rpc.SEALED_SIZE_MAX) is the largest there is.
+RPC_CAPACITY: Final = Size(256 * KIB, RING_CAPACITY_MAX, power_of_two=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +128,8 @@ class Rings(EnclaveRings):
 
     data_to_enclave: int = key(CAPACITY, "2MiB", "host", "TLS bytes from the clients.")
     data_to_host: int = key(CAPACITY, "2MiB", "host", "TLS bytes to the clients.")
-    rpc_to_host: int = key(CAPACITY, "1MiB", "host", "The enclave's calls.")
-    rpc_to_enclave: int = key(CAPACITY, "1MiB", "host", "The host's replies.")
+    rpc_to_host: int = key(RPC_CAPACITY, "1MiB", "host", "The enclave's calls.")
+    rpc_to_enclave: int = key(RPC_CAPACITY, "1MiB", "host", "The host's replies.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,6 +307,62 @@ class Simulated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ca:
+    """Who signs the enclave's intermediary certificate. Its key is made inside and never leaves (docs/sealing.md)."""
+
+    mode: str = key(
+        Choice(("development", "operator")),
+        "development",
+        "host",
+        "development: a root made on this machine signs it at once; operator: it waits for `enclave-os ca install`.",
+    )
+    certificate_file: str = key(
+        Text("a file", 4096, empty=True),
+        "",
+        "host",
+        "PEM of an intermediary and those above it, for a key from outside; with `key_file` only.",
+    )
+    key_file: str = key(
+        Text("a file", 4096, empty=True),
+        "",
+        "host",
+        "Its private key (P-256 or P-384, PEM). The host has seen it: certificates and `/status` say `imported`.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnclaveSeal:
+    """The sealed configuration. These two are sealed at first boot: changed by `enclave-os config accept` only."""
+
+    owner_public_key_pem: str = key(
+        Text("an RSA public key in PEM", PEM_SIZE_MAX, empty=True, lines=True),
+        "",
+        "enclave",
+        "Owner's RSA key (3072 bits or more) for a second wrap of the sealed data. Empty: none; what the processor's "
+        "key no longer opens, after a microcode update say, is then lost. Who holds its private half can read all.",
+    )
+    export: str = key(
+        Choice(("none", "approved", "signer")),
+        "approved",
+        "enclave",
+        "Who may be given the sealed data for an upgrade: nobody; measurements that a manager approved; or also any "
+        "enclave of the same signer and product with at least our security version.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal(EnclaveSeal):
+    """The sealed configuration. What the enclave reads is sealed at first boot: `config accept` changes it."""
+
+    owner_public_key_file: str = key(
+        Text("a file", 4096, empty=True),
+        "",
+        "host",
+        "File with the owner's key, relative to the configuration file; the host reads it at start.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Modules:
     """What the enclave serves. A module's own keys stand in `[module.<name>]` and are passed to it as they are."""
 
@@ -364,6 +423,8 @@ class Settings:
     auth: Auth = Auth()
     attestation: Attestation = Attestation()
     simulated: Simulated = Simulated()
+    ca: Ca = Ca()
+    seal: Seal = Seal()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
     kv: KV = KV()
@@ -372,11 +433,15 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateAuthority:
-    """The CA that signs the enclave's leaves. The host has seen an imported key; nobody has seen a generated one."""
+    """The CA that signs the enclave's leaves. The host has seen an imported key; nobody has seen a generated one.
 
-    certificate_pem: str
-    key_pem: str = field(repr=False)
-    key_origin: KeyOrigin
+    Attributes:
+        certificate_pem, key_pem: of an imported one; both empty for one whose key is made inside.
+    """
+
+    certificate_pem: str = ""
+    key_pem: str = field(default="", repr=False)
+    key_origin: KeyOrigin = "generated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -393,6 +458,7 @@ class EnclaveSettings:
     auth: Auth = Auth()
     attestation: Attestation = Attestation()
     simulated: Simulated = Simulated()
+    seal: EnclaveSeal = EnclaveSeal()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
     log: EnclaveLog = EnclaveLog()
@@ -408,6 +474,8 @@ SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "auth": Auth,
         "attestation": Attestation,
         "simulated": Simulated,
+        "ca": Ca,
+        "seal": Seal,
         "modules": Modules,
         "kv": KV,
         "log": Log,
@@ -422,6 +490,7 @@ ENCLAVE_SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "auth": Auth,
         "attestation": Attestation,
         "simulated": Simulated,
+        "seal": EnclaveSeal,
         "modules": Modules,
         "log": EnclaveLog,
     }

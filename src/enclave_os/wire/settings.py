@@ -34,6 +34,7 @@ from enclave_os.wire.setting_table import (
     SECTIONS,
     WORKERS_MAX,
     CertificateAuthority,
+    EnclaveSeal,
     EnclaveSettings,
     Issuer,
     ModuleTables,
@@ -154,6 +155,7 @@ def enclave_document(settings: Settings, worker_index: int, worker_count: int, c
             auth=settings.auth,
             attestation=settings.attestation,
             simulated=settings.simulated,
+            seal=EnclaveSeal(owner_public_key_pem=settings.seal.owner_public_key_pem, export=settings.seal.export),
             modules=settings.modules,
             module=settings.module,
             log=settings.log,
@@ -210,7 +212,25 @@ def _read_sections(
         text = _issuer_problem(issuer)
         if text:
             problems["auth.issuers"] = f"entry {number}: {text}"
+    _check_seal(sections.get("seal"), problems)
+    _check_ca(sections.get("ca"), problems)
     return sections
+
+
+def _check_seal(seal: Any, problems: dict[str, str]) -> None:
+    pem = seal.owner_public_key_pem if seal else ""
+    if pem and getattr(seal, "owner_public_key_file", ""):
+        problems["seal.owner_public_key_pem"] = "give either this or owner_public_key_file"
+    elif "PRIVATE KEY" in pem:
+        problems["seal.owner_public_key_pem"] = "is a private key, which belongs offline; give the public one"
+    elif pem and not pem.startswith(PUBLIC_KEY_LINE):
+        problems["seal.owner_public_key_pem"] = f"does not begin with {PUBLIC_KEY_LINE}"
+
+
+def _check_ca(ca: Any, problems: dict[str, str]) -> None:
+    if ca and bool(ca.certificate_file) != bool(ca.key_file):
+        missing = "ca.key_file" if ca.certificate_file else "ca.certificate_file"
+        problems[missing] = "is missing: a key from outside needs both files, and none lets the key be made inside"
 
 
 def _issuer_problem(issuer: Issuer) -> str | None:
@@ -276,16 +296,19 @@ def _with_home(problems: dict[str, str]) -> dict[str, str]:
 
 def _read_ca(document: object, problems: dict[str, str]) -> CertificateAuthority | None:
     members = _members(document, "ca.", ("certificate_pem", "key_pem", "key_origin"), problems)
-    pem = Text("PEM", PEM_SIZE_MAX, lines=True)
-    certificate = _read(pem.read, members.get("certificate_pem"), "ca.certificate_pem", problems)
-    private_key = members.get("key_pem")
-    # Not by `_read`: its messages show the value.
-    if not isinstance(private_key, str) or not 0 < len(private_key) <= PEM_SIZE_MAX or not private_key.isascii():
-        problems["ca.key_pem"] = "is not PEM"
-        private_key = None
     origin = members.get("key_origin")
     if origin not in KEY_ORIGINS:
         problems["ca.key_origin"] = f"{shown(origin)} is not one of {', '.join(KEY_ORIGINS)}"
+    generated = origin == "generated"
+    pem = Text("PEM", PEM_SIZE_MAX, empty=generated, lines=True)
+    certificate = _read(pem.read, members.get("certificate_pem"), "ca.certificate_pem", problems)
+    private_key = members.get("key_pem")
+    # Not by `_read`: its messages show the value.
+    if not isinstance(private_key, str) or not len(private_key) <= PEM_SIZE_MAX or not private_key.isascii():
+        problems["ca.key_pem"] = "is not PEM"
+        private_key = None
+    elif bool(private_key) is generated or bool(certificate) is generated:
+        problems["ca"] = "a generated key and its certificate are not the host's to give; an imported one comes whole"
     if certificate is None or private_key is None or origin not in KEY_ORIGINS:
         return None
     return CertificateAuthority(certificate_pem=certificate, key_pem=private_key, key_origin=origin)

@@ -1,0 +1,95 @@
+"""Where sealed configurations lie: opaque to us, one folder a measurement, replaced whole and durable or not at all.
+
+<state folder>/sealed/<measurement>/config.sealed     what the enclave sealed
+                                   /ca.csr            its request for a CA certificate, PEM
+                                   /ca.pem            the chain that was installed for it
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from enclave_os.wire.rpc import MEASUREMENT_SIZE, SEALED_SIZE_MAX, SealLoadFlag, Status
+
+from ..certificates import write_whole
+from ..state import make_private_folder
+from . import Later, Refused
+
+FOLDER: Final = "sealed"
+BLOB_FILE: Final = "config.sealed"
+
+
+class SealStore:
+    """The sealed configurations of one state folder.
+
+    Args:
+        folder: the state folder.
+        store_exists: whether there is a key-value store of a measurement.
+        say: a line for the operator, said once a start.
+    """
+
+    def __init__(self, folder: Path, store_exists: Callable[[bytes], bool], say: Callable[[str], None]) -> None:
+        self._folder = folder / FOLDER
+        self._store_exists = store_exists
+        self._say = say
+        self._lock = threading.Lock()
+
+    def folder_of(self, measurement: bytes) -> Path:
+        """Where the files of a measurement lie; made if needed."""
+        make_private_folder(self._folder)
+        folder = self._folder / measurement.hex()
+        make_private_folder(folder)
+        return folder
+
+    def load(self, payload: bytes) -> bytes:
+        """SEAL_LOAD."""
+        folder = self.folder_of(payload)
+        flags = SealLoadFlag.STORE if self._store_exists(payload) else SealLoadFlag(0)
+        try:
+            with (folder / BLOB_FILE).open("rb") as stream:
+                data = stream.read(SEALED_SIZE_MAX + 1)
+        except FileNotFoundError:
+            self._tell_of_others(folder)
+            return bytes([flags])
+        if len(data) > SEALED_SIZE_MAX:
+            raise Refused(Status.TOO_BIG)
+        return bytes([flags | SealLoadFlag.BLOB]) + data
+
+    def store(self, payload: bytes) -> Later:
+        """SEAL_STORE: answered when it is on the disk, by a thread of its own, since a disk may be slow."""
+        later = Later()
+        measurement, data = payload[:MEASUREMENT_SIZE], payload[MEASUREMENT_SIZE:]
+        threading.Thread(target=self._write, args=(measurement, data, later), name="seal-store").start()
+        return later
+
+    def _write(self, measurement: bytes, data: bytes, later: Later) -> None:
+        try:
+            with self._lock:
+                folder = self.folder_of(measurement)
+                write_whole(folder / BLOB_FILE, data, 0o600)
+                _sync_folder(folder)
+        except OSError:
+            later.refuse(Status.FAILED)
+        else:
+            later.answer(b"")
+
+    def _tell_of_others(self, folder: Path) -> None:
+        others = [path for path in sorted(self._folder.iterdir()) if path != folder and (path / BLOB_FILE).is_file()]
+        if others:
+            former = ", ".join(path.name[:16] + "..." for path in others)
+            self._say(
+                f"the enclave's code changed (measurement {folder.name[:16]}...), so it starts without data; the "
+                f"former state lies untouched in {former} of {self._folder}"
+            )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

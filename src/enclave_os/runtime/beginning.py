@@ -1,0 +1,196 @@
+"""From a host that answers to an enclave that has its keys: the sealed configuration, the CA, the other workers.
+
+    worker 0    SEAL_LOAD -> open, first boot, or refuse -> CA_REQUEST -> SEAL_STORE -> serves, and admits the others
+    others      hello to worker 0 by the host's mailbox -> what it opened
+
+Nothing is served, and no key is used, before what a later start needs is durable by the host's word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Final
+
+from enclave_os.errors import ConfigError, HostRefused, SealBroken
+from enclave_os.evidence.config_leaf import canonical_json
+from enclave_os.ratls.attester import Attester
+from enclave_os.ratls.certificate import der_from_pem
+from enclave_os.rpc.client import RPCClient
+from enclave_os.runtime.clock import NS_PER_SECOND, Clock
+from enclave_os.runtime.context import Context
+from enclave_os.sealing import authority as ca
+from enclave_os.sealing.keeper import SealKeeper
+from enclave_os.sealing.sealed_config import Authority, SealedConfig
+from enclave_os.sealing.workers import Admission, welcome
+from enclave_os.wire.errors import PeerProtocolError
+from enclave_os.wire.policy import owner_key_of
+from enclave_os.wire.rpc import Method
+from enclave_os.wire.setting_table import CertificateAuthority
+
+INDEX_SIZE: Final = 2
+TAKE_SECONDS: Final = 60.0
+"""How long one PEER_TAKE waits at the host before it is asked again."""
+ADMISSION_SECONDS: Final = 20.0
+"""From a worker's hello to worker 0's answer; the host gives a start 30 s."""
+ADMISSION_TRIES: Final = 10
+
+
+class Platform:
+    """The attester, as sealing sees it."""
+
+    def __init__(self, attester: Attester) -> None:
+        self._attester = attester
+
+    @property
+    def measurement(self) -> bytes:
+        """MRENCLAVE."""
+        return self._attester.body.mr_enclave
+
+    def sealing_key(self) -> bytes:
+        """The platform's key for this measurement."""
+        return self._attester.sealing_key()
+
+
+class Beginning:
+    """The steps before modules start. Made once."""
+
+    def __init__(
+        self,
+        context: Context,
+        rpc: RPCClient,
+        keeper: SealKeeper,
+        platform: Platform,
+        clock: Clock,
+        logger: logging.Logger,
+    ) -> None:
+        self._context = context
+        self._rpc = rpc
+        self._keeper = keeper
+        self._platform = platform
+        self._clock = clock
+        self._logger = logger
+
+    async def run(self) -> Authority:
+        """Open, or be admitted; returns the CA that signs leaves.
+
+        Raises: SealBroken, ConfigError: the start is refused; the text says what to do. HostRefused, HostProtocolError.
+        """
+        if self._context.settings.worker_index == 0:
+            return await self._open()
+        config = await self._be_admitted()
+        self._keeper.adopt(config)
+        self._clock.raise_floor(config.clock_floor_ns)
+        if config.authority is None:
+            raise SealBroken("worker 0 handed over no CA")
+        return config.authority
+
+    async def _open(self) -> Authority:
+        opening = await self._keeper.open()
+        config = opening.config
+        self._clock.raise_floor(config.clock_floor_ns)
+        doubt = self._clock.look()
+        if doubt is not None:
+            self._logger.error(
+                "%s. Until then tokens are refused and no evidence is dated: enclave-os seal clock", doubt
+            )
+        now = self._clock.alleged_ns() // NS_PER_SECOND
+        if opening.first_boot:
+            self._logger.warning(
+                "first boot: a new master key was made; what is sealed as policy (token issuers, modules, whose "
+                "evidence is accepted, export, second wrap) can only be changed by a manager from now on"
+            )
+            if owner_key_of(config.policy) is None:
+                self._logger.warning(
+                    "no second wrap (seal.owner_public_key_pem): if the processor's sealing key changes, as a "
+                    "microcode update makes it, everything sealed here is lost"
+                )
+        if opening.took_over:
+            self._logger.warning("the policy that a manager accepted is in force")
+        config, refusal = await self._with_authority(config, now)
+        floor = self._clock.floor_ns
+        await self._keeper.change(lambda _: replace(config, clock_floor_ns=max(config.clock_floor_ns, floor)))
+        if config.authority is None or refusal:
+            raise ConfigError(refusal)
+        warned = ca.warning(config.authority, now)
+        if warned:
+            self._logger.warning(warned)
+        return config.authority
+
+    async def _with_authority(self, config: SealedConfig, now: int) -> tuple[SealedConfig, str]:
+        """The content with the CA of this start; and why there is none, which is said after its key was sealed."""
+        given = self._context.settings.ca
+        if given.key_origin == "imported":
+            return replace(config, authority=_imported(given)), ""
+        former = config.authority if config.authority and config.authority.key_origin == "generated" else None
+        key = former.key_der if former else config.pending_key_der or ca.new_key()
+        request = self._platform.measurement + ca.signing_request(key)
+        chain = await self._rpc.call(Method.CA_REQUEST, request)
+        if not chain and former is not None:
+            return replace(config, pending_key_der=None), ""
+        if not chain:
+            return replace(config, authority=None, pending_key_der=key), (
+                "no CA certificate is installed: the enclave's request is written by the host to "
+                f"<state folder>/sealed/{self._platform.measurement.hex()}/ca.csr; have it signed, then "
+                "enclave-os ca install FILE, and start again"
+            )
+        if (
+            former is not None
+            and tuple(der_from_pem(chain.decode("ascii", "replace"), "CERTIFICATE")) == former.chain_der
+        ):
+            return config, ""
+        return replace(config, authority=ca.authority_of(key, chain, now), pending_key_der=None), ""
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    async def admit_workers(self) -> None:
+        """Worker 0: answer each worker's hello with what was opened, for as long as this process lives."""
+        while True:
+            try:
+                letter = await self._rpc.call(Method.PEER_TAKE, deadline=TAKE_SECONDS)
+            except HostRefused:
+                await asyncio.sleep(0)
+                continue
+            except PeerProtocolError:
+                return
+            sender, hello = int.from_bytes(letter[:INDEX_SIZE], "little"), letter[INDEX_SIZE:]
+            try:
+                answer = welcome(hello, self._platform.sealing_key(), sender, self._keeper.config)
+                await self._rpc.call(Method.PEER_SEND, sender.to_bytes(INDEX_SIZE, "little") + answer)
+            except (SealBroken, HostRefused) as error:
+                self._logger.error("worker %d was not admitted: %s", sender, error)
+
+    async def _be_admitted(self) -> SealedConfig:
+        index = self._context.settings.worker_index
+        error: Exception = SealBroken("worker 0 did not answer")
+        for _ in range(ADMISSION_TRIES):
+            admission = Admission(self._platform.sealing_key(), index)
+            await self._rpc.call(Method.PEER_SEND, bytes(INDEX_SIZE) + admission.hello)
+            try:
+                letter = await self._rpc.call(Method.PEER_TAKE, deadline=ADMISSION_SECONDS / ADMISSION_TRIES)
+                return admission.open(letter[INDEX_SIZE:])
+            except (SealBroken, HostRefused) as failed:
+                error = failed
+        raise SealBroken(f"worker 0 did not admit this worker: {error}")
+
+
+def seal_leaves(config: SealedConfig) -> dict[str, bytes]:
+    """What of the seal a client must be able to see: who else can open it, where it came from, how its policy
+    changed."""
+    owner = owner_key_of(config.policy)
+    leaves = {
+        "seal.second_wrap": b"none" if owner is None else f"owner rsa-oaep {owner}".encode("ascii"),
+        "seal.policy": config.policy,
+        "seal.policy_changes": canonical_json(config.policy_changes),
+        "seal.exports": canonical_json([measurement.hex() for measurement in config.exports]),
+    }
+    if config.provenance is not None:
+        leaves["seal.imported_from"] = config.provenance.measurement
+    return leaves
+
+
+def _imported(given: CertificateAuthority) -> Authority:
+    chain = tuple(der_from_pem(given.certificate_pem, "CERTIFICATE"))
+    key, *_ = der_from_pem(given.key_pem, "PRIVATE KEY")
+    return Authority(chain, key, "imported")

@@ -1,0 +1,227 @@
+"""The sealed blob: one body under a data key of its own, and that key wrapped for who may open it.
+
+    offset  size
+    0       8     magic "EOSSEAL1"
+    8       32    measurement (MRENCLAVE) that sealed it
+    40      1     number of wraps, 1 or 2          41   3   zero
+    44      4     u32 LE: size of the body
+    48            wraps, each:  u8 kind, u8 zero, u16 LE size, 32 bytes key id, wrapped data key
+    ...           body: AES-256-GCM of the content under the data key; AAD is every byte before it
+
+Every sealing draws a new data key, so the body's nonce is constant and nothing that the host can roll back feeds one.
+The platform's wrap: AES-256-GCM under HKDF-SHA256(sealing key, a fresh salt), the measurement in `info` and in AAD. The
+platform's key changes with its microcode (Gramine uses the current CPUSVN), so a second wrap can go to the owner's RSA
+key (OAEP with SHA-256: what every HSM can undo); whoever holds that one reads everything.
+
+A blob that opens is one that this measurement sealed on this machine (or the owner's key opened). It need not be the
+latest: an older one opens as well, which only the boot count and a client that remembers can tell (docs/sealing.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from enclave_os.errors import ConfigError, SealBroken, UsageError
+from enclave_os.wire.rpc import MEASUREMENT_SIZE, SEALED_SIZE_MAX
+
+MAGIC: Final = b"EOSSEAL1"
+KEY_SIZE: Final = 32
+TAG_SIZE: Final = 16
+PLATFORM: Final = 1
+OWNER_RSA_OAEP_SHA256: Final = 2
+OWNER_KEY_BITS_MIN: Final = 3072  # the strength of P-256 and above (NIST SP 800-57 part 1, table 2)
+OWNER_KEY_BITS_MAX: Final = 8192
+
+_HEAD: Final = struct.Struct("<8s32sB3sI")
+_WRAP: Final = struct.Struct("<BBH32s")
+_SALT_SIZE: Final = 32
+_NONCE: Final = bytes(12)  # of keys that encrypt once
+_PLATFORM_WRAP_SIZE: Final = _SALT_SIZE + KEY_SIZE + TAG_SIZE
+_INFO: Final = b"enclave-os seal: key that wraps the data key, v1"
+_OAEP: Final = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+
+NOT_WHOLE: Final = "it is cut short, or not a sealed configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class Wrap:
+    """One way to the data key.
+
+    Attributes:
+        key_id: SHA-256 of the owner's public key (DER); zero for the platform.
+    """
+
+    kind: int
+    key_id: bytes
+    wrapped: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob taken apart. Nothing in it is authenticated until the body opens.
+
+    Attributes:
+        aad: every byte before the body.
+    """
+
+    measurement: bytes
+    wraps: tuple[Wrap, ...]
+    aad: bytes = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+def seal(content: bytes, *, measurement: bytes, sealing_key: bytes, owner_key: str | None) -> bytes:
+    """Seal `content` under a fresh data key.
+
+    Args:
+        sealing_key: the platform's, 32 bytes, of this measurement.
+        owner_key: base64 of the owner's RSA public key (DER), None for no second wrap.
+    Raises:
+        ConfigError: the owner's key is none, or too weak. UsageError: too much content for one blob.
+    """
+    _check_sizes(measurement, sealing_key)
+    data_key = os.urandom(KEY_SIZE)
+    wraps = [Wrap(PLATFORM, bytes(32), _wrap_for_platform(data_key, measurement, sealing_key))]
+    if owner_key is not None:
+        public_key, key_id = load_owner_key(owner_key)
+        wraps.append(Wrap(OWNER_RSA_OAEP_SHA256, key_id, public_key.encrypt(data_key, _OAEP)))
+    body_size = len(content) + TAG_SIZE
+    aad = _HEAD.pack(MAGIC, measurement, len(wraps), bytes(3), body_size) + b"".join(
+        _WRAP.pack(wrap.kind, 0, len(wrap.wrapped), wrap.key_id) + wrap.wrapped for wrap in wraps
+    )
+    if len(aad) + body_size > SEALED_SIZE_MAX:
+        raise UsageError(f"a sealed configuration of {len(aad) + body_size} bytes; at most {SEALED_SIZE_MAX} fit")
+    return aad + AESGCM(data_key).encrypt(_NONCE, content, aad)
+
+
+def parse(data: bytes) -> Blob:
+    """Take a blob apart, strictly; says nothing of its truth.
+
+    Raises: SealBroken: it is none, or not whole.
+    """
+    if len(data) > SEALED_SIZE_MAX or len(data) < _HEAD.size:
+        raise SealBroken(NOT_WHOLE)
+    magic, measurement, count, zero, body_size = _HEAD.unpack_from(data)
+    if magic != MAGIC or zero != bytes(3) or count not in (1, 2) or body_size < TAG_SIZE:
+        raise SealBroken(NOT_WHOLE)
+    wraps, end = _parse_wraps(data, count)
+    if [wrap.kind for wrap in wraps] != [PLATFORM, OWNER_RSA_OAEP_SHA256][:count] or len(data) - end != body_size:
+        raise SealBroken(NOT_WHOLE)
+    return Blob(measurement, wraps, data[:end], data[end:])
+
+
+def open_with_platform(blob: Blob, *, measurement: bytes, sealing_key: bytes) -> bytes:
+    """The content, by the platform's wrap.
+
+    Raises: SealBroken: another measurement's, another machine's or microcode's, or changed in any bit.
+    """
+    _check_sizes(measurement, sealing_key)
+    if blob.measurement != measurement:
+        raise SealBroken(f"it was sealed by measurement {blob.measurement.hex()}, which is not ours")
+    wrapped = blob.wraps[0].wrapped
+    if blob.wraps[0].key_id != bytes(32) or len(wrapped) != _PLATFORM_WRAP_SIZE:
+        raise SealBroken(NOT_WHOLE)
+    key = _platform_key(sealing_key, wrapped[:_SALT_SIZE], measurement)
+    try:
+        data_key = AESGCM(key).decrypt(_NONCE, wrapped[_SALT_SIZE:], _platform_aad(measurement))
+    except InvalidTag as error:
+        raise SealBroken("the platform's key does not open it: other microcode, another machine, or damage") from error
+    return open_with_data_key(blob, data_key)
+
+
+def open_with_data_key(blob: Blob, data_key: bytes) -> bytes:
+    """The content, by the data key itself: what the owner unwrapped offline.
+
+    Raises: SealBroken: not this blob's key, or the blob was changed.
+    """
+    if len(data_key) != KEY_SIZE:
+        raise SealBroken(f"a data key has {KEY_SIZE} bytes")
+    try:
+        return AESGCM(data_key).decrypt(_NONCE, blob.body, blob.aad)
+    except InvalidTag as error:
+        raise SealBroken("the content does not open: it was changed, or the data key is another blob's") from error
+
+
+def owner_wrap(blob: Blob) -> Wrap | None:
+    """The wrap that the owner can undo, if there is one."""
+    return next((wrap for wrap in blob.wraps if wrap.kind == OWNER_RSA_OAEP_SHA256), None)
+
+
+def unwrap_as_owner(blob: Blob, private_key: rsa.RSAPrivateKey) -> bytes:
+    """The data key, offline, by the owner.
+
+    Raises: SealBroken: no second wrap, or another key's.
+    """
+    wrap = owner_wrap(blob)
+    if wrap is None:
+        raise SealBroken("it has no second wrap: only the platform that sealed it can open it")
+    try:
+        data_key = private_key.decrypt(wrap.wrapped, _OAEP)
+    except ValueError as error:
+        raise SealBroken(f"this key does not undo the second wrap, which is for key {wrap.key_id.hex()}") from error
+    if len(data_key) != KEY_SIZE:
+        raise SealBroken("the second wrap holds no data key")
+    return data_key
+
+
+def load_owner_key(owner_key: str) -> tuple[rsa.RSAPublicKey, bytes]:
+    """The owner's public key and its id.
+
+    Raises: ConfigError: not an RSA public key of OWNER_KEY_BITS_MIN to OWNER_KEY_BITS_MAX bits.
+    """
+    try:
+        der = base64.b64decode(owner_key, validate=True)
+        key = load_der_public_key(der)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError("seal.owner_public_key_pem: cannot be read as a public key") from error
+    if not isinstance(key, rsa.RSAPublicKey) or not OWNER_KEY_BITS_MIN <= key.key_size <= OWNER_KEY_BITS_MAX:
+        raise ConfigError(
+            f"seal.owner_public_key_pem: give an RSA key of {OWNER_KEY_BITS_MIN} to {OWNER_KEY_BITS_MAX} bits"
+        )
+    return key, hashlib.sha256(der).digest()
+
+
+def _parse_wraps(data: bytes, count: int) -> tuple[tuple[Wrap, ...], int]:
+    offset = _HEAD.size
+    wraps: list[Wrap] = []
+    for _ in range(count):
+        if offset + _WRAP.size > len(data):
+            raise SealBroken(NOT_WHOLE)
+        kind, zero, size, key_id = _WRAP.unpack_from(data, offset)
+        offset += _WRAP.size
+        if zero or offset + size > len(data):
+            raise SealBroken(NOT_WHOLE)
+        wraps.append(Wrap(kind, key_id, data[offset : offset + size]))
+        offset += size
+    return tuple(wraps), offset
+
+
+def _wrap_for_platform(data_key: bytes, measurement: bytes, sealing_key: bytes) -> bytes:
+    salt = os.urandom(_SALT_SIZE)
+    key = _platform_key(sealing_key, salt, measurement)
+    return salt + AESGCM(key).encrypt(_NONCE, data_key, _platform_aad(measurement))
+
+
+def _platform_key(sealing_key: bytes, salt: bytes, measurement: bytes) -> bytes:
+    return HKDF(algorithm=hashes.SHA256(), length=KEY_SIZE, salt=salt, info=_INFO + measurement).derive(sealing_key)
+
+
+def _platform_aad(measurement: bytes) -> bytes:
+    return MAGIC + measurement
+
+
+def _check_sizes(measurement: bytes, sealing_key: bytes) -> None:
+    if len(measurement) != MEASUREMENT_SIZE or len(sealing_key) != KEY_SIZE:
+        raise UsageError("a measurement and a sealing key have 32 bytes each")

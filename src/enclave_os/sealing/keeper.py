@@ -1,0 +1,75 @@
+"""The sealed configuration of a running worker 0: loaded from the host, changed in memory, stored before it counts.
+
+Everything that the host answers is its word: what it loads must open, and what it says it stored may be gone at the
+next start, which the boot count and clients that remember notice (docs/sealing.md). One writer: changes wait for one
+another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from enclave_os.errors import SealBroken
+from enclave_os.rpc.client import RPCClient
+from enclave_os.sealing.opening import Loaded, Opening, Platform, open_sealed, seal_config
+from enclave_os.sealing.sealed_config import SealedConfig
+from enclave_os.wire.rpc import Method, SealLoadFlag
+
+KNOWN_FLAGS: Final = SealLoadFlag.BLOB | SealLoadFlag.STORE
+
+
+class SealKeeper:
+    """Owns the sealed configuration. Event loop's thread only.
+
+    Args:
+        platform: who we are to the processor.
+        policy: of the configuration that this start was given.
+    """
+
+    def __init__(self, rpc: RPCClient, platform: Platform, policy: bytes) -> None:
+        self._rpc = rpc
+        self._platform = platform
+        self._policy = policy
+        self._config: SealedConfig | None = None
+        self._writing = asyncio.Lock()
+
+    @property
+    def config(self) -> SealedConfig:
+        """As it is sealed now. Raises: SealBroken: not opened yet."""
+        if self._config is None:
+            raise SealBroken("the sealed configuration is not open")
+        return self._config
+
+    async def open(self) -> Opening:
+        """Load and open, or make it at a first boot; nothing is stored yet.
+
+        Raises: SealBroken, ConfigError: the start is refused. HostRefused, HostProtocolError: the host did not answer.
+        """
+        reply = await self._rpc.call(Method.SEAL_LOAD, self._platform.measurement)
+        flags, data = SealLoadFlag(reply[0] & KNOWN_FLAGS), reply[1:]
+        if reply[0] & ~KNOWN_FLAGS or bool(flags & SealLoadFlag.BLOB) != bool(data):
+            raise SealBroken("the host answered with flags that contradict what came with them")
+        loaded = Loaded(data or None, bool(flags & SealLoadFlag.STORE))
+        opening = open_sealed(loaded, self._platform, self._policy)
+        self._config = opening.config
+        return opening
+
+    async def change(
+        self, change: Callable[[SealedConfig], SealedConfig], *, deadline: float | None = None
+    ) -> SealedConfig:
+        """Seal what `change` makes of the present content, and wait until the host says that it is durable.
+
+        Raises: HostRefused, HostProtocolError: then nothing has changed. Whatever `change` raises.
+        """
+        async with self._writing:
+            changed = change(self.config)
+            request = self._platform.measurement + seal_config(changed, self._platform)
+            await self._rpc.call(Method.SEAL_STORE, request, deadline=deadline)
+            self._config = changed
+            return changed
+
+    def adopt(self, config: SealedConfig) -> None:
+        """Take what worker 0 handed over: for workers that do not write."""
+        self._config = config

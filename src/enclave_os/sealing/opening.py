@@ -1,0 +1,166 @@
+"""First boot, open, or refuse: the one place that decides whether a master key may be made.
+
+What the host says it has (its word), and what the enclave does. A new master key is made in the first row only, so that
+no loss, damage or lie ends in an empty enclave that looks like a healthy one (threat-model.md KV5):
+
+    sealed configuration   store    what happens
+    none                   none     first boot: a new master key, with the policy of this configuration
+    none                   there    refused: something is lost that the store needs
+    opens                  any      its policy must be this configuration's, or the one that a manager accepted
+    does not open          any      refused: damage, another measurement's, or another platform key
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from enclave_os.errors import ConfigError, SealBroken
+from enclave_os.sealing import blob, sealed_config
+from enclave_os.sealing.sealed_config import SealedConfig
+from enclave_os.wire.policy import differences, read_policy
+
+FOLDER: Final = "<state folder>/sealed/<measurement>"
+
+
+class Platform(Protocol):
+    """Who we are to the processor; `ratls.attester` has the ones there are."""
+
+    @property
+    def measurement(self) -> bytes:
+        """MRENCLAVE, 32 bytes."""
+
+    def sealing_key(self) -> bytes:
+        """32 bytes that only this measurement gets, on this machine with this microcode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the host alleges to have for our measurement.
+
+    Attributes:
+        data: the sealed configuration, None for none.
+        store_exists: there is a key-value store.
+    """
+
+    data: bytes | None
+    store_exists: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What an opening came to.
+
+    Attributes:
+        config: already in its new boot, not sealed yet.
+        first_boot: the master key was made now.
+        took_over: an accepted policy came into force.
+    """
+
+    config: SealedConfig
+    first_boot: bool
+    took_over: bool
+
+
+def open_sealed(loaded: Loaded, platform: Platform, policy: bytes) -> Opening:
+    """Decide by the table above.
+
+    Args: policy: of the configuration that this start was given (`wire.policy.policy_of`).
+    Raises:
+        SealBroken: refused; the text says what the operator can do.
+        ConfigError: the sealed policy is another than the configuration's.
+    """
+    if loaded.data is None:
+        return _first_boot(loaded, policy)
+    config = open_blob(loaded.data, platform)
+    config, took_over = under_policy(config, policy)
+    return Opening(config.booted(), first_boot=False, took_over=took_over)
+
+
+def open_blob(data: bytes, platform: Platform) -> SealedConfig:
+    """Open what the platform sealed. Raises: SealBroken: refused; the text says what the operator can do."""
+    try:
+        parsed = blob.parse(data)
+    except SealBroken as error:
+        raise SealBroken(_refusal(str(error), None)) from error
+    try:
+        content = blob.open_with_platform(parsed, measurement=platform.measurement, sealing_key=platform.sealing_key())
+        return sealed_config.decode(content)
+    except SealBroken as error:
+        raise SealBroken(_refusal(str(error), blob.owner_wrap(parsed))) from error
+
+
+def seal_config(config: SealedConfig, platform: Platform) -> bytes:
+    """The blob of `config` for this platform, with the second wrap that its policy names."""
+    owner_key: str | None = read_policy(config.policy)["owner_key"]
+    return blob.seal(
+        sealed_config.encode(config),
+        measurement=platform.measurement,
+        sealing_key=platform.sealing_key(),
+        owner_key=owner_key,
+    )
+
+
+def under_policy(config: SealedConfig, policy: bytes) -> tuple[SealedConfig, bool]:
+    """Hold a configuration's policy against the sealed one; (content, whether an accepted policy was taken over).
+
+    Raises: ConfigError: they differ, and no manager accepted it; one line for each difference, and what to run.
+    """
+    if policy == config.policy:
+        return config, False
+    if policy == config.next_policy:
+        return replace(config, policy=policy, next_policy=None, policy_changes=config.policy_changes + 1), True
+    found = differences(config.policy, policy)
+    lines = [str(difference) for difference in found]
+    raise ConfigError("\n".join(["what is sealed as policy rules, and this configuration differs from it:", *lines,
+                                 *_what_to_run(config)]))  # fmt: skip
+
+
+def accept_policy(config: SealedConfig, policy: bytes) -> SealedConfig:
+    """Let the next start have `policy`: the caller holds a manager's token under the sealed issuer.
+
+    Raises: PolicyError: not a policy. ConfigError: its owner's key cannot be used.
+    """
+    owner_key: str | None = read_policy(policy)["owner_key"]
+    if owner_key is not None:
+        blob.load_owner_key(owner_key)
+    return replace(config, next_policy=None if policy == config.policy else policy)
+
+
+def _first_boot(loaded: Loaded, policy: bytes) -> Opening:
+    if loaded.store_exists:
+        raise SealBroken(
+            "the sealed configuration is missing, but the key-value store of this measurement exists: its keys are in "
+            f"what is missing.\nput {FOLDER}/config.sealed back, or start with another --state-dir for an empty "
+            "enclave; nothing was changed"
+        )
+    owner_key: str | None = read_policy(policy)["owner_key"]
+    if owner_key is not None:
+        blob.load_owner_key(owner_key)  # before a master key exists that could not be sealed
+    return Opening(sealed_config.first(policy), first_boot=True, took_over=False)
+
+
+def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
+    lines = [f"the sealed configuration does not open: {reason}."]
+    if second_wrap is not None:
+        lines.append(
+            f"it has a second wrap, for the owner's key {second_wrap.key_id.hex()[:16]}...: if the platform's key "
+            "changed, `enclave-os seal recover --help` says how the owner opens it"
+        )
+    lines.append(
+        f"put an undamaged {FOLDER}/config.sealed back, or start with another --state-dir for an empty enclave; "
+        "nothing was changed, and no new key is made in its place"
+    )
+    return "\n".join(lines)
+
+
+def _what_to_run(config: SealedConfig) -> list[str]:
+    if read_policy(config.policy)["issuers"]:
+        return [
+            "start with the former configuration, then let a manager accept the new one: "
+            "enclave-os config accept --config NEW.toml --url https://... --token FILE; then restart with it"
+        ]
+    return [
+        "no token issuer is sealed, so nobody can accept this: start with the former configuration, or with another "
+        "--state-dir for an empty enclave (the former state stays where it is)"
+    ]
