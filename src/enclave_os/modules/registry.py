@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from enclave_os.errors import ConfigError, HostRefused
 from enclave_os.http import HTTPError, Request, Response, error_response
+from enclave_os.modules._routes import ExactRoutes
 from enclave_os.modules.api import DATA_PATH, METHODS, NAME_PATTERN, Handler, Module, Route, Services
 from enclave_os.wire.setting_kinds import nearest
 
@@ -99,6 +100,10 @@ class Registry:
         self._exact: dict[str, dict[str, Handler]] = {method: {} for method in METHODS}
         self._owners: dict[tuple[str, str], str] = {}
         self._patterns: dict[int, list[_Pattern]] = {}
+        self.respond = ExactRoutes(
+            self._exact, self._search, self._exact_failed, self._exact_unlike, MODULE_FAILURES
+        ).respond
+        """The answer to a request, or a coroutine that returns it. Neither raises, but for cancellation."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,20 +137,6 @@ class Registry:
                     await waiting
             except MODULE_FAILURES as error:
                 self._logger.error("module %s failed to stop: %s", module.name, type(error).__name__)
-
-    def respond(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
-        """The answer to `request`, or a coroutine that returns it. Neither raises, but for cancellation."""
-        handler = self._exact[request.method].get(request.path)
-        if handler is None:
-            return self._search(request)
-        try:
-            answer: object = handler(request)
-        except MODULE_FAILURES as error:
-            return self._failed(self._owners[request.method, request.path], error)
-        if isinstance(answer, Response):
-            return answer
-        owner = self._owners[request.method, request.path]
-        return self._finish(owner, answer) if inspect.isawaitable(answer) else self._wrong(owner, answer)
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -182,6 +173,15 @@ class Registry:
             return authorize(request, role) or handler(request)
 
         return guarded
+
+    # -- what an exact route did instead of answering ------------------------------------------------------------------
+
+    def _exact_failed(self, request: Request, error: BaseException) -> Response:
+        return self._failed(self._owners[request.method, request.path], error)
+
+    def _exact_unlike(self, request: Request, answer: object) -> Response | Coroutine[Any, Any, Response]:
+        owner = self._owners[request.method, request.path]
+        return self._finish(owner, answer) if inspect.isawaitable(answer) else self._wrong(owner, answer)
 
     # -- what no exact route answers ----------------------------------------------------------------------------------
 
