@@ -12,7 +12,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from enclave_os.errors import ClockUntrusted, ConfigError
+from enclave_os.errors import ClockUntrusted, ConfigError, UsageError
 from enclave_os.http import HTTPError, Request, Response, error_response, parse_json
 from enclave_os.modules.api import MANAGER, MONITORING, Clock
 from enclave_os.wire.setting_table import Issuer
@@ -124,24 +124,42 @@ class Authenticator:
 
     def authorize(self, request: Request, role: str) -> Response | None:
         """None lets the request pass, with `request.principal` set; a Response refuses it."""
+        return self._authorize(request, role, None)
+
+    def authorize_at(self, request: Request, role: str, moments: Sequence[int]) -> Response | None:
+        """As `authorize`, for a token that must be good at each of `moments` and whatever our clock says.
+
+        For what settles the clock itself: nothing else may be decided so.
+
+        Args: moments: seconds since the Unix epoch, at least one.
+        Raises: UsageError: none.
+        """
+        if not moments:
+            raise UsageError("a token is judged at a time")
+        return self._authorize(request, role, moments)
+
+    def _authorize(self, request: Request, role: str, moments: Sequence[int] | None) -> Response | None:
         if not self._keys:
             return UNCONFIGURED
-        principal = self.authenticate(request)
+        principal = self.authenticate(request, moments)
         if principal is None:
             return UNAUTHORIZED
         request.principal = principal
         return None if role in principal.roles else FORBIDDEN
 
-    def authenticate(self, request: Request) -> Principal | None:
+    def authenticate(self, request: Request, moments: Sequence[int] | None = None) -> Principal | None:
         """Who the request's token proves; None without a token that stands up to every check."""
         # Repeated fields come joined by ", ", and a token has no comma: two of them are none.
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             return None
-        return self.judge(token)
+        return self.judge(token, moments)
 
-    def judge(self, token: str) -> Principal | None:
-        """Who `token` proves; None when any check fails."""
+    def judge(self, token: str, moments: Sequence[int] | None = None) -> Principal | None:
+        """Who `token` proves; None when any check fails.
+
+        Args: moments: when it must be good, seconds since the Unix epoch; None: now, by our clock.
+        """
         header, claims = _read(token)
         shaped = _header_is_ours(header)
         trusted = self._find(claims.get("iss"), header.get("kid"))
@@ -149,11 +167,7 @@ class Authenticator:
         signed = self._verify(
             token if usable else self._decoy_token, trusted.key if usable and trusted is not None else self._decoy
         )
-        try:
-            now = self._clock.trusted_ns() // _NS_PER_SECOND
-        except ClockUntrusted:
-            now = -1
-        timely = _is_timely(claims, now)
+        timely = all(_is_timely(claims, moment) for moment in (self._now() if moments is None else moments))
         subject = claims.get("sub")
         named = type(subject) is str and 0 < len(subject) <= SUBJECT_SIZE_MAX
         token_id = claims.get("jti", "")
@@ -164,6 +178,12 @@ class Authenticator:
         if MANAGER in roles:
             roles |= {MONITORING}
         return Principal(claims["iss"], claims["sub"], token_id, roles, claims["exp"])
+
+    def _now(self) -> tuple[int]:
+        try:
+            return (self._clock.trusted_ns() // _NS_PER_SECOND,)
+        except ClockUntrusted:
+            return (-1,)
 
     def _find(self, issuer: object, key_id: object) -> _TrustedKey | None:
         """The key that a token names, from the map that the configuration made; its names lead nowhere else."""

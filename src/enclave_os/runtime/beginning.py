@@ -79,9 +79,7 @@ class Beginning:
         """
         if self._context.settings.worker_index == 0:
             return await self._open()
-        config = await self._be_admitted()
-        self._keeper.adopt(config)
-        self._clock.raise_floor(config.clock_floor_ns)
+        config = await self.follow()
         if config.authority is None:
             raise SealBroken("worker 0 handed over no CA")
         return config.authority
@@ -161,6 +159,16 @@ class Beginning:
             except (SealBroken, HostRefused) as error:
                 self._logger.error("worker %d was not admitted: %s", sender, error)
 
+    async def follow(self) -> SealedConfig:
+        """Worker n: take what worker 0 has now, and the time that it believes.
+
+        Raises: SealBroken, ConfigError: it gave nothing that this worker may serve with.
+        """
+        config = await self._be_admitted()
+        self._keeper.adopt(config)
+        self._clock.raise_floor(config.clock_floor_ns)
+        return config
+
     async def _be_admitted(self) -> SealedConfig:
         index = self._context.settings.worker_index
         error: Exception = SealBroken("worker 0 did not answer")
@@ -175,19 +183,18 @@ class Beginning:
         raise SealBroken(f"worker 0 did not admit this worker: {error}")
 
 
-def seal_leaves(config: SealedConfig) -> dict[str, bytes]:
-    """What of the seal a client must be able to see: who else can open it, where it came from, how its policy
-    changed."""
+def seal_leaves(config: SealedConfig) -> dict[str, bytes | None]:
+    """What of the seal a client must be able to see: who else can open it, where it came from, how its policy changed
+    and will change with the next start. None where there is nothing."""
     owner = owner_key_of(config.policy)
-    leaves = {
+    return {
         "seal.second_wrap": b"none" if owner is None else f"owner rsa-oaep {owner}".encode("ascii"),
         "seal.policy": config.policy,
         "seal.policy_changes": canonical_json(config.policy_changes),
+        "seal.next_policy": config.next_policy,
         "seal.exports": canonical_json([measurement.hex() for measurement in config.exports]),
+        "seal.imported_from": None if config.provenance is None else config.provenance.measurement,
     }
-    if config.provenance is not None:
-        leaves["seal.imported_from"] = config.provenance.measurement
-    return leaves
 
 
 def _imported(given: CertificateAuthority) -> Authority:

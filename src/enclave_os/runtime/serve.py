@@ -16,12 +16,13 @@ from typing import Any, Final
 
 from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
-from enclave_os.errors import ConfigError, HostRefused, InternalError
+from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken
 from enclave_os.modules.api import Module, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.core import Core
 from enclave_os.modules.registry import Registry, load_modules
+from enclave_os.modules.seal import SealRoutes
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.session import StoreState
@@ -33,6 +34,7 @@ from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
 from enclave_os.runtime.log import LogHandler, set_up_logging
+from enclave_os.runtime.sealing import FOLLOW_SECONDS, Sealing
 from enclave_os.runtime.stop import Stop
 from enclave_os.sealing.authority import warning as expiry_warning
 from enclave_os.sealing.keeper import SealKeeper
@@ -93,10 +95,20 @@ class Server:
             keep_buffers=True,  # the ingress knows which connections are idle
             judge_client=self._attestation.judge.handshake,
         )
+        authenticator = Authenticator(settings.auth.issuers, self._clock)
+        self._sealing = Sealing(
+            worker_index=settings.worker_index,
+            measurement=self._platform.measurement,
+            simulated=context.attester.simulated,
+            keeper=self._keeper,
+            clock=self._clock,
+            authenticator=authenticator,
+            logger=logging.getLogger("seal"),
+            changed=lambda config: self._tree.update(seal_leaves(config)),
+        )
+        own = [Core(), AttestationRoutes(self._attestation), SealRoutes(self._sealing)]
         self._registry = Registry(
-            [Core(), AttestationRoutes(self._attestation), *load_modules(settings.modules.enabled)],
-            Authenticator(settings.auth.issuers, self._clock),
-            logging.getLogger("module"),
+            [*own, *load_modules(settings.modules.enabled)], authenticator, logging.getLogger("module")
         )
 
     async def run(self) -> ExitCode:
@@ -146,6 +158,8 @@ class Server:
         if self._context.settings.worker_index == 0:
             self._keep(begin.admit_workers())
             self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
+        else:
+            self._keep(self._follow(begin))
         self._take_authority(self._authority)
         await self._registry.start(self._services)
         self._take_modules()
@@ -160,6 +174,20 @@ class Server:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._stop.ask(error)
+
+    async def _follow(self, begin: Beginning) -> None:
+        """The other workers: what worker 0 changed, some time later."""
+        while True:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            try:
+                config = await begin.follow()
+            except (SealBroken, ConfigError, HostRefused) as error:
+                self._logger.error("worker 0's changes are not taken: %s", error)
+                continue
+            except PeerProtocolError:
+                return  # the client told `on_lie`
+            self._tree.update(seal_leaves(config))
+            self._note_state()
 
     def _checkpoint_again(self) -> None:
         self._keep(self._checkpoint())
@@ -176,7 +204,7 @@ class Server:
             evidence=self._attestation.leaf_source(),
             alleged=lambda: self._clock.alleged_ns() / NS_PER_SECOND,
         )
-        self._tree.update(ca_leaves(authority.chain_der, authority.key_origin) | seal_leaves(self._keeper.config))
+        self._tree.update({**ca_leaves(authority.chain_der, authority.key_origin), **seal_leaves(self._keeper.config)})
         self._attestation.chain_pem = tuple(chain)
 
     def _choose(self, hello: ClientHello) -> Identity:

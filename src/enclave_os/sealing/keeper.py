@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from enclave_os.errors import SealBroken
+from enclave_os.errors import ConfigError, SealBroken
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing.opening import Loaded, Opening, Platform, open_sealed, seal_config
 from enclave_os.sealing.sealed_config import SealedConfig
+from enclave_os.wire.policy import differences
 from enclave_os.wire.rpc import Method, SealLoadFlag
 
 KNOWN_FLAGS: Final = SealLoadFlag.BLOB | SealLoadFlag.STORE
@@ -71,5 +72,24 @@ class SealKeeper:
             return changed
 
     def adopt(self, config: SealedConfig) -> None:
-        """Take what worker 0 handed over: for workers that do not write."""
+        """Take what worker 0 handed over: for workers that do not write.
+
+        Raises:
+            ConfigError: this worker was given a configuration with another policy: the host may not open with one and
+                serve with another.
+            SealBroken: it is of an earlier boot than what we have, or of another one that counts the same: a copy.
+        """
+        if config.policy != self._policy:
+            raise ConfigError(
+                "\n".join(
+                    ["this worker's configuration differs in its policy from worker 0's:"]
+                    + [str(difference) for difference in differences(config.policy, self._policy)]
+                )
+            )
+        held = self._config
+        if held is not None and (
+            config.boot_count < held.boot_count
+            or (config.boot_count == held.boot_count and config.boot_nonce != held.boot_nonce)
+        ):
+            raise SealBroken("what worker 0 handed over is of another boot than what this worker serves with")
         self._config = config

@@ -1,0 +1,194 @@
+"""What is sealed, as the routes see it: its state, and the changes that a manager may make while it runs.
+
+Worker 0 makes every change: sealed and durable by the host's word first, then in force and in the config tree. The
+others take its content anew from time to time, so that their config root, their exports and their clock follow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from enclave_os.errors import ClockUntrusted, ConfigError
+from enclave_os.http import HTTPError, Request, Response, error_response
+from enclave_os.modules.api import MANAGER
+from enclave_os.modules.auth import Authenticator
+from enclave_os.runtime.clock import NS_PER_SECOND, Clock
+from enclave_os.sealing import authority as ca
+from enclave_os.sealing import opening
+from enclave_os.sealing.blob import load_owner_key
+from enclave_os.sealing.keeper import SealKeeper
+from enclave_os.sealing.sealed_config import EXPORTS_MAX, SealedConfig
+from enclave_os.wire.policy import PolicyError, differences, owner_key_of
+
+FOLLOW_SECONDS: Final = 30.0
+"""How often the other workers take worker 0's content: a change of the exports, a settled clock."""
+
+SIMULATED: Final = "simulated: the key that seals is a file of this machine, which can read all that is sealed"
+
+
+class Sealing:
+    """Answers `modules.seal`. Event loop's thread only.
+
+    Args:
+        worker_index: 0 writes.
+        measurement: MRENCLAVE.
+        simulated: whether the sealing key keeps nothing from this machine.
+        keeper: owns the content, open by the time of the first request.
+        authenticator: judges tokens under the issuers that are sealed: a start with others was refused.
+        changed: called after each change, with what is sealed now.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker_index: int,
+        measurement: bytes,
+        simulated: bool,
+        keeper: SealKeeper,
+        clock: Clock,
+        authenticator: Authenticator,
+        logger: logging.Logger,
+        changed: Callable[[SealedConfig], None],
+    ) -> None:
+        self._worker = worker_index
+        self._measurement = measurement
+        self._simulated = simulated
+        self._keeper = keeper
+        self._clock = clock
+        self._authenticator = authenticator
+        self._logger = logger
+        self._changed = changed
+
+    def status(self) -> Mapping[str, Any]:
+        """How it stands; no secret is in it."""
+        config = self._keeper.config
+        found: dict[str, Any] = {
+            "measurement": self._measurement.hex(),
+            "first_boot": config.boot_count == 1,
+            "boot_count": config.boot_count,
+            "policy": json.loads(config.policy),
+            "policy_sha256": hashlib.sha256(config.policy).hexdigest(),
+            "policy_changes": config.policy_changes,
+            "next_policy_sha256": None
+            if config.next_policy is None
+            else hashlib.sha256(config.next_policy).hexdigest(),
+            "second_wrap": _second_wrap(config),
+            "ca": _ca(config),
+            "exports": [measurement.hex() for measurement in config.exports],
+            "imported_from": None
+            if config.provenance is None
+            else {
+                "mr_enclave": config.provenance.measurement.hex(),
+                "boot_count": config.provenance.boot_count,
+            },
+            "clock": self._clock_status(),
+            "worker": self._worker,
+            "simulated": self._simulated,
+        }
+        if self._simulated:
+            found["warning"] = SIMULATED
+        return found
+
+    def may_confirm(self, request: Request, claimed_s: int) -> Response | None:
+        """Whether the token is a manager's now, by our clock, or at both times if that is in doubt."""
+        try:
+            self._clock.trusted_ns()
+        except ClockUntrusted:
+            pass
+        else:
+            return self._authenticator.authorize(request, MANAGER)
+        try:
+            alleged = self._clock.alleged_ns() // NS_PER_SECOND
+        except ClockUntrusted as error:
+            return error_response(503, f"there is no time to confirm: {error}")
+        refused = self._authenticator.authorize_at(request, MANAGER, (claimed_s, alleged))
+        if refused is not None:
+            return refused
+        if claimed_s < self._clock.floor_ns // NS_PER_SECOND:
+            return error_response(409, "the time given lies behind the floor: it has been later already")
+        return None
+
+    async def confirm_clock(self, claimed_s: int) -> Mapping[str, Any]:
+        """Believe the clock, and seal the floor. Raises: HTTPError."""
+        self._check_writer()
+        try:
+            self._clock.confirm(claimed_s * NS_PER_SECOND)
+        except ClockUntrusted as error:
+            raise HTTPError(409, str(error)) from error
+        floor = self._clock.floor_ns
+        await self._change(lambda config: replace(config, clock_floor_ns=max(config.clock_floor_ns, floor)))
+        self._logger.warning("a manager confirmed the clock; the floor is now %d", floor // NS_PER_SECOND)
+        return {"clock": self._clock_status()}
+
+    async def accept_policy(self, policy: bytes) -> Mapping[str, Any]:
+        """Let the next start have `policy`. Raises: HTTPError."""
+        self._check_writer()
+        before = self._keeper.config.policy
+        try:
+            found = differences(before, policy)
+            await self._change(lambda config: opening.accept_policy(config, policy))
+        except (PolicyError, ConfigError) as error:
+            raise HTTPError(400, str(error)) from error
+        digest = hashlib.sha256(policy).hexdigest()
+        self._logger.warning("a manager accepted a policy for the next start: SHA-256 %s", digest)
+        return {
+            "policy_sha256": digest,
+            "differences": [
+                {"key": difference.key, "before": difference.before, "after": difference.after} for difference in found
+            ],
+        }
+
+    async def approve(self, measurement: bytes, *, approved: bool) -> Mapping[str, Any]:
+        """Approve a measurement for export, or take that back. Raises: HTTPError."""
+        self._check_writer()
+
+        def change(config: SealedConfig) -> SealedConfig:
+            others = tuple(other for other in config.exports if other != measurement)
+            if approved and len(others) >= EXPORTS_MAX:
+                raise HTTPError(409, f"{EXPORTS_MAX} measurements are approved; take one back first")
+            return replace(config, exports=(*others, measurement) if approved else others)
+
+        config = await self._change(change)
+        word = "approved for" if approved else "taken back from"
+        self._logger.warning("a manager's word: measurement %s is %s export", measurement.hex(), word)
+        return {"exports": [one.hex() for one in config.exports]}
+
+    async def _change(self, change: Callable[[SealedConfig], SealedConfig]) -> SealedConfig:
+        config = await self._keeper.change(change)
+        self._changed(config)
+        return config
+
+    def _check_writer(self) -> None:
+        if self._worker != 0:
+            raise HTTPError(
+                503,
+                f"this is worker {self._worker}, and worker 0 alone writes what is sealed: try again over a new "
+                "connection",
+                (("Retry-After", "0"),),
+            )
+
+    def _clock_status(self) -> dict[str, Any]:
+        doubt = self._clock.look()
+        return {
+            "floor": self._clock.floor_ns // NS_PER_SECOND,
+            "in_doubt": doubt is not None,
+            "why": None if doubt is None else str(doubt),
+        }
+
+
+def _second_wrap(config: SealedConfig) -> dict[str, Any] | None:
+    owner_key = owner_key_of(config.policy)
+    if owner_key is None:
+        return None
+    _, key_id = load_owner_key(owner_key)
+    return {"kind": "owner, RSA-OAEP with SHA-256", "key_sha256": key_id.hex()}
+
+
+def _ca(config: SealedConfig) -> dict[str, Any] | None:
+    authority = config.authority
+    return None if authority is None else {"key_origin": authority.key_origin, "expires": ca.expiry(authority)}
