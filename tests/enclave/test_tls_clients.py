@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os._x509 import LeafMinter
 from enclave_os.errors import ClientProtocolError
+from enclave_os.evidence import oids
 from tests.enclave.certificates import Authority
+from tests.enclave.tls_peers import library_context
 
 OPENSSL = shutil.which("openssl")
 needs_openssl = pytest.mark.skipif(OPENSSL is None, reason="the openssl program is not installed")
@@ -84,7 +86,7 @@ def minter(development_ca: Authority) -> LeafMinter:
         development_ca.certificate_der,
         development_ca.key_der,
         ["localhost", "127.0.0.1", "::1"],
-        [("1.3.6.1.4.1.65230.2.8", b"dev")],
+        [(oid, bytes(4800) if oid == oids.QUOTE else b"dev") for oid in oids.NAMES],  # every extension that there is
     )
 
 
@@ -110,6 +112,22 @@ def test_s_client_verifies_us(server: TLSContext, development_ca_file: Path, nam
                         words=b"hello enclave\n")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert b"verify error" not in done.stderr
+
+
+def test_the_library_verifies_us_strictly_over_a_socket(server: TLSContext, development_ca_file: Path) -> None:
+    context = library_context(development_ca_file)
+    with (
+        echo(server) as running,
+        socket.create_connection(("127.0.0.1", running.port), PATIENCE_S) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as tls,
+    ):
+        tls.sendall(b"hello enclave")
+        assert tls.recv(100) == b"hello enclave"
+        der = tls.getpeercert(binary_form=True)
+        tls.unwrap().close()
+    assert der is not None
+    found = {one.oid.dotted_string for one in x509.load_der_x509_certificate(der).extensions}
+    assert set(oids.NAMES) <= found
 
 
 @needs_openssl
