@@ -105,7 +105,7 @@ test-sanitize: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the same u
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PYTEST) --junit-xml=$(RESULTS)/sanitize.xml $(SANITIZED_TESTS) $(ARGS)
 
 EVENTS ?= 1000000000
-hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host at length: 1e6 RPC calls, EVENTS=1e9 rewritten words (hours)
+hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host at length: 1e6 RPC calls, EVENTS=1e9 rewritten words (minutes)
 	$(PY) -m tests.hostile.rpc_faults --calls 1000000
 	$(PY) -m tests.hostile.ring_storm --events $(EVENTS)
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PY) -m tests.hostile.ring_storm --events $$(( $(EVENTS) / 100 ))

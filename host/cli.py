@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +136,18 @@ def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
     # Imported here: `config` must work where the natives were not built.
     from .supervisor import serve
 
-    return serve(loaded.settings, ready_fd=parsed.ready_fd)
+    # While the supervisor serves, its own handlers stand before these. Outside that they give a signal the exit code
+    # that we promise, and once all has ended there is nothing left that a signal could ask for.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_by_code)
+    code = serve(loaded.settings, ready_fd=parsed.ready_fd)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def _end_by_code(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _load(parsed: argparse.Namespace) -> config.Loaded:

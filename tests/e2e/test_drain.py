@@ -112,6 +112,13 @@ def test_a_second_signal_ends_at_once(start_server: StartServer) -> None:
     server.check_clean(pids)
 
 
+def test_a_hail_of_signals_ends_it_by_an_exit_code(start_server: StartServer) -> None:
+    server = start_server()
+    while server.process.poll() is None:
+        server.terminate()  # some of them come when the supervisor has ended, and the process not yet
+    assert server.wait() in (0, 128 + signal.SIGTERM)
+
+
 def test_a_drain_has_a_deadline(start_server: StartServer) -> None:
     server = start_server({"timeouts": {"drain": 1}})
     with Connection(server) as connection, Connection(server) as other:

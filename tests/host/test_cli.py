@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from enclave_os_host import cli
+from enclave_os_host import cli, supervisor
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,40 @@ def test_an_enclave_that_cannot_be_started_is_refused(how: str, capsys: pytest.C
 def test_serve_with_a_wrong_configuration_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--workers", "0"]) == os.EX_CONFIG
     assert "server.workers" in capsys.readouterr().err
+
+
+ENDS = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in ENDS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_outside_the_supervisors_care_has_its_exit_code(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(*arguments: object, **names: object) -> int:
+        signal.raise_signal(number)  # before the supervisor's handlers stand, or after they went
+        raise AssertionError("the signal was ignored")
+
+    monkeypatch.setattr(supervisor, "serve", serve)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve"])
+    assert caught.value.code == 128 + number
+
+
+@pytest.mark.usefixtures("handlers")
+def test_when_all_has_ended_no_signal_changes_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "serve", lambda *arguments, **names: 5)
+    assert cli.main(["serve"]) == 5
+    for number in ENDS:
+        signal.raise_signal(number)
 
 
 def test_the_flags_are_keys() -> None:
