@@ -165,7 +165,9 @@ class Supervisor:
         authority = read_imported_ca(settings)
         self._documents = [enclave_document(settings, i, count, authority) for i in range(count)]
         self._seal = SealStore(state_folder, lambda measurement: False, log.warning)
-        self._desk = CertificateDesk(self._seal.folder_of, None if self._ca is None else self._ca.sign)
+        self._desk = CertificateDesk(
+            self._seal.folder_of, *((None,) if self._ca is None else (self._ca.sign, self._ca.root))
+        )
         self._mail = Mailboxes(count)
         self._workers = [_Worker(index) for index in range(count)]
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -25,13 +25,18 @@ class CertificateDesk:
     Args:
         folder_of: where a measurement's files lie.
         sign: signs a request with the development root, as PEM chain; None: the operator installs one.
+        root: that root; a chain of another, or for another key, is signed anew.
     """
 
     def __init__(
-        self, folder_of: Callable[[bytes], Path], sign: Callable[[x509.CertificateSigningRequest], bytes] | None
+        self,
+        folder_of: Callable[[bytes], Path],
+        sign: Callable[[x509.CertificateSigningRequest], bytes] | None,
+        root: x509.Certificate | None = None,
     ) -> None:
         self._folder_of = folder_of
         self._sign = sign
+        self._root = root
 
     def answer(self, payload: bytes) -> bytes:
         """CA_REQUEST: the chain for this key, or nothing."""
@@ -48,9 +53,18 @@ class CertificateDesk:
         chain = folder / CHAIN_FILE
         if chain.exists():
             data = chain.read_bytes()
-            return data if len(data) <= CHAIN_SIZE_MAX else b""
+            if self._sign is None or self._is_ours(data, request):
+                return data if len(data) <= CHAIN_SIZE_MAX else b""
         if self._sign is None:
             return b""
         signed = self._sign(request)
         write_whole(chain, signed, 0o644)
         return signed
+
+    def _is_ours(self, data: bytes, request: x509.CertificateSigningRequest) -> bool:
+        """Development: whether the chain at hand is for this key and under the root that clients are told of."""
+        try:
+            first, *above = x509.load_pem_x509_certificates(data)
+        except ValueError:
+            return False
+        return first.public_key() == request.public_key() and above == [self._root]

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave_os.wire.rpc import SEALED_SIZE_MAX, SealLoadFlag, Status
+from enclave_os_host.ca import open_development_ca
 from enclave_os_host.handlers import Later, Refused
 from enclave_os_host.handlers.ca import CertificateDesk
 from enclave_os_host.handlers.peers import LETTERS_MAX, Mailboxes
@@ -99,14 +100,22 @@ class TestCertificateDesk:
     def test_the_development_root_signs_once(self, tmp_path: Path) -> None:
         signed: list[x509.CertificateSigningRequest] = []
 
+        root = open_development_ca(tmp_path / "one")
+
         def sign(request: x509.CertificateSigningRequest) -> bytes:
             signed.append(request)
-            return b"chain"
+            return root.sign(request)
 
-        desk = CertificateDesk(lambda _: tmp_path, sign)
+        (tmp_path / "desk").mkdir()
+        desk = CertificateDesk(lambda _: tmp_path / "desk", sign, root.root)
         asked = self.request()
-        assert [desk.answer(MINE + asked) for _ in range(3)] == [b"chain"] * 3
+        assert len({desk.answer(MINE + asked) for _ in range(3)}) == 1
         assert len(signed) == 1
+        desk.answer(MINE + self.request())  # the enclave lost its key: what was signed for it is of no use
+        assert len(signed) == 2
+        other = open_development_ca(tmp_path / "two")  # the root was made anew
+        CertificateDesk(lambda _: tmp_path / "desk", sign, other.root).answer(MINE + asked)
+        assert len(signed) == 3
 
     @pytest.mark.parametrize("request_der", [b"x", b"0" * 100])
     def test_what_is_no_request_is_refused(self, tmp_path: Path, request_der: bytes) -> None:

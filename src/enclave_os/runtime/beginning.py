@@ -25,7 +25,7 @@ from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority, SealedConfig
 from enclave_os.sealing.workers import Admission, welcome
 from enclave_os.wire.errors import PeerProtocolError
-from enclave_os.wire.policy import owner_key_of
+from enclave_os.wire.policy import owner_key_of, read_policy
 from enclave_os.wire.rpc import Method
 from enclave_os.wire.setting_table import CertificateAuthority
 
@@ -35,6 +35,7 @@ TAKE_SECONDS: Final = 60.0
 ADMISSION_SECONDS: Final = 20.0
 """From a worker's hello to worker 0's answer; the host gives a start 30 s."""
 ADMISSION_TRIES: Final = 10
+PAUSE_SECONDS: Final = 0.25
 
 
 class Platform:
@@ -89,6 +90,11 @@ class Beginning:
         config = opening.config
         self._clock.raise_floor(config.clock_floor_ns)
         doubt = self._clock.look()
+        if doubt is not None and not read_policy(config.policy)["issuers"]:
+            # Nobody could ever confirm, and there are no tokens that a wrong clock could prolong.
+            self._logger.warning("%s; no token issuer is sealed, so the host's clock is believed", doubt)
+            self._clock.confirm(self._clock.alleged_ns())
+            doubt = None
         if doubt is not None:
             self._logger.error(
                 "%s. Until then tokens are refused and no evidence is dated: enclave-os seal clock", doubt
@@ -120,7 +126,7 @@ class Beginning:
         """The content with the CA of this start; and why there is none, which is said after its key was sealed."""
         given = self._context.settings.ca
         if given.key_origin == "imported":
-            return replace(config, authority=_imported(given)), ""
+            return replace(config, authority=_imported(given, now)), ""
         former = config.authority if config.authority and config.authority.key_origin == "generated" else None
         key = former.key_der if former else config.pending_key_der or ca.new_key()
         request = self._platform.measurement + ca.signing_request(key)
@@ -133,12 +139,12 @@ class Beginning:
                 f"<state folder>/sealed/{self._platform.measurement.hex()}/ca.csr; have it signed, then "
                 "enclave-os ca install FILE, and start again"
             )
-        if (
-            former is not None
-            and tuple(der_from_pem(chain.decode("ascii", "replace"), "CERTIFICATE")) == former.chain_der
-        ):
-            return config, ""
-        return replace(config, authority=ca.authority_of(key, chain, now), pending_key_der=None), ""
+        try:
+            authority = ca.authority_of(key, chain, now)
+        except ConfigError as error:
+            # The key is sealed all the same: the request that lies at the host stays the one to be signed.
+            return replace(config, pending_key_der=None if former else key), str(error)
+        return replace(config, authority=authority, pending_key_der=None), ""
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -148,7 +154,7 @@ class Beginning:
             try:
                 letter = await self._rpc.call(Method.PEER_TAKE, deadline=TAKE_SECONDS)
             except HostRefused:
-                await asyncio.sleep(0)
+                await asyncio.sleep(PAUSE_SECONDS)  # nobody wrote in all that time, or a host that says no at once
                 continue
             except PeerProtocolError:
                 return
@@ -197,7 +203,7 @@ def seal_leaves(config: SealedConfig) -> dict[str, bytes | None]:
     }
 
 
-def _imported(given: CertificateAuthority) -> Authority:
-    chain = tuple(der_from_pem(given.certificate_pem, "CERTIFICATE"))
-    key, *_ = der_from_pem(given.key_pem, "PRIVATE KEY")
-    return Authority(chain, key, "imported")
+def _imported(given: CertificateAuthority, now: int) -> Authority:
+    key, *_ = der_from_pem(given.key_pem, "PRIVATE KEY", "EC PRIVATE KEY")
+    made = ca.authority_of(key, given.certificate_pem.encode("ascii"), now)
+    return replace(made, key_der=ca.as_pkcs8(key), key_origin="imported")

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
-from enclave_os.errors import ConfigError, InternalError
+from enclave_os.errors import ConfigError
 from enclave_os.sealing.sealed_config import CHAIN_LENGTH_MAX, Authority
 
 COMMON_NAME: Final = "Enclave OS intermediary"
@@ -34,6 +34,11 @@ def new_key() -> bytes:
     """A P-256 key, PKCS#8 DER."""
     key = ec.generate_private_key(ec.SECP256R1())
     return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+
+
+def as_pkcs8(key_der: bytes) -> bytes:
+    """A key in PKCS#8 or SEC 1 DER, as PKCS#8. Raises: ConfigError: it is none."""
+    return _load(key_der).private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
 
 
 def signing_request(key_der: bytes) -> bytes:
@@ -103,7 +108,10 @@ def _check_ca(certificate: x509.Certificate, now: int) -> None:
 
 
 def _load(key_der: bytes) -> ec.EllipticCurvePrivateKey:
-    key = load_der_private_key(key_der, None)
+    try:
+        key = load_der_private_key(key_der, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError("the CA's private key cannot be read") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InternalError("the CA's key is not an EC key")
+        raise ConfigError("the CA's key is not an EC key")
     return key
