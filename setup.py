@@ -20,7 +20,10 @@ CFLAGS += ["-Wno-unused-result"]
 CFLAGS += ["-fno-strict-aliasing"]
 # Stops a class of mistakes from becoming an attack: checked returns, bounded libc calls, no writable GOT.
 HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g1", *HARDENING]
+# Calls into OpenSSL and CPython go straight through the table that RELRO makes read-only, and nobody replaces a
+# function of ours from outside: 1 to 2 % fewer instructions (docs/performance.md).
+DIRECT = ["-fno-plt", "-fno-semantic-interposition"]
+CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g1", *DIRECT, *HARDENING]
 LDFLAGS = ["-Wl,-z,relro,-z,now"]
 if SANITIZE:
     CFLAGS += ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
@@ -61,6 +64,7 @@ EXTENSIONS = [
         define_macros=[("ENCLAVE_OS_DEBUG", "1")] if DEBUG else [],
         extra_compile_args=CFLAGS,
         extra_link_args=LDFLAGS,
+        depends=["setup.py"],
     )
     for module, source, libraries, extra in TABLE
     if not ONLY or module.rpartition(".")[2] in ONLY

@@ -312,6 +312,7 @@ cdef bytes checked_name(str name):
     return name.encode("ascii")
 
 
+@cython.freelist(64)
 cdef class Response:
     """An answer: status, body, fields. Immutable; keep one and return it again, its head is encoded once.
 
