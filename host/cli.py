@@ -1,6 +1,6 @@
-"""The host's part of the command line: `serve` and `config`.
+"""The host's part of the command line: `serve`, `config` and `ca`.
 
-`enclave-os` (the package `enclave_os_client`) executes this one for these two commands and passes its arguments on, so
+`enclave-os` (the package `enclave_os_client`) executes this one for these commands and passes its arguments on, so
 that the client works where no server is installed. Exit codes are those of sysexits.h, as service managers know them.
 """
 
@@ -13,14 +13,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from enclave_os import __version__
+from enclave_os.wire.policy import PolicyError, policy_of
 from enclave_os.wire.setting_kinds import keys_of
 from enclave_os.wire.setting_table import SECTIONS
 from enclave_os.wire.settings import ConfigError
 
 from . import config, config_report
+from .commands import ca as ca_command
+from .commands.parser import Parser
 
 EX_OK: Final = os.EX_OK
 EX_USAGE: Final = os.EX_USAGE
@@ -70,25 +73,9 @@ examples:
   enclave-os config show                         every value and where it came from
   enclave-os config show --json                  the same for machines
   enclave-os config example > enclave-os.toml    a file with every key to start from
+  enclave-os config policy --config site.toml    what of it is sealed when the enclave first starts
+  enclave-os config accept --help                let a manager change what is sealed
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with the exit code of sysexits.h and without abbreviated flags, which would change meaning later.
-
-    The same lines stand in enclave_os_client/cli.py: neither package may import the other, and the wire is no place.
-    """
-
-    def __init__(self, **arguments: object) -> None:
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **arguments,  # type: ignore[arg-type] # argparse's own keyword arguments, passed on
-        )
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,10 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EX_NOINPUT
     if parsed.command == "config":
         return _config(parsed, loaded)
+    if parsed.command == "ca":
+        return ca_command.run(parsed, loaded.settings)
     return _serve(parsed, loaded)
 
 
 def _config(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
+    if parsed.action == "policy":
+        try:
+            sys.stdout.write(policy_of(loaded.settings).decode() + "\n")
+        except PolicyError as error:
+            print(f"enclave-os: {error}", file=sys.stderr)
+            return EX_CONFIG
+        return EX_OK
     if parsed.action == "show":
         sys.stdout.write(config_report.show_json(loaded) if parsed.json else config_report.show_text(loaded))
     else:
@@ -188,8 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     show = names.add_parser("show", help="print every value and where it came from")
     _add_sources(show)
     show.add_argument("--json", action="store_true", help="for machines")
+    policy = names.add_parser("policy", help="print what of it is sealed at the first start (docs/sealing.md)")
+    _add_sources(policy)
     names.add_parser("reference", help="print docs/configuration.md")
     names.add_parser("example", help="print a configuration file with every key and its default")
+    names.add_parser("accept", help="let a manager accept its policy: enclave-os config accept --help")
+    for action in ca_command.describe(commands):
+        _add_sources(action)
     return parser
 
 

@@ -1,8 +1,8 @@
 """The command line `enclave-os`.
 
-`serve` and `config` belong to the host and are executed as its own process (`python -m enclave_os_host`), which is all
-that this package knows of a server; the other commands work where no server is installed, and stand one file each in
-`commands`. Exit codes are those of sysexits.h and stand in the help.
+`serve`, `config` and `ca` belong to the host and are executed as its own process (`python -m enclave_os_host`), which
+is all that this package knows of a server; the other commands work where no server is installed, and stand one file
+each in `commands`. Exit codes are those of sysexits.h and stand in the help.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Final
 
 import enclave_os
 
+from .commands import config_accept as config_accept_command
+from .commands import seal as seal_command
 from .commands import token as token_command
 from .commands import verify as verify_command
 from .commands import version as version_command
@@ -22,32 +24,35 @@ from .commands.parser import Parser
 from .token import TokenError
 
 HOST_PACKAGE: Final = "enclave_os_host"
-HOST_COMMANDS: Final = ("serve", "config")
-COMMANDS: Final = (verify_command, token_command, version_command)
+HOST_COMMANDS: Final = ("serve", "config", "ca")
+OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
+COMMANDS: Final = (verify_command, seal_command, token_command, version_command)
 
 DESCRIPTION: Final = "Serve HTTPS from inside an enclave, and talk to one that does."
 
 EPILOG: Final = """\
 serving:
   serve      start host and enclave and serve        enclave-os serve --port 8443
-  config     check or show the configuration         enclave-os config show
+  config     check, show, accept the configuration   enclave-os config show
+  ca         who signs the enclave's certificates    enclave-os ca csr
 
 using:
   verify     check who answers before trusting it    enclave-os verify https://HOST --mrenclave HEX
+  seal       what a server has sealed                enclave-os seal status --help
   token      development keys and bearer tokens      enclave-os token keygen
   version    what is installed here                  enclave-os version
 
 `enclave-os COMMAND --help` explains each with examples.
 
 exit codes: 0 done, 64 wrong arguments, 65 wrong data (a bad token or key), 66 a file cannot be read,
-69 not installed here, 73 a file cannot be made; those of serve and config stand in their own help.
+69 not installed here, 73 a file cannot be made; those of the other commands stand in their own help.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns: the process's exit code; `serve` and `config` do not return."""
+    """Run one command. Returns: the process's exit code; those of the host do not return."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in HOST_COMMANDS:
+    if given and given[0] in HOST_COMMANDS and tuple(given[:2]) != OURS:
         return _execute_host(given)
     parsed = _parser().parse_args(given)
     try:
@@ -81,7 +86,10 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"enclave-os {enclave_os.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in HOST_COMMANDS:
-        commands.add_parser(name, add_help=False)  # executed before parsing; here so that a typo is answered with all
+        # Executed before parsing; here so that a typo is answered with all.
+        parts = commands.add_parser(name, add_help=False)
+        if name == OURS[0]:
+            config_accept_command.add(parts.add_subparsers(dest="action", required=True, metavar="accept"))
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -18,9 +18,7 @@ from tests.evidence.forge import MEASUREMENT, Forge
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     enclave = Enclave(Forge(tmp_path / "platform"), Authority.make("Operator's root"))
     monkeypatch.setattr(httpcore, "SyncBackend", lambda: Backend(Served(enclave)))
     asked: list[object] = []

@@ -50,14 +50,14 @@ class Server:
 
     def __init__(self, python: Path, folder: Path, settings: Overrides | None = None, more: str = "") -> None:
         self.folder = folder
-        self.state = folder / "state"
         folder.mkdir(parents=True)
         sections: dict[str, dict[str, object]] = {
-            "server": {"listen": LOOPBACK, "state_dir": str(self.state)},
+            "server": {"listen": LOOPBACK, "state_dir": str(folder / "state")},
             "modules": {"enabled": ["helloworld", "trial"]},
         }
         for section, keys in (settings or {}).items():
             sections.setdefault(section, {}).update(keys)
+        self.state = Path(str(sections["server"]["state_dir"]))
         self.config = folder / "site.toml"
         self.config.write_text(to_toml(sections) + more)
         self.expected: list[str] = []

@@ -19,4 +19,3 @@ def test_the_thief_really_relays() -> None:
     """Without the session's binding he goes unseen: so it is the binding, and nothing else, that refuses him."""
     count = run(2, Mode.DETERMINISTIC)
     assert count.through_thief == {"accepted": 2}
-

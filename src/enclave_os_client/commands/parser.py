@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Parser(argparse.ArgumentParser):
     """argparse with the exit code of sysexits.h and without abbreviated flags, which would change meaning later.
 
-    The same lines stand in host/cli.py: neither package may import the other, and the wire has no commands.
+    The same lines stand in host/commands/parser.py: neither package may import the other, and the wire has no commands.
     """
 
     def __init__(self, **arguments: object) -> None:

@@ -1,0 +1,1 @@
+"""The host's commands that work on its files, one file each."""

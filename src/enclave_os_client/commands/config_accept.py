@@ -1,0 +1,76 @@
+"""`enclave-os config accept`: a manager lets the next start have another policy.
+
+The host package reads the configuration and says what its policy is; this package has the token and the connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .manage import EXIT_CODES, TRUST, Refused, add_server, ask, run
+
+if TYPE_CHECKING:
+    from .parser import Parser, Subparsers
+
+HOST_PACKAGE: Final = "enclave_os_host"
+READ_SECONDS: Final = 60.0
+
+EPILOG: Final = f"""\
+Who may read or receive data (token issuers, modules and their sections, whose evidence is accepted, second wrap,
+export) was sealed when the enclave first started. A configuration that differs is refused until a manager accepts it:
+
+  1. the server runs, with the former configuration
+  2. enclave-os config accept --config NEW.toml --url https://enclave.example --token manager.token --mrenclave 4f...e1
+     prints each difference; nothing changes yet, and accepting the former policy takes it back
+  3. restart the server with --config NEW.toml
+
+examples:
+  enclave-os config accept --config new.toml --url https://localhost:8443 --token t --ca state/ca/root.pem
+  enclave-os config policy --config new.toml      what would be sent
+
+{TRUST}
+{EXIT_CODES}78 the new configuration is wrong.
+"""
+
+
+def add(actions: Subparsers) -> None:
+    """Describe the command, among the actions of `config`."""
+    parser = actions.add_parser(
+        "accept", description="Accept a configuration's policy for the next start.", epilog=EPILOG
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the new configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="set any key of it")
+    add_server(parser, "manager")
+    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: _accept(parser, given)))
+
+
+def _accept(parser: Parser, parsed: argparse.Namespace) -> int:
+    from enclave_os_client.demands import Mode
+
+    policy = _policy_of(parsed)
+    found = ask(parser, parsed, "POST", "/seal/policy", {"policy": policy}, mode=Mode.SESSION)
+    if not found["differences"]:
+        print("the configuration has the policy that is in force; what was accepted before is taken back")
+        return os.EX_OK
+    for difference in found["differences"]:
+        print(f"{difference['key']}: from {difference['before']} to {difference['after']}")
+    print(f"accepted, SHA-256 {found['policy_sha256']}: restart the server with {parsed.config}")
+    return os.EX_OK
+
+
+def _policy_of(parsed: argparse.Namespace) -> str:
+    if importlib.util.find_spec(HOST_PACKAGE) is None:
+        raise Refused("config needs the host package, which is not installed here", os.EX_UNAVAILABLE)
+    settings = [part for text in parsed.set for part in ("--set", text)]
+    # -P: the working directory must not be able to stand in for the installed packages.
+    command = [sys.executable, "-P", "-m", HOST_PACKAGE, "config", "policy", "--config", str(parsed.config), *settings]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=READ_SECONDS)
+    if done.returncode != 0:
+        raise Refused("nothing was sent", done.returncode)
+    return done.stdout.decode().removesuffix("\n")

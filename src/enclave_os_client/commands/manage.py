@@ -1,0 +1,167 @@
+"""How the commands that carry a token reach a server: who may be given it is said first, by evidence or by a CA."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import ssl
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from enclave_os_client.strict_json import load_object
+from enclave_os_client.token import TOKEN_SIZE_MAX
+
+from .demand_flags import add_demands, address, demands_of
+
+if TYPE_CHECKING:
+    import httpx
+
+    from enclave_os_client.demands import Mode
+
+    from .parser import Parser
+
+EX_REFUSED: Final = 1
+CONNECTIONS_MAX: Final = 64
+"""Tries to reach worker 0, which alone writes: the host spreads connections over the workers."""
+
+TRUST: Final = """\
+The token goes to a server that is known, never to another: --mrenclave (or --mrsigner) has it attest itself over this
+very connection first, --ca alone checks nothing but the operator's certificate, and the command says which it was.
+"""
+EXIT_CODES: Final = """\
+exit codes: 0 done, 1 the server's evidence is refused, 64 wrong arguments, 65 the server refused the request,
+66 a file cannot be read, 69 no answer (network), 75 the server cannot do it now, 76 it does not speak the protocol,
+77 the token does not carry the role, or is none
+"""
+
+
+class Refused(Exception):
+    """The command ends with this text and exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def add_server(parser: Parser, role: str) -> None:
+    """Describe where the server is, whose token it is shown, and what must hold of it."""
+    parser.add_argument("--url", required=True, metavar="https://HOST[:PORT]")
+    parser.add_argument(
+        "--token", required=True, metavar="FILE", help=f"file with a bearer token of role {role}; - is standard input"
+    )
+    add_demands(parser)
+
+
+def run(parsed: argparse.Namespace, work: Callable[[argparse.Namespace], int]) -> int:
+    """Do `work`, and say in one line what ended it. Returns: the exit code."""
+    if importlib.util.find_spec("httpx") is None:
+        print("enclave-os: this needs the client's packages: pip install 'enclave-os[client]'", file=sys.stderr)
+        return os.EX_UNAVAILABLE
+    try:
+        return work(parsed)
+    except Refused as refused:
+        for line in str(refused).splitlines():
+            print(f"enclave-os: {line}", file=sys.stderr)
+        return refused.code
+
+
+def ask(
+    parser: Parser,
+    parsed: argparse.Namespace,
+    method: str,
+    path: str,
+    document: Mapping[str, Any] | None = None,
+    *,
+    mode: Mode,
+) -> dict[str, Any]:
+    """The server's answer to one request, over a connection of its own.
+
+    Args: mode: the evidence that is asked for, when there are demands on evidence.
+    Raises: Refused. OSError: a file cannot be read.
+    """
+    import httpx
+
+    from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError
+    from enclave_os_client.memory import MemoryFileError
+
+    host, port = address(parser, parsed.url)
+    url = f"https://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    headers = {"Authorization": f"Bearer {_token(parsed.token)}"}
+    try:
+        for _ in range(CONNECTIONS_MAX):
+            with _client(parser, parsed, mode) as client:
+                response = client.request(method, url, json=document, headers=headers)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or response.headers.get("retry-after") != "0":
+                return _read(response)
+    except AttestationError as error:
+        raise Refused(f"REFUSED, and nothing was sent: {error}", EX_REFUSED) from error
+    except (ServerProtocolError, MemoryFileError) as error:
+        raise Refused(f"{host}:{port}: {error}", os.EX_PROTOCOL) from error
+    except ConfigError as error:
+        raise Refused(f"{parsed.ca}: {error}", os.EX_DATAERR) from error
+    except httpx.TransportError as error:
+        raise Refused(
+            f"no answer from {host}:{port}: {str(error) or type(error).__name__}", os.EX_UNAVAILABLE
+        ) from error
+    raise Refused(f"worker 0 of {host}:{port} was not reached in {CONNECTIONS_MAX} connections", os.EX_TEMPFAIL)
+
+
+def _client(parser: Parser, parsed: argparse.Namespace, mode: Mode) -> contextlib.AbstractContextManager[httpx.Client]:
+    import httpx
+
+    from enclave_os.errors import UsageError
+    from enclave_os_client.client import Client
+
+    if parsed.mrenclave or parsed.mrsigner:
+        try:
+            demands = demands_of(parser, parsed, mode)
+        except UsageError as error:
+            parser.error(str(error))
+        _say_once(parsed, f"the server attests itself first, by {mode.value} evidence")
+        if parsed.allow_simulated:
+            _say_once(parsed, "SIMULATED evidence is accepted: no hardware made it, and it proves nothing")
+        return Client(demands, timeout=parsed.seconds)
+    if parsed.ca is None:
+        parser.error(
+            "who may be given the token? --mrenclave HEX asks for evidence; --ca FILE trusts a certificate alone"
+        )
+    try:
+        context = ssl.create_default_context(cafile=parsed.ca)
+    except ssl.SSLError as error:
+        raise Refused(f"{parsed.ca} holds no certificate in PEM", os.EX_DATAERR) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _say_once(parsed, "not attested: the certificate is checked against --ca, and nothing says what code answers")
+    return httpx.Client(verify=context, trust_env=False, timeout=parsed.seconds)
+
+
+def _say_once(parsed: argparse.Namespace, text: str) -> None:
+    said = vars(parsed).setdefault("said", set())
+    if text not in said:
+        said.add(text)
+        print(f"enclave-os: {text}", file=sys.stderr)
+
+
+def _token(name: str) -> str:
+    if name == "-":
+        return sys.stdin.read(TOKEN_SIZE_MAX + 2).strip()
+    with Path(name).open(encoding="ascii", errors="replace") as stream:
+        token = stream.read(TOKEN_SIZE_MAX + 2).strip()
+    if not token or not token.isascii() or any(character.isspace() for character in token):
+        raise Refused(f"{name} holds no token: one line, as enclave-os token issue prints it", os.EX_DATAERR)
+    return token
+
+
+def _read(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = load_object(response.content)
+    except ValueError as error:
+        raise Refused(f"the server answered {response.status_code} with no JSON object", os.EX_PROTOCOL) from error
+    if response.is_success:
+        return document
+    text = f"the server answered {response.status_code}: {document.get('error', 'without a reason')}"
+    codes = {401: os.EX_NOPERM, 403: os.EX_NOPERM, 503: os.EX_TEMPFAIL, 429: os.EX_TEMPFAIL}
+    raise Refused(text, codes.get(response.status_code, os.EX_DATAERR))
