@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from enclave_os import __version__
 from enclave_os.wire.policy import PolicyError, policy_of

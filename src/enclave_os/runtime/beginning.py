@@ -35,6 +35,8 @@ TAKE_SECONDS: Final = 60.0
 ADMISSION_SECONDS: Final = 20.0
 """From a worker's hello to worker 0's answer; the host gives a start 30 s."""
 ADMISSION_TRIES: Final = 10
+LETTERS_MAX: Final = 16
+"""Taken for one hello: more than the tries can leave behind."""
 PAUSE_SECONDS: Final = 0.25
 
 
@@ -181,11 +183,14 @@ class Beginning:
         for _ in range(ADMISSION_TRIES):
             admission = Admission(self._platform.sealing_key(), index)
             await self._rpc.call(Method.PEER_SEND, bytes(INDEX_SIZE) + admission.hello)
-            try:
-                letter = await self._rpc.call(Method.PEER_TAKE, deadline=ADMISSION_SECONDS / ADMISSION_TRIES)
-                return admission.open(letter[INDEX_SIZE:])
-            except (SealBroken, HostRefused) as failed:
-                error = failed
+            for _ in range(LETTERS_MAX):
+                try:
+                    letter = await self._rpc.call(Method.PEER_TAKE, deadline=ADMISSION_SECONDS / ADMISSION_TRIES)
+                    return admission.open(letter[INDEX_SIZE:])
+                except SealBroken as failed:
+                    error = failed  # the late answer to an earlier hello, say: ours may lie behind it
+                except HostRefused:
+                    break
         raise SealBroken(f"worker 0 did not admit this worker: {error}")
 
 
