@@ -235,7 +235,11 @@ class TestClock:
         command(server, "seal", "clock", "--token", expired, code=os.EX_NOPERM)
         command(server, "seal", "clock", "--token", site.token("monitoring"), code=os.EX_NOPERM)
         assert site.sealed().clock_floor_ns == floor
-        assert "the clock is confirmed" in command(server, "seal", "clock", "--token", site.token("manager")).stdout
+        collateral = site.state / "platform" / "collateral.json"  # a server in doubt staples none
+        evidence = ("--mrenclave", site.blob().parent.name, "--allow-simulated", "--collateral", collateral)
+        done = command(server, "seal", "clock", "--token", site.token("manager"), *evidence)
+        assert "attests itself first, by challenge evidence" in done.stderr
+        assert "the clock is confirmed" in done.stdout
         assert site.sealed().clock_floor_ns > config.clock_floor_ns
         shown = command(server, "seal", "status", "--token", site.token("manager")).stdout
         assert "trusted" in shown

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .parser import Parser
 
 EX_REFUSED: Final = 1
+UNAUTHORIZED: Final = 401
 CONNECTIONS_MAX: Final = 64
 """Tries to reach worker 0, which alone writes: the host spreads connections over the workers."""
 
@@ -163,5 +164,9 @@ def _read(response: httpx.Response) -> dict[str, Any]:
     if response.is_success:
         return document
     text = f"the server answered {response.status_code}: {document.get('error', 'without a reason')}"
-    codes = {401: os.EX_NOPERM, 403: os.EX_NOPERM, 503: os.EX_TEMPFAIL, 429: os.EX_TEMPFAIL}
+    if response.status_code == UNAUTHORIZED:
+        text += (
+            "\n(an expired token, or another issuer's; or the server's clock is in doubt: enclave-os seal clock --help)"
+        )
+    codes = {UNAUTHORIZED: os.EX_NOPERM, 403: os.EX_NOPERM, 503: os.EX_TEMPFAIL, 429: os.EX_TEMPFAIL}
     raise Refused(text, codes.get(response.status_code, os.EX_DATAERR))
