@@ -21,7 +21,7 @@ from enclave_os.errors import AttestationError, InternalError, UsageError
 from enclave_os.evidence import oids
 from enclave_os.evidence.binding import REPORT_DATA_SIZE
 from enclave_os.evidence.collateral import Collateral
-from enclave_os.evidence.leaf import LeafEvidence
+from enclave_os.evidence.leaf import UNREADABLE, LeafEvidence
 from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.quote import Quote, ReportBody, parse_quote
 
@@ -151,8 +151,7 @@ def appraise(
         claims.append(_failed("quote", error.code, str(error), "the peer sent something else than an SGX quote"))
         return Appraisal(claims=tuple(claims), simulated=False)
     claims.append(_passed("quote", f"version {parsed.header.version}", "it has the form of an SGX ECDSA quote"))
-    root = _root_of(parsed)
-    simulated = _names_simulated_root(root)
+    root, simulated = _root_of(parsed)
     claims.append(_judge_root(root, simulated=simulated, policy=policy))
     if claims[-1].outcome == "failed":
         return Appraisal(claims=tuple(claims), simulated=simulated, body=parsed.body)
@@ -205,18 +204,14 @@ def _equal(name: str, code: str, found: bytes | None, wanted: bytes | None, fix:
 # -- signatures -------------------------------------------------------------------------------------------------------
 
 
-def _root_of(quote: Quote) -> x509.Certificate | None:
-    """The last certificate of the quote's own chain; what it is worth, the signatures say."""
+def _root_of(quote: Quote) -> tuple[x509.Certificate | None, bool]:
+    """The last certificate of the quote's own chain, and whether it names a simulated root; what it is worth, the
+    signatures say."""
     try:
-        return x509.load_pem_x509_certificates(quote.cert_data.rstrip(b"\0"))[-1]
-    except ValueError:
-        return None
-
-
-def _names_simulated_root(root: x509.Certificate | None) -> bool:
-    if root is None:
-        return False
-    return [name.value for name in root.subject] == [SIMULATED_ROOT_NAME]
+        root = x509.load_pem_x509_certificates(quote.cert_data.rstrip(b"\0"))[-1]
+        return root, [name.value for name in root.subject] == [SIMULATED_ROOT_NAME]
+    except UNREADABLE:
+        return None, False
 
 
 def _judge_root(root: x509.Certificate | None, *, simulated: bool, policy: Policy) -> Claim:

@@ -21,6 +21,16 @@ from enclave_os.evidence.quote import QUOTE_SIZE_MAX
 LEAF_SIZE_MAX: Final = QUOTE_SIZE_MAX + 16 * 1024
 """A quote, and what else stands in a certificate."""
 
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""All that `cryptography` raises over a certificate that is none, some of it only when a field is looked at."""
+
 _HASHES: Final = (oids.CONFIG_ROOT, oids.APP_CONFIG_ROOT)
 
 
@@ -55,7 +65,7 @@ def read_leaf(der: bytes, *, needs_quote: bool = True) -> LeafEvidence:
         extensions = certificate.extensions
         key = certificate.public_key()
         not_before = int(certificate.not_valid_before_utc.timestamp())
-    except (ValueError, x509.DuplicateExtension, x509.InvalidVersion, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise _malformed(f"not a certificate that can be read: {type(error).__name__}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise AttestationError("the certificate's key is not on P-256", "unsupported")

@@ -26,7 +26,7 @@ from enclave_os.evidence.appraise import Appraisal, appraise
 from enclave_os.evidence.binding import certificate_challenge, parse_minute, session_challenge
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.identity import PeerIdentity
-from enclave_os.evidence.leaf import LeafEvidence, read_leaf
+from enclave_os.evidence.leaf import UNREADABLE, LeafEvidence, read_leaf
 from enclave_os.evidence.policy import Policy
 from enclave_os.ratls.attest_message import Present
 from enclave_os.ratls.token_bucket import TokenBucket
@@ -176,7 +176,7 @@ class ClientJudge:
                 PolicyBuilder().store(self._store).time(when).max_chain_depth(CHAIN_DEPTH_MAX).build_client_verifier()
             )
             verifier.verify(leaf, above)
-        except (VerificationError, ValueError) as error:
+        except (VerificationError, *UNREADABLE) as error:
             raise AttestationError("the client's certificate does not lead to attestation.client_ca_pem") from error
 
 
@@ -206,7 +206,7 @@ def client_policy(settings: Attestation, *, simulated: bool, simulated_root_der:
 def _store(pem: str) -> Store:
     try:
         return Store(x509.load_pem_x509_certificates(pem.encode("ascii")))
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigError("attestation.client_ca_pem holds no certificate that can be read") from error
 
 

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from enclave_os.errors import ConfigError
+from enclave_os.evidence.leaf import UNREADABLE
 from enclave_os.sealing.sealed_config import CHAIN_LENGTH_MAX, Authority
 
 COMMON_NAME: Final = "Enclave OS intermediary"
@@ -61,21 +62,23 @@ def authority_of(key_der: bytes, chain_pem: bytes, now: int) -> Authority:
     """
     try:
         chain = x509.load_pem_x509_certificates(chain_pem)
-    except ValueError as error:
+        names = [certificate.subject.rfc4514_string()[:80] for certificate in chain]
+        theirs = chain[0].public_key()
+    except UNREADABLE as error:
         raise ConfigError("the CA's certificate cannot be read as PEM") from error
     if len(chain) > CHAIN_LENGTH_MAX:
         raise ConfigError(f"a CA chain of {len(chain)} certificates; at most {CHAIN_LENGTH_MAX} are taken")
     ours = _load(key_der).public_key()
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if chain[0].public_key().public_bytes(*form) != ours.public_bytes(*form):
+    if theirs.public_bytes(*form) != ours.public_bytes(*form):
         raise ConfigError("the CA's certificate is for another key than this enclave's: sign its own request (ca.csr)")
     try:
         for certificate, issuer in itertools.pairwise(chain):
             certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (InvalidSignature, *UNREADABLE) as error:
         raise ConfigError("the CA chain is not in order: each certificate must be signed by the next") from error
-    for certificate in chain:
-        _check_ca(certificate, now)
+    for certificate, name in zip(chain, names, strict=True):
+        _check_ca(certificate, name, now)
     return Authority(tuple(certificate.public_bytes(Encoding.DER) for certificate in chain), key_der, "generated")
 
 
@@ -94,11 +97,10 @@ def warning(authority: Authority, now: int) -> str:
     return ""
 
 
-def _check_ca(certificate: x509.Certificate, now: int) -> None:
-    name = certificate.subject.rfc4514_string()[:80]
+def _check_ca(certificate: x509.Certificate, name: str, now: int) -> None:
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except (x509.ExtensionNotFound, *UNREADABLE) as error:
         raise ConfigError(f"the certificate {name} is not a CA's (basicConstraints)") from error
     if not constraints.ca:
         raise ConfigError(f"the certificate {name} is not a CA's (basicConstraints)")
