@@ -1,0 +1,1 @@
+"""The sealed key-value store: what modules keep on a disk that nobody trusts. docs/kv.md."""

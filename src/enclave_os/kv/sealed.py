@@ -1,0 +1,494 @@
+"""The sealed store: an encrypted map on rows that the host keeps, in which the latest is served, or an error.
+
+Reads ask the freshness table first: an absent key costs no call, and a row that the host denies, or shows otherwise
+than it was last written, is SealBroken, never "not found". Writes go one batch at a time, and what waits meanwhile
+shares the next one, with its fsync. Each batch carries its journal row (`journal`).
+
+A batch that the host refused, or did not answer in time, may be there or not. Its writers get the refusal, it is sent
+again, the same bytes, before anything else is written, and its keys are not read before it is settled: so a write that
+failed with HostRefused may still come into effect, and never by halves.
+
+Time: an entry that expires is served only while the trusted clock says that it has not; ClockUntrusted otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from enclave_os.errors import HostProtocolError, HostRefused, SealBroken
+from enclave_os.kv.change import Change, Item
+from enclave_os.kv.errors import StoreBusy, VersionConflict
+from enclave_os.kv.freshness import Freshness, Latest, Place
+from enclave_os.kv.journal import decode_journal, encode_journal, journal_key, journal_version
+from enclave_os.kv.keys import TOKEN_SIZE, NamespaceKeys, StoreKeys
+from enclave_os.kv.namespace import Namespace, Parts, needs_parts, part_key, parts_range
+from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX, Entry, Head, read_head, tag_of
+from enclave_os.kv.store import Anchor, Checkpoint, Store
+from enclave_os.wire.errors import UsageError
+from enclave_os.wire.kv import (
+    KV_MESSAGE_SIZE_MAX,
+    KV_OPERATIONS_MAX,
+    Operation,
+    OperationKind,
+    Row,
+    Scan,
+    WriteFlag,
+)
+
+WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
+READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
+PAGE: Final = 64  # keys of one multi-get of a scan
+ROWS_PER_SCAN: Final = 256
+JOURNAL_ROWS_MAX: Final = 1 << 20  # a start that finds more refuses: nobody writes so many without a checkpoint
+_OVERHEAD: Final = 256  # what the journal adds to a batch, with its table, and a deletion of its past
+_CATALOG: Final = "\0catalog"
+
+
+@dataclass(slots=True)
+class _Waiting:
+    changes: Sequence[Change]
+    parts: dict[int, Parts]
+    size: int
+    future: asyncio.Future[int]
+
+
+@dataclass(slots=True)
+class _Batch:
+    version: int
+    root: bytes
+    operations: list[Operation]
+    latest: dict[Place, Latest | None]
+    parts: dict[Place, int]
+
+
+class SealedKV:
+    """Event loop's thread only. `open` makes it.
+
+    Args:
+        trusted_ns: the trusted clock; raises ClockUntrusted.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        master_key: bytes,
+        checkpoint: Checkpoint,
+        trusted_ns: Callable[[], int],
+        anchor: Anchor | None = None,
+    ) -> None:
+        self._store = store
+        self._master_key = master_key
+        self._checkpoint = checkpoint
+        self._anchor = anchor
+        self._trusted_ns = trusted_ns
+        self._keys = StoreKeys.derive(master_key)
+        self._fresh = Freshness(self._keys.elements, self._keys.root)
+        self._catalog = self.namespace("", _CATALOG, _own=True)
+        self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
+        self._version = 0
+        self._root = self._fresh.root(0)
+        self._forget_to = 0  # journal rows to this version are behind the checkpoint
+        self._forgotten = 0
+        self._writing = asyncio.Lock()
+        self._unsettled: _Batch | None = None
+        self._in_flight: frozenset[Place] = frozenset()
+        self._queue: deque[_Waiting] = deque()
+        self._pump: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        store: Store,
+        master_key: bytes,
+        checkpoint: Checkpoint,
+        trusted_ns: Callable[[], int],
+        anchor: Anchor | None = None,
+    ) -> SealedKV:
+        """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
+
+        Raises:
+            SealBroken: it is not a state that this enclave left, or older than the checkpoint: do not start.
+            HostRefused: the host does not answer.
+        """
+        kv = cls(store, master_key, checkpoint, trusted_ns, anchor)
+        await kv._recover()
+        if anchor is not None:
+            await anchor.confirm(*kv.state)
+        await kv.checkpoint()
+        return kv
+
+    @property
+    def state(self) -> tuple[int, bytes]:
+        """Version and root: what the attestation shows and a client remembers."""
+        return self._version, self._root
+
+    def __len__(self) -> int:
+        """Rows of all namespaces, and one for each namespace."""
+        return len(self._fresh)
+
+    def namespace(self, app: str, name: str, brought_key: bytes | None = None, *, _own: bool = False) -> Namespace:
+        """A namespace of an application ("" for none); nothing is written before its first entry."""
+        if "\0" in app + name and not _own:
+            raise UsageError("names of applications and namespaces have no NUL")
+        return Namespace(app, name, NamespaceKeys.derive(self._master_key, app, name, brought_key))
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def get(self, namespace: Namespace, name: bytes) -> Item | None:
+        """The latest value; None: absent, or expired.
+
+        Raises: SealBroken: the host tampers. ClockUntrusted: whether it is expired cannot be known. HostRefused.
+        """
+        return await self._get(namespace, namespace.token(_name(name)))
+
+    async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
+        """`get` for each, in their order; each is the latest at some moment between call and return."""
+        return await self._get_many(namespace, [namespace.token(_name(name)) for name in names])
+
+    async def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
+        """All entries, in no order. One that is written meanwhile comes once or not at all."""
+        tokens = self._fresh.tokens(namespace.table)
+        for start in range(0, len(tokens), PAGE):
+            for item in await self._get_many(namespace, tokens[start : start + PAGE]):
+                if item is not None:
+                    yield item
+
+    async def scan(self, namespace: Namespace, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[Item]:
+        """The first entries by name from `start`, inclusive, to `end`, exclusive (empty: to the last).
+
+        The host sees no order of names, so each scan reads the whole namespace: its cost grows with that, not with
+        what it returns. It holds at most twice `limit` values.
+        """
+        if limit < 1:
+            raise UsageError("a scan returns at least one entry")
+        found: list[Item] = []
+        async for item in self.iterate(namespace):
+            if item.name >= start and (not end or item.name < end):
+                found.append(item)
+                if len(found) >= 2 * limit:
+                    found = sorted(found, key=lambda one: one.name)[:limit]
+        return sorted(found, key=lambda one: one.name)[:limit]
+
+    async def _get(self, namespace: Namespace, token: bytes) -> Item | None:
+        place = (namespace.table, token)
+        for _ in range(READS_MAX):
+            await self._wait_for(place)
+            known = self._fresh.find(place)
+            if known is None:
+                return None
+            record = await self._store.get(namespace.table, token)
+            if self._moved(place, known):
+                continue
+            head, entry = self._opened(namespace, token, known, record)
+            value = entry.value
+            if head.count:
+                keys = [part_key(token, head.parts_id, index) for index in range(head.count)]
+                rows = await self._store.multi_get(namespace.table, keys)
+                if self._moved(place, known):
+                    continue
+                value = namespace.open_parts(token, head, entry.value, _present(rows))
+            return self._item(entry, value, head.version)
+        raise StoreBusy("the key is written all the time: read it again later")
+
+    async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
+        places = [(namespace.table, token) for token in tokens]
+        for place in places:
+            await self._wait_for(place)
+        known = [self._fresh.find(place) for place in places]
+        asked = [index for index, latest in enumerate(known) if latest is not None]
+        items: list[Item | None] = [None] * len(tokens)
+        if not asked:
+            return items
+        rows = await self._store.multi_get(namespace.table, [tokens[index] for index in asked])
+        for index, record in zip(asked, rows, strict=True):
+            latest = known[index]
+            if latest is None:
+                continue
+            if self._moved(places[index], latest):
+                items[index] = await self._get(namespace, tokens[index])
+                continue
+            head, entry = self._opened(namespace, tokens[index], latest, record)
+            if head.count:
+                items[index] = await self._get(namespace, tokens[index])
+            else:
+                items[index] = self._item(entry, entry.value, head.version)
+        return items
+
+    def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> tuple[Head, Entry]:
+        if record is None:
+            raise SealBroken("the host denies a record that it was given")
+        version, tag = known
+        if read_head(record).version != version or tag_of(record) != tag:
+            raise SealBroken("the host shows another record than the latest")
+        return namespace.open_entry(token, record)
+
+    def _item(self, entry: Entry, value: bytes, version: int) -> Item | None:
+        if entry.expires_ns and self._trusted_ns() >= entry.expires_ns:
+            return None
+        return Item(entry.name, value, version)
+
+    def _moved(self, place: Place, known: Latest) -> bool:
+        return place in self._in_flight or self._fresh.find(place) != known
+
+    async def _wait_for(self, place: Place) -> None:
+        while place in self._in_flight:
+            async with self._writing:
+                await self._settle()
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    async def put(
+        self, namespace: Namespace, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0
+    ) -> int:
+        """Write one entry; returns its version. See `write`."""
+        return await self.write([Change(namespace, name, value, expected, expires_ns)])
+
+    async def delete(self, namespace: Namespace, name: bytes, expected: int | None = None) -> int:
+        """Delete one entry, whether it is there or not. See `write`."""
+        return await self.write([Change(namespace, name, None, expected)])
+
+    async def write(self, changes: Sequence[Change]) -> int:
+        """All of the changes or none; returns the version that the written entries have, when the host says durable.
+
+        Raises:
+            VersionConflict: nothing was written.
+            StoreBusy: nothing was written.
+            HostRefused: may be written or not, and may still come into effect.
+            UsageError: a name, a value or the batch is too large, or a key comes twice.
+        """
+        if len(self._queue) >= WAITING_MAX:
+            raise StoreBusy(f"{WAITING_MAX} writes wait already")
+        size = self._checked(changes)
+        parts: dict[int, Parts] = {}
+        for index, change in enumerate(changes):
+            if change.value is not None and needs_parts(change.value):
+                token = change.namespace.token(change.name)
+                parts[index] = change.namespace.seal_parts(token, change.value)
+                for key, record in parts[index].rows:
+                    await self._store.put(change.namespace.table, key, record, WriteFlag.DEFERRED)
+        waiting = _Waiting(changes, parts, size, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.get_running_loop().create_task(self._write_queue())
+        return await waiting.future
+
+    def _checked(self, changes: Sequence[Change]) -> int:
+        places: set[tuple[bytes, bytes]] = set()
+        size = 0
+        for change in changes:
+            _name(change.name)
+            if change.value is not None and len(change.value) > VALUE_SIZE_MAX:
+                raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(change.value)}")
+            if change.expires_ns < 0 or change.expires_ns >= 2**63:
+                raise UsageError("an entry's expiry is not a time")
+            places.add((change.namespace.table, change.name))
+            value = b"" if change.value is None or needs_parts(change.value) else change.value
+            # Entry, deletion of former parts, and the namespace's own row, should it be new: at their largest.
+            size += 400 + len(change.name) + len(value) + len(change.namespace.app) + len(change.namespace.name)
+        if not changes or len(places) != len(changes):
+            raise UsageError("a batch has at least one change, and each key once")
+        if size > KV_MESSAGE_SIZE_MAX - _OVERHEAD or 3 * len(changes) > KV_OPERATIONS_MAX - 2:
+            raise UsageError(f"a batch of {len(changes)} changes with {size} bytes is too large for one message")
+        return size
+
+    async def _write_queue(self) -> None:
+        while self._queue:
+            async with self._writing:
+                taken: list[_Waiting] = []
+                try:
+                    await self._write_some(taken)
+                except (HostRefused, HostProtocolError) as refusal:
+                    for waiting in taken:
+                        _fail(waiting, refusal)
+                finally:
+                    for waiting in taken:
+                        _fail(waiting, StoreBusy("the store was stopped before it could write: may be written or not"))
+
+    async def _write_some(self, taken: list[_Waiting]) -> None:
+        """The next batch of what waits; `taken` is filled with those who are told how it went."""
+        size = 0
+        places: set[Place] = set()
+        version = self._version + 1 + (self._unsettled is not None)
+        changes: list[tuple[Change, Parts | None]] = []
+        accepted: list[_Waiting] = []
+        while self._queue:
+            own = {(one.namespace.table, one.namespace.token(one.name)) for one in self._queue[0].changes}
+            size += self._queue[0].size
+            if taken and (size > KV_MESSAGE_SIZE_MAX - _OVERHEAD or places & own or len(places) + len(own) > 300):
+                break
+            places |= own
+            taken.append(self._queue.popleft())
+        await self._settle()
+        for waiting in taken:
+            conflict = self._conflict(waiting.changes)
+            if conflict is not None:
+                _fail(waiting, VersionConflict(conflict))
+            elif not waiting.future.done():
+                accepted.append(waiting)
+                changes += [(change, waiting.parts.get(index)) for index, change in enumerate(waiting.changes)]
+        if changes:
+            self._unsettled = self._batch(version, changes)
+            self._in_flight = frozenset(self._unsettled.latest)
+            await self._settle()
+        for waiting in accepted:
+            if not waiting.future.done():
+                waiting.future.set_result(version)
+
+    def _conflict(self, changes: Iterable[Change]) -> int | None:
+        for change in changes:
+            latest = self._fresh.find((change.namespace.table, change.namespace.token(change.name)))
+            has = 0 if latest is None else latest[0]
+            if change.expected is not None and has != change.expected:
+                return has
+        return None
+
+    def _batch(self, version: int, changes: Iterable[tuple[Change, Parts | None]]) -> _Batch:
+        batch = _Batch(version, b"", [], {}, {})
+        for change, parts in changes:
+            namespace = change.namespace
+            token = namespace.token(change.name)
+            place = (namespace.table, token)
+            if change.value is None:
+                batch.operations.append(Operation(OperationKind.DELETE, namespace.table, token))
+                batch.latest[place] = None
+            else:
+                self._enter(batch, namespace)
+                record = namespace.seal_entry(token, version, change.name, change.expires_ns, parts or change.value)
+                batch.operations.append(Operation(OperationKind.PUT, namespace.table, token, record))
+                batch.latest[place] = (version, tag_of(record))
+            former = self._parts.get(place)
+            if former is not None:
+                first, behind = parts_range(token, former)
+                batch.operations.append(Operation(OperationKind.DELETE_RANGE, namespace.table, first, behind))
+            batch.parts[place] = parts.parts_id if parts is not None else 0
+        batch.root = self._fresh.root(version, batch.latest)
+        row = encode_journal(self._keys.journal, version, self._root, batch.root)
+        journal = self._keys.journal_table
+        batch.operations.append(Operation(OperationKind.PUT, journal, journal_key(version), row))
+        if self._forget_to > self._forgotten:
+            first, behind = journal_key(0), journal_key(self._forget_to + 1)
+            batch.operations.append(Operation(OperationKind.DELETE_RANGE, journal, first, behind))
+            self._forgotten = self._forget_to
+        return batch
+
+    def _enter(self, batch: _Batch, namespace: Namespace) -> None:
+        """Enter a new namespace into the catalog, with its first entry: a start finds all tables there."""
+        name = _catalog_name(namespace.app, namespace.name)
+        token = self._catalog.token(name)
+        place = (self._catalog.table, token)
+        if self._fresh.find(place) is None and place not in batch.latest:
+            record = self._catalog.seal_entry(token, batch.version, name, 0, b"")
+            batch.operations.append(Operation(OperationKind.PUT, self._catalog.table, token, record))
+            batch.latest[place] = (batch.version, tag_of(record))
+
+    async def _settle(self) -> None:
+        """Send the batch that is not settled, until the host says that it is there. Under the lock."""
+        batch = self._unsettled
+        if batch is None:
+            return
+        await self._store.batch(batch.operations)
+        self._fresh.change(batch.latest)
+        for place, parts_id in batch.parts.items():
+            if parts_id:
+                self._parts[place] = parts_id
+            else:
+                self._parts.pop(place, None)
+        self._version, self._root = batch.version, batch.root
+        self._unsettled, self._in_flight = None, frozenset()
+
+    # -- across starts -------------------------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Seal version and root: the runtime does it now and then, and when it drains."""
+        async with self._writing:
+            await self._settle()
+            version, root = self.state
+        if (version, root) != self._checkpoint.state:
+            await self._checkpoint.save(version, root)
+        if self._anchor is not None:
+            await self._anchor.advance(version, root)
+        self._forget_to = max(self._forget_to, version)
+
+    async def _recover(self) -> None:
+        version, root = self._checkpoint.state
+        count = 0
+        async for key, row in self._rows(self._keys.journal_table, journal_key(version + 1)):
+            count += 1
+            before, after = decode_journal(self._keys.journal, journal_version(key), row)
+            if journal_version(key) != version + 1 or before != root or count > JOURNAL_ROWS_MAX:
+                raise SealBroken("the stored journal does not descend from the sealed checkpoint")
+            version, root = version + 1, after
+        orphans: list[Operation] = []
+        await self._count_rows(self._catalog, orphans)
+        for token in self._fresh.tokens(self._catalog.table):
+            known = self._fresh.find((self._catalog.table, token))
+            record = await self._store.get(self._catalog.table, token)
+            if known is None:
+                raise SealBroken("the catalog changed while it was read")
+            app, name = _catalog_entry(self._opened(self._catalog, token, known, record)[1].name)
+            await self._count_rows(self.namespace(app, name), orphans)
+        if self._fresh.root(version) != root or (version == 0 and len(self._fresh)):
+            raise SealBroken(
+                "the store is not in the state that was sealed: it was put back, changed, or mixed. "
+                "Put the latest store back, or restore a backup"
+            )
+        self._version, self._root = version, root
+        for start in range(0, len(orphans), ROWS_PER_SCAN):
+            await self._store.batch(orphans[start : start + ROWS_PER_SCAN])
+
+    async def _count_rows(self, namespace: Namespace, orphans: list[Operation]) -> None:
+        """Take a table's rows into the set hash; parts that no entry names are left over from a crash."""
+        token, parts_id = b"", 0
+        async for key, record in self._rows(namespace.table, b""):
+            head = read_head(record)
+            if len(key) == TOKEN_SIZE:
+                token, parts_id = key, head.parts_id
+                self._fresh.change({(namespace.table, key): (head.version, tag_of(record))})
+                if parts_id:
+                    self._parts[namespace.table, key] = parts_id
+            elif key[:TOKEN_SIZE] != token or head.parts_id != parts_id:
+                orphans.append(Operation(OperationKind.DELETE, namespace.table, key))
+
+    async def _rows(self, table: bytes, start: bytes) -> AsyncIterator[Row]:
+        more = True
+        while more:
+            rows, more = await self._store.scan(Scan(table, start, b"", ROWS_PER_SCAN))
+            last = start
+            for key, value in rows:
+                if key < start or (key <= last and last is not start):
+                    raise SealBroken("the host's rows are not in order")
+                last = key
+                yield key, value
+            if more and not rows:
+                raise SealBroken("the host says that there are more rows, and shows none")
+            start = last + b"\0"
+
+
+def _fail(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.future.done():
+        waiting.future.set_exception(error)
+
+
+def _name(name: bytes) -> bytes:
+    if not 1 <= len(name) <= NAME_SIZE_MAX:
+        raise UsageError(f"a name has 1 to {NAME_SIZE_MAX} bytes, not {len(name)}")
+    return name
+
+
+def _present(rows: Sequence[bytes | None]) -> list[bytes]:
+    if any(row is None for row in rows):
+        raise SealBroken("the host denies a part of a value that it was given")
+    return [row for row in rows if row is not None]
+
+
+def _catalog_name(app: str, name: str) -> bytes:
+    return app.encode() + b"\0" + name.encode()
+
+
+def _catalog_entry(text: bytes) -> tuple[str, str]:
+    app, _, name = text.partition(b"\0")
+    return app.decode(), name.decode()

@@ -1,0 +1,71 @@
+"""A store in memory that can be looted, and a checkpoint: what the sealed store's tests stand on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from enclave_os.errors import HostRefused
+from enclave_os.wire.kv import Operation, OperationKind, Row, Scan
+
+
+class MemoryStore:
+    """Honest until a test reaches into `tables`. `refuse`: that many writes are refused; `apply_refused`: yet done."""
+
+    def __init__(self) -> None:
+        self.tables: dict[bytes, dict[bytes, bytes]] = {}
+        self.refuse = 0
+        self.apply_refused = False
+        self.batches = 0
+        self.gets = 0
+
+    def copy(self) -> MemoryStore:
+        other = MemoryStore()
+        other.tables = copy.deepcopy(self.tables)
+        return other
+
+    async def get(self, namespace: bytes, key: bytes) -> bytes | None:
+        self.gets += 1
+        return self.tables.get(namespace, {}).get(key)
+
+    async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.tables.get(namespace, {}).get(key) for key in keys]
+
+    async def scan(self, scan: Scan) -> tuple[list[Row], bool]:
+        rows = sorted(
+            row
+            for row in self.tables.get(scan.namespace, {}).items()
+            if row[0] >= scan.start and (not scan.end or row[0] < scan.end)
+        )
+        return rows[: scan.limit], len(rows) > scan.limit
+
+    async def put(self, namespace: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
+        await self.batch([Operation(OperationKind.PUT, namespace, key, value)], flags)
+
+    async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
+        refused = self.refuse > 0
+        if refused:
+            self.refuse -= 1
+        if not refused or self.apply_refused:
+            self.batches += 1
+            for one in operations:
+                table = self.tables.setdefault(one.namespace, {})
+                if one.kind is OperationKind.PUT:
+                    table[one.key] = one.value
+                elif one.kind is OperationKind.DELETE:
+                    table.pop(one.key, None)
+                else:
+                    for key in [key for key in table if one.key <= key < one.value]:
+                        del table[key]
+        if refused:
+            raise HostRefused("no space", -28)
+
+
+class MemoryCheckpoint:
+    """What the sealed config keeps."""
+
+    def __init__(self, version: int = 0, root: bytes = bytes(32)) -> None:
+        self.state = (version, root)
+
+    async def save(self, version: int, root: bytes) -> None:
+        self.state = (version, root)
