@@ -11,7 +11,7 @@ from typing import IO, Any
 import pytest
 
 from enclave_os.errors import AttestationError, UsageError
-from enclave_os.evidence.quote import parse_quote
+from enclave_os.evidence.quote import encode_body, parse_quote
 from enclave_os.ratls import attester as attesters
 from enclave_os.ratls.attester import DeviceAttester, SimulatedAttester, make_attester
 from tests.evidence.forge import IDENTITY, MEASUREMENT, Forge
@@ -35,6 +35,7 @@ class Device:
         (folder / "attestation_type").write_bytes(b"dcap")
         (folder / "user_report_data").write_bytes(bytes(64))
         (folder / "quote").write_bytes(b"")
+        (folder / "report").write_bytes(encode_body(forge.attester.body) + bytes(48))
         (folder / "keys" / "_sgx_mrenclave").write_bytes(bytes(range(16)))
         whole = Path.open
 
@@ -86,6 +87,21 @@ class TestDevice:
         device.spoil = spoil
         with pytest.raises(AttestationError):
             attester.quote(b"r" * 64)
+
+    @pytest.mark.parametrize(
+        "changes", [{"mr_enclave": bytes(32)}, {"mr_signer": bytes(32)}, {"isv_svn": 99}, {"attributes": bytes(16)}]
+    )
+    def test_a_quote_of_another_enclave_is_never_taken_for_ours(self, device: Device, changes: dict[str, Any]) -> None:
+        """A lying host answers the first quote: it cannot choose what we take ourselves for, and seal under."""
+        device.spoil = lambda quote: device.forge.quote(parse_quote(quote).body.report_data, **changes)
+        with pytest.raises(AttestationError, match="another report"):
+            DeviceAttester(device.folder)
+
+    @pytest.mark.parametrize("size", [0, 383, 384, 431, 433])
+    def test_a_report_of_another_size_is_none(self, device: Device, size: int) -> None:
+        (device.folder / "report").write_bytes(bytes(size))
+        with pytest.raises(AttestationError):
+            DeviceAttester(device.folder)
 
     @pytest.mark.parametrize("size", [0, 1, 63, 65, 128])
     def test_report_data_is_64_bytes(self, device: Device, size: int) -> None:

@@ -8,6 +8,7 @@ Both answer the same questions, so that nothing above knows which of them it has
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import json
 import threading
@@ -29,6 +30,7 @@ from enclave_os.errors import AttestationError, UsageError
 from enclave_os.evidence.binding import REPORT_DATA_SIZE
 from enclave_os.evidence.collateral import COLLATERAL_SIZE_MAX, Collateral
 from enclave_os.evidence.quote import (
+    BODY_SIZE,
     QUOTE_SIZE_MAX,
     SIGNATURE_SIZE,
     SIGNED_SIZE,
@@ -37,6 +39,7 @@ from enclave_os.evidence.quote import (
     encode_body,
     encode_header,
     encode_quote,
+    parse_body,
     parse_quote,
 )
 from enclave_os.ratls.measurement import measure
@@ -81,6 +84,7 @@ SEAL_INFO: Final = b"enclave-os sealing key 1"
 DEVICE_ROOT: Final = Path("/dev/attestation")
 PLATFORM_VARIABLE: Final = "ENCLAVE_OS_PLATFORM"
 DEVICE_SEAL_KEY_SIZE: Final = 16
+DEVICE_REPORT_SIZE: Final = BODY_SIZE + 32 + 16  # KEYID, MAC
 SIMULATED_SEAL_KEY_SIZE: Final = 32
 PLATFORM_SIZE_MAX: Final = 64 * 1024
 PLATFORM_FORMAT: Final = 1
@@ -118,6 +122,9 @@ def make_attester(
 class DeviceAttester:
     """Gramine's /dev/attestation. One lock around report data and quote, since the files are one per process.
 
+    Who we are the CPU says itself (EREPORT). A quote comes by way of the host, who can put any in its place: it counts
+    only when it is of that report.
+
     Args: root: another folder in tests only.
     Raises: AttestationError: no DCAP here, or what it gives is not ours.
     """
@@ -136,26 +143,18 @@ class DeviceAttester:
                 'sign it with sgx.remote_attestation = "dcap"',
                 "no_platform",
             )
+        self.body = self._own_report()
         begin = time.monotonic()
-        first = parse_quote(self.quote(bytes(REPORT_DATA_SIZE)))
+        self.quote(bytes(REPORT_DATA_SIZE))
         self.quote_seconds = time.monotonic() - begin
-        self.body = first.body
 
     def quote(self, report_data: bytes) -> bytes:
         """See `Attester`."""
         _check_report_data(report_data)
-        with self._lock:
-            try:
-                # One write, all 64 bytes: each replaces the whole content.
-                with (self._root / "user_report_data").open("wb", buffering=0) as file:
-                    if file.write(report_data) != REPORT_DATA_SIZE:
-                        raise AttestationError("the platform did not take the report data", "no_quote")
-            except OSError as error:
-                raise _device_error("user_report_data", error) from error
-            made = self._read("quote", QUOTE_SIZE_MAX)
-        # AESM's answer comes through the host: it counts only if it is a quote of exactly this.
-        if not hmac.compare_digest(parse_quote(made).body.report_data, report_data):
-            raise AttestationError("the platform gave a quote over other report data", "no_quote")
+        made = self._ask(report_data, "quote", QUOTE_SIZE_MAX)
+        ours = encode_body(dataclasses.replace(self.body, report_data=report_data))
+        if not hmac.compare_digest(encode_body(parse_quote(made).body), ours):
+            raise AttestationError("the platform gave a quote over another report than ours", "no_quote")
         return made
 
     def collateral(self) -> Collateral | None:
@@ -168,6 +167,24 @@ class DeviceAttester:
         if len(key) != DEVICE_SEAL_KEY_SIZE or not any(key):
             raise AttestationError("the platform gives no sealing key", "no_sealing_key")
         return _derive_seal_key(key, self.body.mr_enclave)
+
+    def _own_report(self) -> ReportBody:
+        report = self._ask(bytes(REPORT_DATA_SIZE), "report", DEVICE_REPORT_SIZE)
+        if len(report) != DEVICE_REPORT_SIZE:
+            raise AttestationError(f"the platform's report has {len(report)} bytes", "no_platform")
+        return parse_body(report[:BODY_SIZE])
+
+    def _ask(self, report_data: bytes, name: str, size_max: int) -> bytes:
+        """What the platform makes over these 64 bytes."""
+        with self._lock:
+            try:
+                # One write, all 64 bytes: each replaces the whole content.
+                with (self._root / "user_report_data").open("wb", buffering=0) as file:
+                    if file.write(report_data) != REPORT_DATA_SIZE:
+                        raise AttestationError("the platform did not take the report data", "no_quote")
+            except OSError as error:
+                raise _device_error("user_report_data", error) from error
+            return self._read(name, size_max)
 
     def _read(self, name: str, size_max: int) -> bytes:
         try:
