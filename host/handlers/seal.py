@@ -8,15 +8,15 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from enclave_os.wire.rpc import MEASUREMENT_SIZE, SEALED_SIZE_MAX, SealLoadFlag, Status
 
 from ..certificates import write_whole
-from ..state import make_private_folder
+from ..state import StateError, make_private_folder
 from . import Later, Refused
 
 FOLDER: Final = "sealed"
@@ -29,20 +29,28 @@ class SealStore:
     Args:
         folder: the state folder.
         store_exists: whether there is a key-value store of a measurement.
-        say: a line for the operator, said once a start.
+        say: a line for the operator. Any thread.
     """
 
     def __init__(self, folder: Path, store_exists: Callable[[bytes], bool], say: Callable[[str], None]) -> None:
         self._folder = folder / FOLDER
         self._store_exists = store_exists
         self._say = say
-        self._lock = threading.Lock()
+        # One thread: it begins with the first write, and a late write never lands on a newer one.
+        self._writer = ThreadPoolExecutor(1, "seal-store")
 
     def folder_of(self, measurement: bytes) -> Path:
-        """Where the files of a measurement lie; made if needed."""
-        make_private_folder(self._folder)
+        """Where the files of a measurement lie; made if needed.
+
+        Raises: Refused: the folder is a link, a file or somebody else's; the operator is told. OSError.
+        """
         folder = self._folder / measurement.hex()
-        make_private_folder(folder)
+        try:
+            make_private_folder(self._folder)
+            make_private_folder(folder)
+        except StateError as error:
+            self._say(str(error))
+            raise Refused(Status.FAILED) from error
         return folder
 
     def load(self, payload: bytes) -> bytes:
@@ -60,19 +68,19 @@ class SealStore:
         return bytes([flags | SealLoadFlag.BLOB]) + data
 
     def store(self, payload: bytes) -> Later:
-        """SEAL_STORE: answered when it is on the disk, by a thread of its own, since a disk may be slow."""
+        """SEAL_STORE: answered when it is on the disk, by a thread of its own, since a disk may be slow. In the order
+        of the calls."""
         later = Later()
         measurement, data = payload[:MEASUREMENT_SIZE], payload[MEASUREMENT_SIZE:]
-        threading.Thread(target=self._write, args=(measurement, data, later), name="seal-store").start()
+        self._writer.submit(self._write, measurement, data, later)
         return later
 
     def _write(self, measurement: bytes, data: bytes, later: Later) -> None:
         try:
-            with self._lock:
-                folder = self.folder_of(measurement)
-                write_whole(folder / BLOB_FILE, data, 0o600)
-                _sync_folder(folder)
-        except OSError:
+            folder = self.folder_of(measurement)
+            write_whole(folder / BLOB_FILE, data, 0o600)
+            _sync_folder(folder)
+        except (OSError, Refused):
             later.refuse(Status.FAILED)
         else:
             later.answer(b"")

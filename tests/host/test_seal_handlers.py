@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave_os.wire.rpc import SEALED_SIZE_MAX, SealLoadFlag, Status
 from enclave_os_host.ca import open_development_ca
-from enclave_os_host.handlers import Later, Refused
+from enclave_os_host.handlers import Later, Refused, seal
 from enclave_os_host.handlers.ca import CertificateDesk
 from enclave_os_host.handlers.peers import LETTERS_MAX, Mailboxes
 from enclave_os_host.handlers.seal import SealStore
@@ -72,6 +72,34 @@ class TestSealStore:
         monkeypatch.setattr("enclave_os_host.handlers.seal.write_whole", fail)
         assert outcome(store.store(MINE + b"new"))[0] is Status.FAILED
         assert store.load(MINE)[1:] == b"former"
+
+    def test_writes_land_in_the_order_of_their_calls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The enclave gave up on the first, and the disk was slow: it must not replace what came after it."""
+        store = SealStore(tmp_path, lambda _: False, print)
+        go, order, write = threading.Event(), [], seal.write_whole
+
+        def write_slowly(path: Path, data: bytes, mode: int) -> None:
+            assert go.wait(30)
+            order.append(data)
+            write(path, data, mode)
+
+        monkeypatch.setattr(seal, "write_whole", write_slowly)
+        before = threading.active_count()
+        waiting = [store.store(MINE + bytes([number])) for number in range(50)]
+        assert threading.active_count() <= before + 1
+        go.set()
+        assert [outcome(later)[0] for later in waiting] == [Status.OK] * 50
+        assert order == [bytes([number]) for number in range(50)]
+        assert store.load(MINE)[1:] == bytes([49])
+
+    def test_a_folder_that_is_none_is_a_failure_and_said(self, tmp_path: Path) -> None:
+        said: list[str] = []
+        store = SealStore(tmp_path, lambda _: False, said.append)
+        (tmp_path / "sealed").symlink_to("elsewhere")
+        with pytest.raises(Refused):
+            store.load(MINE)
+        assert outcome(store.store(MINE + b"sealed"))[0] is Status.FAILED
+        assert said == [f"{tmp_path / 'sealed'} is not a folder"] * 2
 
     def test_a_file_that_grew_is_refused(self, tmp_path: Path) -> None:
         store = SealStore(tmp_path, lambda _: False, print)

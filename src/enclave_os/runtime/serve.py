@@ -1,6 +1,6 @@
 """The serving enclave: everything that lives on the event loop, made in the order in which it is needed.
 
-RPC client -> log -> clock -> certificates and TLS -> modules -> ingress -> READY -> ...
+RPC client -> log -> clock -> sealed configuration and CA -> certificates -> modules -> ingress -> READY -> ...
     stop -> modules end, last first -> exit code
 """
 
