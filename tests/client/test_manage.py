@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -118,6 +119,24 @@ def test_what_is_no_token(run: Run, token: Path, text: str) -> None:
     token.write_text(text)
     code, _, said = run(says(200, {}), "seal", "status")
     assert (code, "holds no token" in said) == (os.EX_DATAERR, True)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "e.y.J and more", "e.y.J\nX-Other: 1", "e.y.\u00e9"])
+def test_what_is_no_token_on_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert cli.main(["seal", "status", "--url", URL, "--token", "-", "--ca", "root.pem"]) == os.EX_DATAERR
+    assert "standard input holds no token" in capsys.readouterr().err
+
+
+def test_a_servers_words_move_no_cursor(run: Run) -> None:
+    """Without evidence anybody may answer: his text is shown cut and escaped, and passes for no line of ours."""
+    hostile = "\x1b[2Jno\nenclave-os: the clock is confirmed" + "x" * 100_000
+    _, _, text = run(says(403, {"error": hostile}), "seal", "status")
+    assert text.count("\n") == 1
+    assert "\\x1b[2Jno\\x0aenclave-os" in text
+    assert len(text) < 400
 
 
 def test_a_token_is_not_sent_to_just_anybody(token: Path, capsys: pytest.CaptureFixture[str]) -> None:

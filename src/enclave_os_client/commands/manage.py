@@ -148,22 +148,26 @@ def _say_once(parsed: argparse.Namespace, text: str) -> None:
 
 def _token(name: str) -> str:
     if name == "-":
-        return sys.stdin.read(TOKEN_SIZE_MAX + 2).strip()
-    with Path(name).open(encoding="ascii", errors="replace") as stream:
-        token = stream.read(TOKEN_SIZE_MAX + 2).strip()
+        token = sys.stdin.read(TOKEN_SIZE_MAX + 2).strip()
+    else:
+        with Path(name).open(encoding="ascii", errors="replace") as stream:
+            token = stream.read(TOKEN_SIZE_MAX + 2).strip()
     if not token or not token.isascii() or any(character.isspace() for character in token):
-        raise Refused(f"{name} holds no token: one line, as enclave-os token issue prints it", os.EX_DATAERR)
+        source = "standard input" if name == "-" else name
+        raise Refused(f"{source} holds no token: one line, as enclave-os token issue prints it", os.EX_DATAERR)
     return token
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:
+    from enclave_os_client.session import printable
+
     try:
         document = load_object(response.content)
     except ValueError as error:
         raise Refused(f"the server answered {response.status_code} with no JSON object", os.EX_PROTOCOL) from error
     if response.is_success:
         return document
-    text = f"the server answered {response.status_code}: {document.get('error', 'without a reason')}"
+    text = f"the server answered {response.status_code}: {printable(str(document.get('error', 'without a reason')))}"
     if response.status_code == UNAUTHORIZED:
         text += (
             "\n(an expired token, or another issuer's; or the server's clock is in doubt: enclave-os seal clock --help)"
