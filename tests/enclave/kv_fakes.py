@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 
 from enclave_os.errors import HostRefused
-from enclave_os.wire.kv import Operation, OperationKind, Row, Scan
+from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, encode_batch
 
 
 class MemoryStore:
@@ -43,6 +43,7 @@ class MemoryStore:
         await self.batch([Operation(OperationKind.PUT, namespace, key, value)], flags)
 
     async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
+        encode_batch(operations, flags)  # what fits no message never reaches the host
         refused = self.refuse > 0
         if refused:
             self.refuse -= 1

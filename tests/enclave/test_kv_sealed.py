@@ -295,6 +295,24 @@ def test_waiting_writes_share_a_batch() -> None:
     asyncio.run(run())
 
 
+def test_more_namespaces_than_one_message_names() -> None:
+    """Each new, so the catalog grows too: what waits is written in more batches, and one write of all is refused."""
+
+    async def run() -> None:
+        store, checkpoint, kv, _ = await filled(0)
+        places = [kv.namespace("", f"place {number}") for number in range(290)]
+        with pytest.raises(UsageError, match="namespaces"):
+            await kv.write([Change(place, b"k", b"v") for place in places])
+        before = store.batches
+        await asyncio.gather(*(kv.put(place, b"k", b"v") for place in places))
+        assert 2 <= store.batches - before <= 4
+        again = await opened(store, checkpoint)
+        for place in places:
+            assert await again.get(place, b"k") is not None
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("applied", [False, True])
 def test_a_refused_write_is_settled_before_its_key_is_read(applied: bool) -> None:
     """The host refuses, and has it or not: no false alarm, nothing by halves, and each state is whole."""

@@ -45,6 +45,7 @@ PAGE: Final = 64  # keys of one multi-get of a scan
 ROWS_PER_SCAN: Final = 256
 JOURNAL_ROWS_MAX: Final = 1 << 20  # a start that finds more refuses: nobody writes so many without a checkpoint
 _OVERHEAD: Final = 256  # what the journal adds to a batch, with its table, and a deletion of its past
+TABLES_MAX: Final = 200  # that one batch writes to, catalog and journal apart: the message counts them in a byte
 _CATALOG: Final = "\0catalog"
 
 
@@ -291,6 +292,8 @@ class SealedKV:
             size += 400 + len(change.name) + len(value) + len(change.namespace.app) + len(change.namespace.name)
         if not changes or len(places) != len(changes):
             raise UsageError("a batch has at least one change, and each key once")
+        if len({table for table, _ in places}) > TABLES_MAX:
+            raise UsageError(f"a batch writes to at most {TABLES_MAX} namespaces")
         if size > KV_MESSAGE_SIZE_MAX - _OVERHEAD or 3 * len(changes) > KV_OPERATIONS_MAX - 2:
             raise UsageError(f"a batch of {len(changes)} changes with {size} bytes is too large for one message")
         return size
@@ -319,6 +322,8 @@ class SealedKV:
             own = {(one.namespace.table, one.namespace.token(one.name)) for one in self._queue[0].changes}
             size += self._queue[0].size
             if taken and (size > KV_MESSAGE_SIZE_MAX - _OVERHEAD or places & own or len(places) + len(own) > 300):
+                break
+            if len({table for table, _ in places | own}) > TABLES_MAX:
                 break
             places |= own
             taken.append(self._queue.popleft())
