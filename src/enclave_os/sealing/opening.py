@@ -145,7 +145,7 @@ def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
     if second_wrap is not None:
         lines.append(
             f"it has a second wrap, for the owner's key {second_wrap.key_id.hex()[:16]}...: if the platform's key "
-            "changed, `enclave-os seal recover --help` says how the owner opens it"
+            "changed, that key still opens it; keep the file, since this version has no command that brings it back"
         )
     lines.append(
         f"put an undamaged {FOLDER}/config.sealed back, or start with another --state-dir for an empty enclave; "
