@@ -256,7 +256,7 @@ class Attestation:
         Choice(("auto", "per-connection", "cached")),
         "auto",
         "enclave",
-        "A fresh key, quote and certificate for each connection, or one kept for up to 24 hours; auto takes fresh ones "
+        "A fresh key, quote and certificate for each connection, or one kept for up to 12 hours; auto takes fresh ones "
         "where a quote takes less than 5 ms.",
     )
     quotes_per_second: int = key(
