@@ -95,6 +95,18 @@ def test_the_manifest(rig: Rig, routes: Registry) -> None:
     assert session.connection.tag == "none", "looking is not attesting"
 
 
+def test_no_fresh_quote_vouches_for_a_certificate_of_another_configuration(rig: Rig, routes: Registry) -> None:
+    """RT9: the manifest's quote binds the connection's key, whose certificate carries the old root."""
+    session = rig.connect()
+    assert ask(routes, session, "GET", "/attestation").status == 200
+    rig.tree.update({"a.b": b"changed"})
+    refused = ask(routes, session, "GET", "/attestation")
+    assert refused.status == 421
+    assert "quote" not in document(refused)
+    assert "connect again" in document(refused)["error"]
+    assert ask(routes, rig.connect(), "GET", "/attestation").status == 200
+
+
 def test_the_documentation_recomputes_the_root(rig: Rig, routes: Registry) -> None:
     page = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)

@@ -68,6 +68,8 @@ MESSAGES_BURST: Final = 20
 """Of one connection. A client asks once in five minutes and presents once; the rest is room for several modules of it
 and for mistakes. What is above gets 429 before a byte of it is parsed."""
 
+OUTDATED: Final = "the configuration changed since this connection's certificate was made: connect again"
+
 Tag = Literal["none", "deterministic", "challenge", "mutual"]
 
 
@@ -194,11 +196,15 @@ class SessionAttestation:
     def admit(self, connection: AttestedConnection, *, quote: bool = False) -> Reply | None:
         """Take a message's share for another route, and with `quote` a quote's. Returns: a Reply that refuses, or None.
 
+        A quote is refused where the connection's certificate is of another configuration, as in `answer`.
+
         Raises: ConnectionGone.
         """
         wait = self._record(connection).messages.take()
         if wait:
             return self._too_many(wait, "too many attestation messages on this connection")
+        if quote and connection.leaf_generation != self._tree.generation:
+            return _error(421, OUTDATED)
         wait = self._quotes.take() if quote else 0.0
         return self._too_many(wait, "too many quotes are asked for") if wait else None
 
@@ -207,7 +213,7 @@ class SessionAttestation:
         if not hmac.compare_digest(ask.leaf, spki):
             return _error(400, '"leaf" is not the certificate of this connection: somebody may stand in between')
         if connection.leaf_generation != self._tree.generation:
-            return _error(404, "the configuration changed since this connection's certificate was made: connect again")
+            return _error(404, OUTDATED)
         try:
             now_ns = self._trusted_ns()
         except ClockUntrusted as error:
