@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from enclave_os.errors import ClockUntrusted, HostRefused, SealBroken
 from enclave_os.kv.change import Change
-from enclave_os.kv.errors import VersionConflict
+from enclave_os.kv.errors import StoreBusy, VersionConflict
 from enclave_os.kv.namespace import Namespace
 from enclave_os.kv.record import HEAD
-from enclave_os.kv.sealed import SealedKV
+from enclave_os.kv.sealed import WAITING_BYTES_MAX, SealedKV
 from enclave_os.wire.errors import UsageError
 from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
 
@@ -291,6 +291,27 @@ def test_waiting_writes_share_a_batch() -> None:
         store.batches = 0
         await asyncio.gather(*(kv.put(place, b"%d" % number, bytes(64)) for number in range(500)))
         assert store.batches < 50
+
+    asyncio.run(run())
+
+
+def test_what_waits_is_bounded_in_bytes_also_when_its_writers_have_left() -> None:
+    async def run() -> None:
+        store, _, kv, place = await filled(0)
+        value = bytes(WAITING_BYTES_MAX // 4)
+        async with kv._writing:  # the host does not answer
+            writers = [asyncio.ensure_future(kv.put(place, b"%d" % number, value)) for number in range(4)]
+            while len(kv._queue) < 4:
+                await asyncio.sleep(0)
+            writers[0].cancel()
+            await asyncio.wait(writers[:1])
+            with pytest.raises(StoreBusy, match="bytes wait"):
+                await kv.put(place, b"more", value)
+        await asyncio.gather(*writers[1:])
+        store.refuse = 1
+        with pytest.raises(HostRefused):
+            await kv.put(place, b"refused", value)
+        assert kv._held == 0
 
     asyncio.run(run())
 

@@ -86,11 +86,13 @@ class Namespace:
             raise SealBroken("a stored entry has another name")
         return head, entry
 
-    def open_parts(self, token: bytes, head: Head, digest: bytes, records: Sequence[bytes]) -> bytes:
-        """The value of a parted entry. Raises: SealBroken."""
+    def open_parts(self, token: bytes, head: Head, digest: bytes, records: Sequence[bytes | None]) -> bytes:
+        """The value of a parted entry; a record of None is one that the host denies. Raises: SealBroken."""
         tags = hashlib.sha256()
         values = []
         for index, record in enumerate(records):
+            if record is None:
+                raise SealBroken("the host denies a part of a value that it was given")
             part = read_head(record)
             if (part.kind, part.parts_id, part.count, part.version) != (Kind.PART, head.parts_id, index, 0):
                 raise SealBroken("a part of a stored value is another's")
@@ -136,6 +138,17 @@ def part_key(token: bytes, parts_id: int, index: int) -> bytes:
 def parts_range(token: bytes, parts_id: int) -> tuple[bytes, bytes]:
     """From the first part, inclusive, to behind the last."""
     return part_key(token, parts_id, 0), part_key(token, parts_id, 2**32 - 1)
+
+
+def catalog_name(app: str, name: str) -> bytes:
+    """A namespace's entry in the catalog."""
+    return app.encode() + b"\0" + name.encode()
+
+
+def catalog_entry(text: bytes) -> tuple[str, str]:
+    """Application and namespace of an entry in the catalog."""
+    app, _, name = text.partition(b"\0")
+    return app.decode(), name.decode()
 
 
 def needs_parts(value: bytes) -> bool:

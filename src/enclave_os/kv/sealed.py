@@ -25,7 +25,7 @@ from enclave_os.kv.errors import StoreBusy, VersionConflict
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import decode_journal, encode_journal, journal_key, journal_version
 from enclave_os.kv.keys import TOKEN_SIZE, NamespaceKeys, StoreKeys
-from enclave_os.kv.namespace import Namespace, Parts, needs_parts, part_key, parts_range
+from enclave_os.kv.namespace import Namespace, Parts, catalog_entry, catalog_name, needs_parts, part_key, parts_range
 from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX, Entry, Head, read_head, tag_of
 from enclave_os.kv.store import Anchor, Checkpoint, Store
 from enclave_os.wire.errors import UsageError
@@ -40,6 +40,7 @@ from enclave_os.wire.kv import (
 )
 
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
+WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
 PAGE: Final = 64  # keys of one multi-get of a scan
 ROWS_PER_SCAN: Final = 256
@@ -54,6 +55,7 @@ class _Waiting:
     changes: Sequence[Change]
     parts: dict[int, Parts]
     size: int
+    held: int
     future: asyncio.Future[int]
 
 
@@ -98,6 +100,7 @@ class SealedKV:
         self._unsettled: _Batch | None = None
         self._in_flight: frozenset[Place] = frozenset()
         self._queue: deque[_Waiting] = deque()
+        self._held = 0  # bytes of values in the queue, or on their way to it
         self._pump: asyncio.Task[None] | None = None
 
     @classmethod
@@ -191,7 +194,7 @@ class SealedKV:
                 rows = await self._store.multi_get(namespace.table, keys)
                 if self._moved(place, known):
                     continue
-                value = namespace.open_parts(token, head, entry.value, _present(rows))
+                value = namespace.open_parts(token, head, entry.value, rows)
             return self._item(entry, value, head.version)
         raise StoreBusy("the key is written all the time: read it again later")
 
@@ -264,18 +267,30 @@ class SealedKV:
         if len(self._queue) >= WAITING_MAX:
             raise StoreBusy(f"{WAITING_MAX} writes wait already")
         size = self._checked(changes)
-        parts: dict[int, Parts] = {}
-        for index, change in enumerate(changes):
-            if change.value is not None and needs_parts(change.value):
-                token = change.namespace.token(change.name)
-                parts[index] = change.namespace.seal_parts(token, change.value)
-                for key, record in parts[index].rows:
-                    await self._store.put(change.namespace.table, key, record, WriteFlag.DEFERRED)
-        waiting = _Waiting(changes, parts, size, asyncio.get_running_loop().create_future())
+        held = sum(len(change.value or b"") for change in changes)
+        if self._held and self._held + held > WAITING_BYTES_MAX:
+            raise StoreBusy(f"writes of {self._held} bytes wait already")
+        self._held += held
+        try:
+            parts = await self._write_parts(changes)
+        except BaseException:
+            self._held -= held
+            raise
+        waiting = _Waiting(changes, parts, size, held, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._write_queue())
         return await waiting.future
+
+    async def _write_parts(self, changes: Sequence[Change]) -> dict[int, Parts]:
+        """What is too large for a row, before the entries that name it."""
+        parts: dict[int, Parts] = {}
+        for index, change in enumerate(changes):
+            if change.value is not None and needs_parts(change.value):
+                parts[index] = change.namespace.seal_parts(change.namespace.token(change.name), change.value)
+                for key, record in parts[index].rows:
+                    await self._store.put(change.namespace.table, key, record, WriteFlag.DEFERRED)
+        return parts
 
     def _checked(self, changes: Sequence[Change]) -> int:
         places: set[tuple[bytes, bytes]] = set()
@@ -327,6 +342,7 @@ class SealedKV:
                 break
             places |= own
             taken.append(self._queue.popleft())
+            self._held -= taken[-1].held
         await self._settle()
         for waiting in taken:
             conflict = self._conflict(waiting.changes)
@@ -382,7 +398,7 @@ class SealedKV:
 
     def _enter(self, batch: _Batch, namespace: Namespace) -> None:
         """Enter a new namespace into the catalog, with its first entry: a start finds all tables there."""
-        name = _catalog_name(namespace.app, namespace.name)
+        name = catalog_name(namespace.app, namespace.name)
         token = self._catalog.token(name)
         place = (self._catalog.table, token)
         if self._fresh.find(place) is None and place not in batch.latest:
@@ -434,7 +450,7 @@ class SealedKV:
             record = await self._store.get(self._catalog.table, token)
             if known is None:
                 raise SealBroken("the catalog changed while it was read")
-            app, name = _catalog_entry(self._opened(self._catalog, token, known, record)[1].name)
+            app, name = catalog_entry(self._opened(self._catalog, token, known, record)[1].name)
             await self._count_rows(self.namespace(app, name), orphans)
         if self._fresh.root(version) != root or (version == 0 and len(self._fresh)):
             raise SealBroken(
@@ -482,18 +498,3 @@ def _name(name: bytes) -> bytes:
     if not 1 <= len(name) <= NAME_SIZE_MAX:
         raise UsageError(f"a name has 1 to {NAME_SIZE_MAX} bytes, not {len(name)}")
     return name
-
-
-def _present(rows: Sequence[bytes | None]) -> list[bytes]:
-    if any(row is None for row in rows):
-        raise SealBroken("the host denies a part of a value that it was given")
-    return [row for row in rows if row is not None]
-
-
-def _catalog_name(app: str, name: str) -> bytes:
-    return app.encode() + b"\0" + name.encode()
-
-
-def _catalog_entry(text: bytes) -> tuple[str, str]:
-    app, _, name = text.partition(b"\0")
-    return app.decode(), name.decode()
