@@ -144,7 +144,7 @@ class TestSimulated:
         assert other.sealing_key() == SimulatedAttester("direct", forge.folder, IDENTITY, bytes(32)).sealing_key()
 
     @pytest.mark.parametrize("name", ["platform.json", "collateral.json", "seal.key"])
-    @pytest.mark.parametrize("content", [None, b"", b"{}", b"null", b"x" * 1_000_000])
+    @pytest.mark.parametrize("content", [None, b"", b"{}", b"null", b"x" * 1_000_000, b"[" * 60_000])
     def test_a_broken_platform_stops_the_start(
         self, forge: Forge, tmp_path: Path, name: str, content: bytes | None
     ) -> None:
@@ -164,6 +164,27 @@ class TestSimulated:
         (tmp_path / "platform.json").write_text(json.dumps(forge.platform | {"format": 2}))
         with pytest.raises(AttestationError):
             SimulatedAttester("simulated", tmp_path, IDENTITY, MEASUREMENT)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"qe_svn": "8"}, {"qe_svn": 0x10000}, {"pce_svn": None}, {"cpu_svn": "00"}, {"cpu_svn": 5},
+            {"attestation_key_pem": 5}, {"attestation_key_pem": "a key"}, {"qe_report": "00"}, {"qe_report": ["00"]},
+            {"qe_auth_data": "00" * 70_000}, {"qe_report_signature": "zz"}, {"pck_chain_pem": "é"},
+            {"pck_chain_pem": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"},
+        ],
+        ids=lambda changes: str(changes)[:40],
+    )  # fmt: skip
+    def test_a_member_of_another_kind_is_a_broken_platform(
+        self, forge: Forge, tmp_path: Path, changes: dict[str, Any]
+    ) -> None:
+        """The file is the host's: whatever it holds, one typed error says that it is no platform."""
+        for file in ("collateral.json", "seal.key"):
+            (tmp_path / file).write_bytes((forge.folder / file).read_bytes())
+        (tmp_path / "platform.json").write_text(json.dumps(forge.platform | changes))
+        with pytest.raises(AttestationError, match="no simulated platform") as caught:
+            SimulatedAttester("simulated", tmp_path, IDENTITY, MEASUREMENT)
+        assert caught.value.code == "no_platform"
 
 
 class TestChoice:

@@ -184,6 +184,56 @@ class TestSignatures:
     def test_collateral_of_another_root(self, forge: Forge, other_forge: Forge, now: int) -> None:
         assert code(judge(forge, now, collateral=other_forge.collateral)) == "wrong_root"
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"fmspc": "000000000000"}, {"pceId": "0001"}, {"pceId": None}, {"pceId": ""}, {"tcbLevels": []},
+            {"id": "TDX"}, {"pceId": 10**4000},
+        ],
+        ids=lambda changes: str(changes)[:40],
+    )  # fmt: skip
+    def test_collateral_of_another_platform(self, forge: Forge, now: int, changes: dict[str, Any]) -> None:
+        """Well signed, and not about this machine. dcap-qvl itself does not compare the PCE id."""
+        wrong = forge.restated(lambda document: document.update(changes))
+        assert code(judge(forge, now, collateral=wrong)) in ("wrong_collateral", "bad_collateral")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"root_ca_crl": b""}, {"pck_crl": b"x"}, {"tcb_info_signature": b"1"}, {"qe_identity_signature": bytes(64)},
+            {"tcb_info": "{}"}, {"tcb_info": "[" * 10_000}, {"qe_identity": "null"}, {"tcb_info_issuer_chain": ""},
+        ],
+        ids=lambda changes: str(changes)[:40],
+    )  # fmt: skip
+    def test_collateral_that_is_none(self, forge: Forge, now: int, changes: dict[str, Any]) -> None:
+        broken = dataclasses.replace(forge.collateral, **changes)
+        assert code(judge(forge, now, collateral=broken)) == "bad_collateral"
+
+    def test_crls_of_others(self, forge: Forge, other_forge: Forge, now: int) -> None:
+        own, other = forge.collateral, other_forge.collateral
+        for crl in (own.root_ca_crl, other.pck_crl):
+            assert code(judge(forge, now, collateral=dataclasses.replace(own, pck_crl=crl))) == "bad_collateral"
+        foreign = dataclasses.replace(own, root_ca_crl=other.root_ca_crl)
+        assert code(judge(forge, now, collateral=foreign)) == "wrong_root"
+
+    def test_numbers_that_only_one_reader_takes(self, forge: Forge, now: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """dcap-qvl passes over a member it does not know; Python's reader refuses an integer of 5,000 digits."""
+        plain = host._text
+        monkeypatch.setattr(host, "_text", lambda document: plain(document).replace('"HUGE"', "9" * 5000))
+        wrong = forge.restated(lambda document: document.update(unknown="HUGE"))
+        assert code(judge(forge, now, collateral=wrong)) == "bad_collateral"
+
+    def test_a_version_4_quote_is_refused_for_its_version(self, forge: Forge, now: int) -> None:
+        honest = parse_quote(forge.quote())
+        signed = b"\4" + honest.raw[1:SIGNED_SIZE]
+        quote = encode_quote(
+            signed, host._sign(forge.attestation_key, signed), attestation_key=honest.attestation_key,
+            qe_report=encode_body(honest.qe_report), qe_report_signature=honest.qe_report_signature,
+            qe_auth_data=honest.qe_auth_data, cert_data=honest.cert_data, version=4,
+        )  # fmt: skip
+        assert parse_quote(quote).header.version == 4
+        assert code(judge(forge, now, quote)) == "unsupported"
+
     def test_trailing_bytes_and_bad_sizes(self, forge: Forge, now: int) -> None:
         quote = forge.quote()
         assert code(judge(forge, now, quote + b"\0")) == "trailing_bytes"

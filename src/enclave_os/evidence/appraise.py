@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -15,7 +16,7 @@ from typing import Final, Literal
 import dcap_qvl
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from dcap_qvl import VerifiedReport
+from dcap_qvl import PckExtension, VerifiedReport
 
 from enclave_os.errors import AttestationError, InternalError, UsageError
 from enclave_os.evidence import oids
@@ -41,15 +42,20 @@ TCB_WORDS: Final = {
     "Revoked": "Intel has revoked this platform",
 }
 
-# dcap-qvl's words to ours. What is not here is `bad_evidence`.
+# dcap-qvl's words to ours; the first that fits. What is not here is `bad_evidence`.
 FAILURES: Final = tuple(
     (re.compile(pattern, re.IGNORECASE), code)
     for pattern, code in (
         (r"expired", "expired_collateral"),
         (r"in the future|NotValidYet", "not_yet_valid"),
         (r"revoked", "revoked"),
+        # Intel's root signs the first CRL that is looked at: one of another root is collateral of another world.
+        (r"root CA CRL.*InvalidCrlSignature|UnknownIssuer|root certificate", "wrong_root"),
+        (r"quote_collateral|CrlSignature|UnknownRevocationStatus|too short for (TCB|QE)", "bad_collateral"),
+        (r"Failed to (decode|parse) (TCB|QE|PCK CRL|root CA CRL)|Invalid key length", "bad_collateral"),
+        (r"Fmspc mismatch|No matching TCB level|non-SGX TCB info", "wrong_collateral"),
         (r"signature is invalid|InvalidSignature", "bad_signature"),
-        (r"root CA CRL|UnknownIssuer|root certificate", "wrong_root"),
+        (r"must have version", "unsupported"),
         (r"\bQE\b|quoting enclave|qe_?identity|MRSIGNER", "wrong_qe"),
         (r"debug", "debug"),
     )
@@ -58,6 +64,9 @@ FIXES: Final = {
     "expired_collateral": "fetch fresh collateral; check both clocks",
     "not_yet_valid": "check both clocks",
     "revoked": "this platform must not be trusted",
+    "bad_collateral": "fetch the collateral anew, from Intel or a PCCS",
+    "wrong_collateral": "fetch the collateral of this platform: it is chosen by its FMSPC and PCE id",
+    "unsupported": "the platform must be asked for a version 3 quote",
     "bad_signature": "the evidence was changed on its way, or made up",
     "wrong_root": "nobody vouches for this quote",
     "debug": "sign it with sgx.debug = false",
@@ -157,9 +166,11 @@ def appraise(
         return Appraisal(claims=tuple(claims), simulated=simulated, body=parsed.body)
     report, claim = _verify(quote, collateral, root if simulated else None, now)
     claims.append(claim)
-    if report is None:
+    if report is None or collateral is None:
         return Appraisal(claims=tuple(claims), simulated=simulated, body=parsed.body)
-    platform = _platform_ids(parsed)
+    pck = dcap_qvl.parse_pck_extension_from_pem(parsed.cert_data.rstrip(b"\0"))
+    claims.append(_judge_collateral(pck, report, collateral.tcb_info))
+    platform = _platform_ids(pck)
     claims += [
         _judge_report_data(parsed.body, report_data),
         _judge_debug(parsed.body),
@@ -270,11 +281,27 @@ def _verify(
     )
 
 
-def _platform_ids(quote: Quote) -> tuple[bytes, ...]:
-    """PPID, then the platform instance id if there is one, from the PCK certificate that was just verified."""
-    extension = dcap_qvl.parse_pck_extension_from_pem(quote.cert_data.rstrip(b"\0"))
-    instance = extension.platform_instance_id
-    return (extension.ppid,) if instance is None else (extension.ppid, instance)
+def _judge_collateral(pck: PckExtension, report: VerifiedReport, tcb_info: str) -> Claim:
+    """Whether TCB info whose signature was just verified is of this platform: dcap-qvl compares the FMSPC alone."""
+    name = "collateral"
+    found = f"FMSPC {pck.fmspc.hex()}, PCE id {pck.pce_id.hex()}"
+    try:
+        wanted = json.loads(tcb_info).get("pceId")
+    except (ValueError, AttributeError) as error:
+        # An integer of 5,000 digits, say, in a member that dcap-qvl passes over. A simulated root signs anything.
+        return _failed(name, "bad_collateral", f"TCB info: {type(error).__name__}", FIXES["bad_collateral"], found)
+    if pck.ppid != report.ppid:
+        return _failed(name, "bad_evidence", "two readers find two platforms in one chain", "do not trust this peer")
+    if not isinstance(wanted, str) or wanted.lower() != pck.pce_id.hex():
+        detail = "TCB info for another provisioning certification enclave"
+        return _failed(name, "wrong_collateral", detail, FIXES["wrong_collateral"], found)
+    return _passed(name, found, "Intel's word on this model of platform")
+
+
+def _platform_ids(pck: PckExtension) -> tuple[bytes, ...]:
+    """PPID, then the platform instance id if there is one."""
+    instance = pck.platform_instance_id
+    return (pck.ppid,) if instance is None else (pck.ppid, instance)
 
 
 # -- what is asked of the report --------------------------------------------------------------------------------------
@@ -361,7 +388,7 @@ def _judge_leaf(leaf: LeafEvidence | None, policy: Policy, *, simulated: bool) -
 
 
 def _judge_profile(found: bytes | None, policy: Policy, *, simulated: bool) -> Claim:
-    shown = "absent" if found is None else found.decode("ascii", "backslashreplace")
+    shown = "absent" if found is None else ascii(found.decode("latin-1"))[1:-1]
     if policy.image_profile is None:
         return _unasked("image profile", shown, "not asked for")
     if simulated and policy.image_profile == "production":

@@ -1,6 +1,7 @@
 """SGX DCAP quotes: one strict reader, and the encoders that the simulated platform and the tests share.
 
-Version 3 (version 4 wraps the QE's part once more, in certification data of type 6):
+Version 3. (Version 4 wraps the QE's part once more, in certification data of type 6. It is read, and `appraise` refuses
+it: dcap-qvl verifies SGX quotes of version 3, which is what Intel's Quoting Enclave makes for Gramine.)
 
       0 ┬ header 48: version u16 · key type u16 · TEE type u32 · QE SVN u16 · PCE SVN u16 · vendor 16 · user data 20
      48 ┼ report body 384 (below): what the CPU said of the enclave

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -88,6 +88,7 @@ DEVICE_REPORT_SIZE: Final = BODY_SIZE + 32 + 16  # KEYID, MAC
 SIMULATED_SEAL_KEY_SIZE: Final = 32
 PLATFORM_SIZE_MAX: Final = 64 * 1024
 PLATFORM_FORMAT: Final = 1
+SVN_MAX: Final = 0xFFFF
 # FLAGS: INITTED and MODE64BIT, no debug; XFRM: x87, SSE, AVX. What an enclave of Gramine's has.
 SIMULATED_ATTRIBUTES: Final = bytes.fromhex("05000000000000000700000000000000")
 
@@ -216,9 +217,7 @@ class SimulatedAttester:
     def __init__(self, mode: Mode, folder: Path, identity: SimulatedIdentity, mr_enclave: bytes) -> None:
         self.mode = mode
         try:
-            platform = json.loads(_read_bounded(folder / "platform.json", PLATFORM_SIZE_MAX))
-            if platform["format"] != PLATFORM_FORMAT:
-                raise ValueError("another format")
+            platform = _read_platform(folder / "platform.json")
             key = load_pem_private_key(platform["attestation_key_pem"].encode("ascii"), None)
             if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
                 raise ValueError("an attestation key that is not on P-256")
@@ -250,7 +249,7 @@ class SimulatedAttester:
             self._rest = whole[SIGNED_SIZE + 4 + SIGNATURE_SIZE :]
             self._collateral = Collateral.from_json(_read_bounded(folder / "collateral.json", COLLATERAL_SIZE_MAX))
             self._seal_key = _read_bounded(folder / "seal.key", SIMULATED_SEAL_KEY_SIZE)
-        except (OSError, ValueError, KeyError, TypeError, UnsupportedAlgorithm) as error:
+        except (OSError, ValueError, UsageError, UnsupportedAlgorithm) as error:
             raise AttestationError(
                 f"{PLATFORM_VARIABLE} holds no simulated platform: {type(error).__name__}, {str(folder)[:200]}",
                 "no_platform",
@@ -297,6 +296,24 @@ def _read_bounded(path: Path, size_max: int) -> bytes:
     if len(data) > size_max:
         raise ValueError(f"{path.name} has more than {size_max} bytes")
     return data
+
+
+def _read_platform(path: Path) -> dict[str, Any]:
+    """The members that a quote is made of, each of its kind. Raises: OSError, ValueError."""
+    try:
+        platform = json.loads(_read_bounded(path, PLATFORM_SIZE_MAX))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(platform, dict) or platform.get("format") != PLATFORM_FORMAT:
+        raise ValueError("another format")
+    for name in ("attestation_key_pem", "cpu_svn", "pck_chain_pem", "qe_auth_data", "qe_report", "qe_report_signature"):
+        if not isinstance(platform.get(name), str):
+            raise ValueError(f"{name} is not a string")
+    for name in ("qe_svn", "pce_svn"):
+        value = platform.get(name)
+        if not isinstance(value, int) or not 0 <= value <= SVN_MAX:
+            raise ValueError(f"{name} is not a number of 0 to {SVN_MAX}")
+    return platform
 
 
 def _device_error(name: str, error: OSError) -> AttestationError:
