@@ -137,13 +137,19 @@ def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_by_code)
     code = serve(loaded.settings, ready_fd=parsed.ready_fd)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_signals()
     return code
 
 
 def _end_by_code(number: int, frame: object) -> NoReturn:
+    # First, since the interpreter gives a handler of ours back to the system's when it ends: the next one would kill.
+    _ignore_signals()
     raise SystemExit(128 + number)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _load(parsed: argparse.Namespace) -> config.Loaded:
