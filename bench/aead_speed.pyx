@@ -1,6 +1,6 @@
 # cython: language_level=3
 # Loops over enclave_os._aead's C interface: one message after the other, without Python between them.
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 

@@ -138,6 +138,8 @@ cdef object tls_take_verdict(tls_conn_t *conn)
 cdef tuple tls_take_peer_chain(tls_conn_t *conn)
 # Server: host name of the app whose leaf this connection shows, or None: the enclave-wide leaf, or not chosen yet.
 cdef object tls_app(tls_conn_t *conn)
+# Server: SHA-256 over the SubjectPublicKeyInfo of the client's leaf, 32 bytes, once its key is proven; else None.
+cdef bytes tls_peer_spki_sha256(tls_conn_t *conn)
 # In words, for a log or an error: why the connection failed. Holds nothing secret and no bytes of the peer.
 cdef str tls_describe(tls_conn_t *conn)
 # TLS exporter (RFC 8446 7.5): 0, or -1 when the handshake is not done or OpenSSL refuses.

@@ -34,14 +34,14 @@ from libc.string cimport memcmp, memcpy
 from enclave_os._openssl cimport (
     BIO, BIO_clear_retry_flags, BIO_CTRL_DUP, BIO_CTRL_FLUSH, BIO_free, BIO_get_data, BIO_meth_free, BIO_meth_new,
     BIO_meth_set_ctrl, BIO_meth_set_read, BIO_meth_set_write, BIO_new, BIO_new_mem_buf, BIO_set_data, BIO_set_init,
-    BIO_set_retry_read, BIO_TYPE_SOURCE_SINK, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, i2d_X509,
-    OBJ_nid2sn, OPENSSL_free, OPENSSL_init_crypto, OPENSSL_INIT_NO_LOAD_CONFIG, OPENSSL_NPN_NEGOTIATED,
+    BIO_set_retry_read, BIO_TYPE_SOURCE_SINK, ERR_clear_error, ERR_peek_error, ERR_reason_error_string,
+    OBJ_nid2sn, OPENSSL_init_crypto, OPENSSL_INIT_NO_LOAD_CONFIG, OPENSSL_NPN_NEGOTIATED,
     OpenSSL_version, OPENSSL_VERSION, PEM_read_bio_X509, sk_X509_num, sk_X509_value, SSL, SSL_AD_ILLEGAL_PARAMETER,
     SSL_alert_desc_string_long, SSL_certs_clear, SSL_CIPHER_standard_name, SSL_CLIENT_HELLO_ERROR,
     SSL_client_hello_get0_ext, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX_add_custom_ext, SSL_CTX_free, SSL_CTX_get_cert_store,
     SSL_CTX_set_cert_verify_callback, SSL_CTX_set1_client_sigalgs_list, SSL_EXT_TLS1_3_CERTIFICATE_REQUEST,
     SSL_get_ex_data_X509_STORE_CTX_idx, SSL_set_verify, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_free, EVP_PKEY_get_base_id,
-    EVP_PKEY_get_group_name, i2d_PUBKEY, RAND_bytes, SHA256_CTX, SHA256_Final, SHA256_Init, SHA256_Update,
+    EVP_PKEY_get_group_name, RAND_bytes,
     sk_X509_pop, sk_X509_set, X509_get0_pubkey, X509_new, X509_set_pubkey, X509_STORE_CTX, X509_STORE_CTX_get0_untrusted,
     X509_STORE_CTX_get_ex_data, X509_STORE_CTX_set_cert, X509_STORE_CTX_set_error, X509_V_ERR_CERT_REJECTED,
     X509_V_ERR_INVALID_PURPOSE, X509_V_ERR_UNSPECIFIED,
@@ -64,7 +64,7 @@ from enclave_os._openssl cimport (
     X509_VERIFY_PARAM_set1_host, X509_VERIFY_PARAM_set1_ip_asc,
 )
 from enclave_os._tls_hello cimport RECORD_HANDSHAKE, messages_fit, protocol_names, server_name
-from enclave_os._x509 cimport Identity, placeholder_identity
+from enclave_os._x509 cimport Identity, certificate_der, placeholder_identity, sha256, subject_public_key_info
 
 import ipaddress
 
@@ -338,7 +338,6 @@ cdef bint is_p256(EVP_PKEY *key) noexcept nogil:
 
 cdef int judge_peer(tls_conn_t *conn, STACK_OF_X509 *sent) noexcept:
     cdef EVP_PKEY *key
-    cdef SHA256_CTX state
     cdef bytes spki
     cdef bytes nonce
     cdef tuple chain
@@ -351,11 +350,9 @@ cdef int judge_peer(tls_conn_t *conn, STACK_OF_X509 *sent) noexcept:
         if not is_p256(key):
             conn.refusal = TLS_REFUSED_PEER_KEY
             return X509_V_ERR_INVALID_PURPOSE       # unsupported_certificate
-        spki = encode_spki(key)
-        SHA256_Init(&state)
-        SHA256_Update(&state, PyBytes_AS_STRING(spki), <size_t>PyBytes_GET_SIZE(spki))
-        SHA256_Final(conn.peer_spki_sha256, &state)
-        chain = tuple([encode(sk_X509_value(sent, index)) for index in range(sk_X509_num(sent))])
+        spki = subject_public_key_info(key)
+        sha256(<const uint8_t *>PyBytes_AS_STRING(spki), <size_t>PyBytes_GET_SIZE(spki), conn.peer_spki_sha256)
+        chain = tuple([certificate_der(sk_X509_value(sent, index)) for index in range(sk_X509_num(sent))])
         judge = (<TLSContext>conn.context).judge
         if judge is None:
             Py_INCREF(chain)
@@ -774,34 +771,34 @@ cdef bint tls_pending(tls_conn_t *conn) noexcept nogil:
     return conn.input_size != 0 or (not conn.starved and SSL_has_pending(conn.ssl) == 1)
 
 
-cdef object tls_take_error(tls_conn_t *conn):
-    cdef object error
-    if conn.error == NULL:
+cdef object take(PyObject **owned):
+    # What the slot holds, once; None for an empty one.
+    cdef object taken
+    if owned[0] == NULL:
         return None
-    error = <object>conn.error
-    Py_XDECREF(conn.error)
-    conn.error = NULL
-    return error
+    taken = <object>owned[0]
+    Py_XDECREF(owned[0])
+    owned[0] = NULL
+    return taken
+
+
+cdef object tls_take_error(tls_conn_t *conn):
+    return take(&conn.error)
 
 
 cdef object tls_take_verdict(tls_conn_t *conn):
-    cdef object verdict
-    if conn.verdict == NULL or not conn.handshake_done or conn.failed:
-        return None
-    verdict = <object>conn.verdict
-    Py_XDECREF(conn.verdict)
-    conn.verdict = NULL
-    return verdict
+    return take(&conn.verdict) if conn.handshake_done and not conn.failed else None
 
 
 cdef tuple tls_take_peer_chain(tls_conn_t *conn):
-    cdef tuple chain
-    if conn.peer_chain == NULL or not conn.handshake_done or conn.failed:
-        return ()
-    chain = <tuple>conn.peer_chain
-    Py_XDECREF(conn.peer_chain)
-    conn.peer_chain = NULL
-    return chain
+    return (take(&conn.peer_chain) if conn.handshake_done and not conn.failed else None) or ()
+
+
+cdef bytes tls_peer_spki_sha256(tls_conn_t *conn):
+    # Only what CertificateVerify has proven.
+    if not conn.has_peer or not conn.handshake_done:
+        return None
+    return PyBytes_FromStringAndSize(<char *>conn.peer_spki_sha256, 32)
 
 
 cdef object tls_app(tls_conn_t *conn):
@@ -1127,9 +1124,7 @@ cdef class TLSEngine:
     @property
     def peer_spki_sha256(self):
         """As a server: SHA-256 over the SubjectPublicKeyInfo of the client's leaf, once its key is proven, or None."""
-        if not self.conn.has_peer or not self.conn.handshake_done:
-            return None
-        return PyBytes_FromStringAndSize(<char *>self.conn.peer_spki_sha256, 32)
+        return tls_peer_spki_sha256(self.conn)
 
     def take_verdict(self):
         """As a server: what `judge_client` returned, once, after the handshake; None when no client was judged."""
@@ -1143,7 +1138,7 @@ cdef class TLSEngine:
     def peer_certificate_der(self):
         """As a client: the server's leaf certificate, DER, or None."""
         cdef X509 *certificate = NULL if self.conn.server else SSL_get0_peer_certificate(self.conn.ssl)
-        return None if certificate == NULL else encode(certificate)
+        return None if certificate == NULL else certificate_der(certificate)
 
     @property
     def peer_chain_der(self):
@@ -1152,31 +1147,7 @@ cdef class TLSEngine:
         cdef int index
         if chain == NULL:
             return []
-        return [encode(sk_X509_value(chain, index)) for index in range(sk_X509_num(chain))]
-
-
-cdef bytes encode(X509 *certificate):
-    cdef unsigned char *data = NULL
-    cdef int size = i2d_X509(certificate, &data)
-    if size <= 0:
-        ERR_clear_error()
-        raise InternalError("a peer's certificate cannot be encoded")
-    try:
-        return PyBytes_FromStringAndSize(<char *>data, size)
-    finally:
-        OPENSSL_free(data)
-
-
-cdef bytes encode_spki(EVP_PKEY *key):
-    cdef unsigned char *data = NULL
-    cdef int size = i2d_PUBKEY(key, &data)
-    if size <= 0:
-        ERR_clear_error()
-        raise InternalError("a peer's key cannot be encoded")
-    try:
-        return PyBytes_FromStringAndSize(<char *>data, size)
-    finally:
-        OPENSSL_free(data)
+        return [certificate_der(sk_X509_value(chain, index)) for index in range(sk_X509_num(chain))]
 
 
 def ignore_openssl_configuration():

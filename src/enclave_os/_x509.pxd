@@ -14,6 +14,10 @@ cdef class Identity:
     cdef public uint64_t generation # of the configuration under which it was made; the maker writes it
     cdef readonly str app           # host name of the app that the leaf speaks for; None: the enclave as a whole
 
+cdef bytes certificate_der(X509 *certificate)
+cdef bytes subject_public_key_info(EVP_PKEY *key)   # DER
+cdef void sha256(const uint8_t *data, size_t size, uint8_t *digest) noexcept nogil
+
 # An identity without names or issuer, of the kind that leaves are of, for where OpenSSL wants one that nobody will see.
 cdef Identity placeholder_identity()
 

@@ -305,23 +305,38 @@ cdef bytes certificate_der(X509 *certificate):
         OPENSSL_free(data)
 
 
-cdef Identity placeholder_identity():
-    cdef Identity identity = Identity.__new__(Identity)
-    cdef EC_GROUP *group = EC_GROUP_new_by_curve_name(NID_X9_62_prime256v1)
+cdef int generate_key(Identity identity, EC_GROUP *group, const EC_KEY_METHOD *method, uint8_t *point) except -1:
+    # A P-256 key for `identity`, and its public point, POINT_SIZE bytes. `method`: NULL for OpenSSL's own.
     cdef EC_KEY *key = EC_KEY_new()
+    cdef uint8_t *at = point
     identity.key = EVP_PKEY_new()
-    identity.leaf = X509_new()
+    if group == NULL or key == NULL or identity.key == NULL:
+        EC_KEY_free(key)
+        raise MemoryError
     if (
-        group == NULL or key == NULL or identity.key == NULL or identity.leaf == NULL
-        or EC_KEY_set_group(key, group) != 1
+        EC_KEY_set_group(key, group) != 1
+        or (method != NULL and EC_KEY_set_method(key, method) != 1)
         or EC_KEY_generate_key(key) != 1
+        or i2o_ECPublicKey(key, &at) != POINT_SIZE
         or EVP_PKEY_assign(identity.key, EVP_PKEY_EC, key) != 1
     ):
         EC_KEY_free(key)
-        EC_GROUP_free(group)
         ERR_clear_error()
         raise InternalError("no fresh key")
-    EC_GROUP_free(group)
+    return 0
+
+
+cdef Identity placeholder_identity():
+    cdef Identity identity = Identity.__new__(Identity)
+    cdef EC_GROUP *group = EC_GROUP_new_by_curve_name(NID_X9_62_prime256v1)
+    cdef uint8_t point[POINT_SIZE]
+    try:
+        generate_key(identity, group, NULL, point)
+    finally:
+        EC_GROUP_free(group)
+    identity.leaf = X509_new()
+    if identity.leaf == NULL:
+        raise MemoryError
     if X509_set_pubkey(identity.leaf, identity.key) != 1 or X509_sign(identity.leaf, identity.key, EVP_sha256()) <= 0:
         ERR_clear_error()
         raise InternalError("no placeholder for a leaf")
@@ -437,23 +452,7 @@ cdef class LeafMinter:
         # EC_KEY from a kept group: 9 us. A provider's key would have to be encoded and decoded again to be put into an
         # X509 (120 us). An EC_KEY would be exported to a provider for the handshake's signature (22 us), but for
         # LEAF_KEY_METHOD.
-        cdef EC_KEY *key = EC_KEY_new()
-        cdef uint8_t *at = point
-        identity.key = EVP_PKEY_new()
-        if key == NULL or identity.key == NULL:
-            EC_KEY_free(key)
-            raise MemoryError
-        if (
-            EC_KEY_set_group(key, self.group) != 1
-            or EC_KEY_set_method(key, LEAF_KEY_METHOD) != 1
-            or EC_KEY_generate_key(key) != 1
-            or i2o_ECPublicKey(key, &at) != POINT_SIZE
-            or EVP_PKEY_assign(identity.key, EVP_PKEY_EC, key) != 1
-        ):
-            EC_KEY_free(key)
-            ERR_clear_error()
-            raise InternalError("no fresh key")
-        return 0
+        return generate_key(identity, self.group, LEAF_KEY_METHOD, point)
 
     cdef int bind(self, Identity identity) except -1:
         # libssl wants an X509 whose public key it can use. d2i_X509 decodes that key through the provider's decoders

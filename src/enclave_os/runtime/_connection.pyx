@@ -10,7 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free
 
-from enclave_os._tls cimport ClientHello, tls_app, tls_conn_free, tls_export
+from enclave_os._tls cimport ClientHello, tls_app, tls_conn_free, tls_export, tls_peer_spki_sha256
 from enclave_os.http._parser cimport http_parser_free
 
 from typing import get_args
@@ -62,10 +62,7 @@ cdef class Connection:
     @property
     def peer_spki_sha256(self):
         """SHA-256 of the SubjectPublicKeyInfo of the client's own leaf, whose key it proved; None: it showed none."""
-        cdef conn_t *conn = self.alive()
-        if not conn.tls.has_peer or not conn.tls.handshake_done:
-            return None
-        return PyBytes_FromStringAndSize(<char *>conn.tls.peer_spki_sha256, 32)
+        return tls_peer_spki_sha256(self.alive().tls)
 
     @property
     def evidence(self):
