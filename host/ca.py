@@ -17,10 +17,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from enclave_os.wire.setting_table import PEM_SIZE_MAX, CertificateAuthority, Settings
-from enclave_os.wire.settings import ConfigError
+from enclave_os.wire.setting_table import CertificateAuthority, Settings
 
 from .certificates import authority, key_pem, name, write_whole
+from .config import read_pem
 from .state import StateError, make_private_folder
 
 FOLDER: Final = "ca"
@@ -101,19 +101,8 @@ def read_imported_ca(settings: Settings) -> CertificateAuthority:
     """
     if not settings.ca.key_file:
         return CertificateAuthority()
-    texts: list[str] = []
-    for key, file in (("ca.certificate_file", settings.ca.certificate_file), ("ca.key_file", settings.ca.key_file)):
-        try:
-            texts.append(_read(Path(file)))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConfigError({key: f"{file}: {reason}"}) from None
-    return CertificateAuthority(certificate_pem=texts[0], key_pem=texts[1], key_origin="imported")
-
-
-def _read(path: Path) -> str:
-    with path.open("rb") as stream:
-        data = stream.read(PEM_SIZE_MAX + 1)
-    if len(data) > PEM_SIZE_MAX:
-        raise ValueError(f"is bigger than {PEM_SIZE_MAX} bytes")
-    return data.decode("ascii")
+    return CertificateAuthority(
+        certificate_pem=read_pem(Path(settings.ca.certificate_file), "ca.certificate_file"),
+        key_pem=read_pem(Path(settings.ca.key_file), "ca.key_file"),
+        key_origin="imported",
+    )

@@ -16,18 +16,20 @@ VALIDITY: Final = datetime.timedelta(days=3650)
 CLOCK_SLACK: Final = datetime.timedelta(hours=1)  # clients whose clock is a little behind ours
 
 
-def authority(
+def builder(
     subject: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     issuer: x509.Name,
     issuer_key: ec.EllipticCurvePrivateKey,
-    path_length: int | None,
     now: datetime.datetime,
-) -> x509.Certificate:
-    """A CA certificate of ten years, signed by `issuer_key`, which is its own for a root."""
+    *,
+    ca: bool,
+    path_length: int | None = None,
+) -> x509.CertificateBuilder:
+    """A certificate of ten years before it is signed by `issuer_key`: a CA's, or one whose key signs data."""
     usage = x509.KeyUsage(
-        digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+        digital_signature=not ca, content_commitment=not ca, key_encipherment=False, data_encipherment=False,
+        key_agreement=False, key_cert_sign=ca, crl_sign=ca, encipher_only=False, decipher_only=False,
     )  # fmt: skip
     return (
         x509.CertificateBuilder()
@@ -37,12 +39,24 @@ def authority(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SLACK)
         .not_valid_after(now + VALIDITY)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=path_length), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
-        .sign(issuer_key, hashes.SHA256())
     )
+
+
+def authority(
+    subject: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    issuer: x509.Name,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    path_length: int | None,
+    now: datetime.datetime,
+) -> x509.Certificate:
+    """A CA certificate, signed by `issuer_key`, which is its own for a root."""
+    made = builder(subject, public_key, issuer, issuer_key, now, ca=True, path_length=path_length)
+    return made.sign(issuer_key, hashes.SHA256())
 
 
 def name(common_name: str) -> x509.Name:

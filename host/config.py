@@ -76,9 +76,10 @@ def load(
         for section, values in layer.document.items():
             document.setdefault(section, {}).update(values)
         origins.update(layer.origins)
-    _read_key_files(document, found.parent if found else folder)
-    _read_owner_key(document, found.parent if found else folder)
-    _place_ca_files(document, found.parent if found else folder)
+    base = found.parent if found else folder
+    _read_key_files(document, base)
+    _read_owner_key(document, base)
+    _place_ca_files(document, base)
     _fill_names(document, host_name)
     _fill_state_dir(document, environment, user_id, folder)
     try:
@@ -108,7 +109,10 @@ def find_file(named: Path | None, environment: Mapping[str, str], folder: Path) 
 
 def read_file(path: Path) -> Layer:
     """Read a TOML file as a layer. Raises: ConfigError: not TOML. OSError: not readable."""
-    data = _read_bounded(path, FILE_SIZE_MAX)
+    try:
+        data = _read_bounded(path, FILE_SIZE_MAX)
+    except ValueError as error:
+        raise ConfigError({str(path): str(error)}) from None
     try:
         parsed = tomllib.loads(data.decode())
     except ValueError as error:  # bad UTF-8 or bad TOML, which says line and column
@@ -183,6 +187,18 @@ def kind_of(section: str, name: str) -> Kind:
     return keys_of(SECTIONS[section])[name].kind
 
 
+def read_pem(path: Path, key: str, where: str = "") -> str:
+    """A file of PEM text that the configuration names under `key`; `where` in it, for the message.
+
+    Raises: ConfigError: it cannot be read, is too big, or is not ASCII.
+    """
+    try:
+        return _read_bounded(path, PEM_SIZE_MAX).decode("ascii")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError({key: f"{where}{path}: {reason}"}) from None
+
+
 def _read_key_files(document: Document, folder: Path) -> None:
     """Replace each issuer's `public_key_file` by what the file holds: the enclave cannot open files of the host."""
     issuers = document.get("auth", {}).get("issuers")
@@ -192,12 +208,7 @@ def _read_key_files(document: Document, folder: Path) -> None:
         name = issuer.get("public_key_file") if isinstance(issuer, dict) else None
         if not isinstance(name, str) or not name or issuer.get("public_key_pem"):
             continue  # not ours to judge: `check` has the words for it
-        try:
-            text = _read_bounded(folder / name, PEM_SIZE_MAX).decode("ascii")
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise ConfigError({"auth.issuers": f"entry {number}: public_key_file {folder / name}: {reason}"}) from None
-        issuer["public_key_pem"] = text
+        issuer["public_key_pem"] = read_pem(folder / name, "auth.issuers", f"entry {number}: public_key_file ")
         del issuer["public_key_file"]
 
 
@@ -215,11 +226,7 @@ def _read_owner_key(document: Document, folder: Path) -> None:
     name = seal.get("owner_public_key_file") if isinstance(seal, dict) else None
     if not isinstance(name, str) or not name or seal.get("owner_public_key_pem"):
         return
-    try:
-        seal["owner_public_key_pem"] = _read_bounded(folder / name, PEM_SIZE_MAX).decode("ascii")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError({"seal.owner_public_key_file": f"{folder / name}: {reason}"}) from None
+    seal["owner_public_key_pem"] = read_pem(folder / name, "seal.owner_public_key_file")
     del seal["owner_public_key_file"]
 
 
@@ -251,8 +258,9 @@ def _fill_state_dir(document: Document, environment: Mapping[str, str], user_id:
 
 
 def _read_bounded(path: Path, size_max: int) -> bytes:
+    """Raises: ValueError: it is bigger. OSError."""
     with path.open("rb") as stream:
         data = stream.read(size_max + 1)
     if len(data) > size_max:
-        raise ConfigError({str(path): f"is bigger than {size_max} bytes"})
+        raise ValueError(f"is bigger than {size_max} bytes")
     return data

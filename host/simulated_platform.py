@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from .certificates import authority, key_pem, name, write_whole
+from .certificates import authority, builder, key_pem, name, write_whole
 from .state import StateError, make_private_folder
 
 FOLDER: Final = "platform"
@@ -51,7 +51,6 @@ TCB_SIGNER_NAME: Final = "Enclave OS simulated SGX TCB Signing"
 
 COLLATERAL_DAYS: Final = 30
 RENEW_DAYS: Final = 7  # left of them, at a start
-CERTIFICATE_DAYS: Final = 3650
 SEAL_KEY_SIZE: Final = 32
 
 SGX_OID: Final = "1.2.840.113741.1.13.1"
@@ -181,38 +180,12 @@ def _pck_certificate(
     key: ec.EllipticCurvePublicKey, issuer_key: ec.EllipticCurvePrivateKey, now: datetime.datetime
 ) -> x509.Certificate:
     return (
-        _leaf_builder(PCK_NAME, key, PCK_CA_NAME, issuer_key, now)
+        builder(name(PCK_NAME), key, name(PCK_CA_NAME), issuer_key, now, ca=False)
         .add_extension(
             x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_OID), _sgx_extension(secrets.token_bytes(16))),
             critical=False,
         )
         .sign(issuer_key, hashes.SHA256())
-    )
-
-
-def _leaf_builder(
-    subject: str,
-    key: ec.EllipticCurvePublicKey,
-    issuer: str,
-    issuer_key: ec.EllipticCurvePrivateKey,
-    now: datetime.datetime,
-) -> x509.CertificateBuilder:
-    usage = x509.KeyUsage(
-        digital_signature=True, content_commitment=True, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=False, crl_sign=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name(subject))
-        .issuer_name(name(issuer))
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
 
 
@@ -277,7 +250,7 @@ def _collateral(
     now: datetime.datetime,
 ) -> bytes:
     signer_key = ec.generate_private_key(ec.SECP256R1())
-    signer = _leaf_builder(TCB_SIGNER_NAME, signer_key.public_key(), ROOT_NAME, root_key, now).sign(
+    signer = builder(name(TCB_SIGNER_NAME), signer_key.public_key(), name(ROOT_NAME), root_key, now, ca=False).sign(
         root_key, hashes.SHA256()
     )
     ends = now + datetime.timedelta(days=COLLATERAL_DAYS)

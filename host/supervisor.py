@@ -166,7 +166,7 @@ class Supervisor:
         self._documents = [enclave_document(settings, i, count, authority) for i in range(count)]
         self._seal = SealStore(state_folder, lambda measurement: False, log.warning)
         self._desk = CertificateDesk(
-            self._seal.folder_of, *((None,) if self._ca is None else (self._ca.sign, self._ca.root))
+            self._seal.folder_of, self._ca.sign if self._ca else None, self._ca.root if self._ca else None
         )
         self._mail = Mailboxes(count)
         self._workers = [_Worker(index) for index in range(count)]

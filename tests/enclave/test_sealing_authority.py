@@ -15,8 +15,7 @@ from enclave_os.errors import ConfigError
 from enclave_os.ratls.certificate import pem_from_der
 from enclave_os.sealing.authority import DAY_S, authority_of, expiry, new_key, signing_request, warning
 from enclave_os_host.certificates import authority as make_certificate
-from enclave_os_host.certificates import name
-from enclave_os_host.simulated_platform import _leaf_builder
+from enclave_os_host.certificates import builder, name
 
 NOW = int(time.time())
 
@@ -111,5 +110,5 @@ def test_each_byte_of_what_the_host_brings(operator: Operator) -> None:
 
 def no_ca(key: bytes, operator: Operator) -> bytes:
     """A certificate of the operator's for our key that is an ordinary leaf's."""
-    builder = _leaf_builder("Leaf", public(key), "Operator's root", operator.key, operator.now())
-    return builder.sign(operator.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    made = builder(name("Leaf"), public(key), name("Operator's root"), operator.key, operator.now(), ca=False)
+    return made.sign(operator.key, hashes.SHA256()).public_bytes(Encoding.PEM)

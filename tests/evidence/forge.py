@@ -18,6 +18,7 @@ from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.quote import ReportBody, encode_body, encode_header, encode_quote, parse_quote
 from enclave_os.ratls.attester import SimulatedAttester, SimulatedIdentity
 from enclave_os_host import simulated_platform as host
+from enclave_os_host.certificates import builder, name
 
 MEASUREMENT = hashlib.sha256(b"some code").digest()
 SIGNER = hashlib.sha256(b"some signer").digest()
@@ -73,9 +74,9 @@ class Forge:
         """Collateral in which Intel's stand-in says something else of the platform, well signed."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
-        signer = host._leaf_builder(host.TCB_SIGNER_NAME, key.public_key(), host.ROOT_NAME, self.root_key, now).sign(
-            self.root_key, hashes.SHA256()
-        )
+        signer = builder(
+            name(host.TCB_SIGNER_NAME), key.public_key(), name(host.ROOT_NAME), self.root_key, now, ca=False
+        ).sign(self.root_key, hashes.SHA256())
         pem = serialization.Encoding.PEM
         chain = (signer.public_bytes(pem) + self.root.public_bytes(pem)).decode()
         texts = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enclave_os.wire.setting_kinds import Endpoint
-from enclave_os.wire.setting_table import CertificateAuthority
+from enclave_os.wire.setting_table import PEM_SIZE_MAX, CertificateAuthority
 from enclave_os.wire.settings import ConfigError, enclave_document, parse_enclave_document
 from enclave_os_host import config, config_report
 
@@ -281,3 +281,10 @@ class TestReports:
         loaded = load(tmp_path, toml="\n".join(taken))
         assert len(loaded.origins) >= len(list(config.all_keys())) - 3  # auth.issuers, and two without a default
         assert loaded.settings == before.settings
+
+
+def test_a_key_file_that_is_too_big_is_named_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "big.pem").write_bytes(bytes(PEM_SIZE_MAX + 1))
+    with pytest.raises(ConfigError) as refused:
+        config.read_pem(tmp_path / "big.pem", "ca.key_file")
+    assert refused.value.problems == {"ca.key_file": f"{tmp_path}/big.pem: is bigger than {PEM_SIZE_MAX} bytes"}
