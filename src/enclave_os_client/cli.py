@@ -7,7 +7,6 @@ each in `commands`. Exit codes are those of sysexits.h and stand in the help.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Final
 import enclave_os
 
 from .commands import config_accept as config_accept_command
+from .commands import host_package
 from .commands import seal as seal_command
 from .commands import token as token_command
 from .commands import verify as verify_command
@@ -23,7 +23,6 @@ from .commands import version as version_command
 from .commands.parser import Parser
 from .token import TokenError
 
-HOST_PACKAGE: Final = "enclave_os_host"
 HOST_COMMANDS: Final = ("serve", "config", "ca")
 OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
 COMMANDS: Final = (verify_command, seal_command, token_command, version_command)
@@ -74,9 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute_host(arguments: Sequence[str]) -> int:
-    if importlib.util.find_spec(HOST_PACKAGE):
-        # -P: the working directory must not be able to stand in for the installed packages.
-        os.execv(sys.executable, [sys.executable, "-P", "-m", HOST_PACKAGE, *arguments])
+    if host_package.is_installed():
+        os.execv(sys.executable, host_package.command(arguments))
     print(f"enclave-os: {arguments[0]} needs the host package, which is not installed here", file=sys.stderr)
     return os.EX_UNAVAILABLE
 

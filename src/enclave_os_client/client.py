@@ -70,14 +70,7 @@ class AsyncClient(httpx.AsyncClient):
 class _Transport(httpx.HTTPTransport):
     def __init__(self, demands: Demands, limits: httpx.Limits) -> None:
         super().__init__(verify=False, trust_env=False)  # for a pool that the next line replaces: no CA list is read
-        self._pool = httpcore.ConnectionPool(
-            network_backend=_Backend(demands),
-            http1=True,
-            http2=False,
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-        )
+        self._pool = httpcore.ConnectionPool(network_backend=_Backend(demands), **_pool_options(limits))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         _check_scheme(request)
@@ -87,18 +80,21 @@ class _Transport(httpx.HTTPTransport):
 class _AsyncTransport(httpx.AsyncHTTPTransport):
     def __init__(self, demands: Demands, limits: httpx.Limits) -> None:
         super().__init__(verify=False, trust_env=False)  # for a pool that the next line replaces: no CA list is read
-        self._pool = httpcore.AsyncConnectionPool(
-            network_backend=_AsyncBackend(demands),
-            http1=True,
-            http2=False,
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-        )
+        self._pool = httpcore.AsyncConnectionPool(network_backend=_AsyncBackend(demands), **_pool_options(limits))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         _check_scheme(request)
         return await super().handle_async_request(request)
+
+
+def _pool_options(limits: httpx.Limits) -> dict[str, Any]:
+    return {
+        "http1": True,
+        "http2": False,
+        "max_connections": limits.max_connections,
+        "max_keepalive_connections": limits.max_keepalive_connections,
+        "keepalive_expiry": limits.keepalive_expiry,
+    }
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:

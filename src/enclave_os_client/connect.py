@@ -69,9 +69,12 @@ class _Exchange:
     def __init__(self, server: str) -> None:
         self._server = server
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_SIZE_MAX)
+        self._status = 0
+        self._body = bytearray()
 
     def request(self, ask: Ask) -> bytes:
         """The bytes of one request."""
+        self._status, self._body = 0, bytearray()
         headers = [("Host", self._server), ("Accept", "application/json")]
         if ask.body is not None:
             headers += [("Content-Type", "application/json"), ("Content-Length", str(len(ask.body)))]
@@ -82,7 +85,7 @@ class _Exchange:
         parts.append(self._http.send(h11.EndOfMessage()))
         return b"".join(part for part in parts if part)
 
-    def answer(self, ask: Ask, parts: _Parts, data: bytes | None) -> Answer | None:
+    def answer(self, ask: Ask, data: bytes | None) -> Answer | None:
         """Take bytes that came; None: more are needed. Raises: ServerProtocolError."""
         try:
             if data is not None:
@@ -92,13 +95,13 @@ class _Exchange:
                 if event is h11.NEED_DATA:
                     return None
                 if isinstance(event, h11.Response):
-                    parts.status = event.status_code
+                    self._status = event.status_code
                 elif isinstance(event, h11.Data):
-                    parts.body += event.data
-                    if len(parts.body) > ask.size_max:
+                    self._body += event.data
+                    if len(self._body) > ask.size_max:
                         raise ServerProtocolError(f"the answer to {ask.path} has more than {ask.size_max} bytes")
                 elif isinstance(event, h11.EndOfMessage):
-                    answer = Answer(parts.status, bytes(parts.body))
+                    answer = Answer(self._status, bytes(self._body))
                     if self._http.their_state is h11.DONE and self._http.our_state is h11.DONE:
                         self._http.start_next_cycle()
                     return answer
@@ -111,12 +114,6 @@ class _Exchange:
     def usable(self) -> bool:
         """Whether the connection can carry another request."""
         return self._http.our_state is h11.IDLE
-
-
-class _Parts:
-    def __init__(self) -> None:
-        self.status = 0
-        self.body = bytearray()
 
 
 def open_stream(
@@ -152,10 +149,9 @@ def open_stream(
             ask = next(steps)
             while True:
                 stream.write(exchange.request(ask))
-                parts = _Parts()
-                answer = exchange.answer(ask, parts, None)
+                answer = exchange.answer(ask, None)
                 while answer is None:
-                    answer = exchange.answer(ask, parts, stream.read(READ_SIZE))
+                    answer = exchange.answer(ask, stream.read(READ_SIZE))
                 ask = steps.send(answer)
         except StopIteration as end:
             found: Attestation = end.value
@@ -190,10 +186,9 @@ async def open_async_stream(
             ask = next(steps)
             while True:
                 await stream.write(exchange.request(ask))
-                parts = _Parts()
-                answer = exchange.answer(ask, parts, None)
+                answer = exchange.answer(ask, None)
                 while answer is None:
-                    answer = exchange.answer(ask, parts, await stream.read(READ_SIZE))
+                    answer = exchange.answer(ask, await stream.read(READ_SIZE))
                 ask = steps.send(answer)
         except StopIteration as end:
             found: Attestation = end.value

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import httpcore
 
@@ -23,8 +23,10 @@ READ_SIZE: Final = 64 << 10
 WRITE_SIZE: Final = 64 << 10  # plaintext encrypted at a time, so that a large body is not in memory twice
 CLOSE_SECONDS: Final = 0.1  # for close_notify to leave; a peer that does not read it has ended anyway
 
+Plain = TypeVar("Plain", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
 
-class _Common:
+
+class _Common(Generic[Plain]):
     """What both streams know without waiting.
 
     Attributes:
@@ -33,10 +35,12 @@ class _Common:
         attestation: what was found of the server, once it was accepted.
     """
 
-    def __init__(self, engine: TLSEngine, monotonic: Callable[[], float]) -> None:
+    def __init__(self, plain: Plain, engine: TLSEngine, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.engine = engine
         self.due: float | None = None
         self.attestation: Any = None
+        self._plain: Plain = plain
+        self._early = b""  # plaintext that came with the end of the handshake
         self._monotonic = monotonic
         self._expires: float | None = None
         self._usable = True
@@ -50,6 +54,12 @@ class _Common:
         self._expires = expires
         self._usable = usable
         self._answered = True
+
+    def get_extra_info(self, info: str) -> Any:
+        """What the plain stream knows; there is no `ssl` object."""
+        if info == "is_readable" and (self._early or self.engine.pending_plaintext or not self._may_begin()):
+            return True  # which the pool takes for the end of an idle connection
+        return None if info == "ssl_object" else self._plain.get_extra_info(info)
 
     def _may_begin(self) -> bool:
         """Whether another request may go out: the pool asks before it uses an idle connection again."""
@@ -82,15 +92,8 @@ class _Common:
         return "it sent no alert" if self.engine.alert_received is None else self.engine.description
 
 
-class TLSStream(_Common, httpcore.NetworkStream):
+class TLSStream(_Common[httpcore.NetworkStream], httpcore.NetworkStream):
     """TLS over a plain stream of httpcore's, which it owns."""
-
-    def __init__(
-        self, plain: httpcore.NetworkStream, engine: TLSEngine, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__(engine, monotonic)
-        self._plain = plain
-        self._early = b""
 
     def shake_hands(self) -> None:
         """Finish the handshake.
@@ -136,12 +139,6 @@ class TLSStream(_Common, httpcore.NetworkStream):
         """There is no TLS within TLS here."""
         raise NotImplementedError("this stream is TLS already")
 
-    def get_extra_info(self, info: str) -> Any:
-        """What the plain stream knows; there is no `ssl` object."""
-        if info == "is_readable" and (self._early or self.engine.pending_plaintext or not self._may_begin()):
-            return True  # which the pool takes for the end of an idle connection
-        return None if info == "ssl_object" else self._plain.get_extra_info(info)
-
     def _step(self, size_max: int, timeout: float | None) -> bytes | None:
         try:
             plaintext = self.engine.read(size_max)
@@ -165,15 +162,8 @@ class TLSStream(_Common, httpcore.NetworkStream):
         self.engine.feed(data)
 
 
-class AsyncTLSStream(_Common, httpcore.AsyncNetworkStream):
+class AsyncTLSStream(_Common[httpcore.AsyncNetworkStream], httpcore.AsyncNetworkStream):
     """The same for async code."""
-
-    def __init__(
-        self, plain: httpcore.AsyncNetworkStream, engine: TLSEngine, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__(engine, monotonic)
-        self._plain = plain
-        self._early = b""
 
     async def shake_hands(self) -> None:
         """As `TLSStream.shake_hands`."""
@@ -214,12 +204,6 @@ class AsyncTLSStream(_Common, httpcore.AsyncNetworkStream):
     async def start_tls(self, *_: Any, **__: Any) -> NoReturn:
         """There is no TLS within TLS here."""
         raise NotImplementedError("this stream is TLS already")
-
-    def get_extra_info(self, info: str) -> Any:
-        """As `TLSStream.get_extra_info`."""
-        if info == "is_readable" and (self._early or self.engine.pending_plaintext or not self._may_begin()):
-            return True  # which the pool takes for the end of an idle connection
-        return None if info == "ssl_object" else self._plain.get_extra_info(info)
 
     async def _step(self, size_max: int, timeout: float | None) -> bytes | None:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from enclave_os_client import cli
+from enclave_os_client.commands import host_package
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def test_the_hosts_commands_are_executed(command: str, monkeypatch: pytest.Monke
 
 
 def test_without_the_host_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(host_package, "NAME", "no_such_package")
     assert cli.main(["serve"]) == os.EX_UNAVAILABLE
     assert "not installed here" in capsys.readouterr().err
 

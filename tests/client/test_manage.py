@@ -14,7 +14,7 @@ import pytest
 
 from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError
 from enclave_os_client import cli
-from enclave_os_client.commands import config_accept, manage
+from enclave_os_client.commands import host_package, manage
 
 URL = "https://enclave.example"
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -164,7 +164,7 @@ def test_a_configuration_that_is_wrong_is_not_sent(run: Run, tmp_path: Path) -> 
 
 
 def test_without_the_host_package(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_accept, "HOST_PACKAGE", "no_such_package")
+    monkeypatch.setattr(host_package, "NAME", "no_such_package")
     code, _, text = run(says(200, {}), "config", "accept", "--config", "new.toml")
     assert (code, "not installed here" in text) == (os.EX_UNAVAILABLE, True)
 

@@ -6,19 +6,17 @@ The host package reads the configuration and says what its policy is; this packa
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from . import host_package
 from .manage import EXIT_CODES, TRUST, Refused, add_server, ask, run
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
 
-HOST_PACKAGE: Final = "enclave_os_host"
 READ_SECONDS: Final = 60.0
 
 EPILOG: Final = f"""\
@@ -65,11 +63,10 @@ def _accept(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _policy_of(parsed: argparse.Namespace) -> str:
-    if importlib.util.find_spec(HOST_PACKAGE) is None:
+    if not host_package.is_installed():
         raise Refused("config needs the host package, which is not installed here", os.EX_UNAVAILABLE)
     settings = [part for text in parsed.set for part in ("--set", text)]
-    # -P: the working directory must not be able to stand in for the installed packages.
-    command = [sys.executable, "-P", "-m", HOST_PACKAGE, "config", "policy", "--config", str(parsed.config), *settings]
+    command = host_package.command(["config", "policy", "--config", str(parsed.config), *settings])
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=READ_SECONDS)
     if done.returncode != 0:
         raise Refused("nothing was sent", done.returncode)

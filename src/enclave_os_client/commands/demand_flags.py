@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from .parser import Parser
 
+EX_REFUSED: Final = 1
+"""The exit code for a server that does not hold what was demanded."""
 DEFAULT_PORT: Final = 443
 FILE_SIZE_MAX: Final = 4 << 20
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from enclave_os_client.strict_json import load_object
 from enclave_os_client.token import TOKEN_SIZE_MAX
 
-from .demand_flags import add_demands, address, demands_of
+from .demand_flags import EX_REFUSED, add_demands, address, demands_of
 
 if TYPE_CHECKING:
     import httpx
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from .parser import Parser
 
-EX_REFUSED: Final = 1
 UNAUTHORIZED: Final = 401
 CONNECTIONS_MAX: Final = 64
 """Tries to reach worker 0, which alone writes: the host spreads connections over the workers."""

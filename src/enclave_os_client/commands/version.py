@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import enclave_os
 
+from . import host_package
+
 if TYPE_CHECKING:
     from .parser import Subparsers
-
-HOST_PACKAGE: Final = "enclave_os_host"
 
 
 def add(commands: Subparsers) -> None:
@@ -23,7 +22,7 @@ def add(commands: Subparsers) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Print it."""
-    host = "installed" if importlib.util.find_spec(HOST_PACKAGE) else "not installed"
+    host = "installed" if host_package.is_installed() else "not installed"
     print(f"enclave-os {enclave_os.__version__}")
     print(f"python {platform.python_version()}, {platform.system()} {platform.machine()}, host package {host}")
     return os.EX_OK
