@@ -107,15 +107,12 @@ class Namespace:
             self._sealer = Sealer(self._keys.records, INFO)
         sealer = self._sealer
         # The number is part of the associated data; the sealer says only afterwards which it took.
-        number = self._sealer_number()
+        number = MESSAGES_MAX - sealer.left
         head = Head(kind, number, version, parts_id, count, len(plaintext), sealer.salt).encode()
         used, sealed = sealer.seal(plaintext, associated(head, self.table, token))
         if used != number:
             raise InternalError("a sealer does not count by one")
         return head + sealed
-
-    def _sealer_number(self) -> int:
-        return MESSAGES_MAX - self._sealer.left
 
     def _opener(self, salt: bytes) -> AEADKey:
         if salt == self._sealer.salt:

@@ -203,15 +203,12 @@ class SealedKV:
         for place in places:
             await self._wait_for(place)
         known = [self._fresh.find(place) for place in places]
-        asked = [index for index, latest in enumerate(known) if latest is not None]
+        asked = [(index, latest) for index, latest in enumerate(known) if latest is not None]
         items: list[Item | None] = [None] * len(tokens)
         if not asked:
             return items
-        rows = await self._store.multi_get(namespace.table, [tokens[index] for index in asked])
-        for index, record in zip(asked, rows, strict=True):
-            latest = known[index]
-            if latest is None:
-                continue
+        rows = await self._store.multi_get(namespace.table, [tokens[index] for index, _ in asked])
+        for (index, latest), record in zip(asked, rows, strict=True):
             if self._moved(places[index], latest):
                 items[index] = await self._get(namespace, tokens[index])
                 continue

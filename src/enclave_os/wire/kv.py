@@ -61,6 +61,13 @@ class OperationKind(IntEnum):
     DELETE_RANGE = 3  # from the key, inclusive, to the value, exclusive
 
 
+_VALUE_SIZES_MAX: Final = {
+    OperationKind.PUT: KV_VALUE_SIZE_MAX,
+    OperationKind.DELETE: 0,
+    OperationKind.DELETE_RANGE: KV_KEY_SIZE_MAX,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One change; `value` is the exclusive end of a DELETE_RANGE, and empty in a DELETE."""
@@ -175,7 +182,7 @@ def decode_batch(payload: bytes) -> tuple[list[Operation], WriteFlag]:
             raise PeerProtocolError(f"operation {kind}, which does not exist")
         if place >= len(namespaces):
             raise PeerProtocolError("an operation in a namespace that the batch does not name")
-        if value_size > (KV_VALUE_SIZE_MAX, 0, KV_KEY_SIZE_MAX)[kind - 1]:
+        if value_size > _VALUE_SIZES_MAX[OperationKind(kind)]:
             raise PeerProtocolError("a value larger than its declared maximum")
         key = _key(reader, key_size)
         operation = Operation(OperationKind(kind), namespaces[place], key, reader.read_bytes(value_size))
@@ -360,7 +367,7 @@ def _own_flags(flags: int) -> int:
 def _own_operation(operation: Operation) -> None:
     _own_namespace(operation.namespace)
     _own_key(operation.key)
-    size_max = (KV_VALUE_SIZE_MAX, 0, KV_KEY_SIZE_MAX)[operation.kind - 1]
+    size_max = _VALUE_SIZES_MAX[operation.kind]
     if len(operation.value) > size_max:
         raise UsageError(f"the value of a {operation.kind.name} has at most {size_max} bytes")
     if operation.kind is OperationKind.DELETE_RANGE and operation.value <= operation.key:
