@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from enclave_os.wire.rpc import CHAIN_SIZE_MAX
+from enclave_os.wire.rpc import CHAIN_LENGTH_MAX, CHAIN_SIZE_MAX
 from enclave_os.wire.setting_table import Settings
 
 from ..ca import open_development_ca
@@ -31,7 +31,6 @@ from ..state import StateError, make_private_folder
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
 
-CHAIN_LENGTH_MAX: Final = 8  # what the enclave takes
 SHOWN_DIGITS: Final = 16
 
 EPILOG: Final = """\

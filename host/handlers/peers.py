@@ -10,12 +10,11 @@ import threading
 from collections import deque
 from typing import Final
 
-from enclave_os.wire.rpc import Status
+from enclave_os.wire.rpc import PEER_INDEX_SIZE, Status
 
 from . import Handler, Later, Refused
 
 LETTERS_MAX: Final = 128
-INDEX_SIZE: Final = 2
 
 
 class Mailboxes:
@@ -38,10 +37,10 @@ class Mailboxes:
         """PEER_SEND of worker `index`."""
 
         def send(payload: bytes) -> bytes:
-            to = int.from_bytes(payload[:INDEX_SIZE], "little")
+            to = int.from_bytes(payload[:PEER_INDEX_SIZE], "little")
             if to >= len(self._letters) or to == index:
                 raise Refused(Status.BAD_REQUEST)
-            letter = index.to_bytes(INDEX_SIZE, "little") + payload[INDEX_SIZE:]
+            letter = index.to_bytes(PEER_INDEX_SIZE, "little") + payload[PEER_INDEX_SIZE:]
             with self._lock:
                 waiting, self._waiting[to] = self._waiting[to], None
                 if waiting is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,18 +12,19 @@ from typing import Final, Protocol
 from enclave_os._x509 import Identity
 from enclave_os.errors import UsageError
 from enclave_os.evidence.collateral import Collateral
+from enclave_os.evidence.config_leaf import LEAF_NAME
 from enclave_os.evidence.policy import Policy
+from enclave_os.evidence.protocol import EVIDENCE_S
 
 from .memory import StateMemory
 
 ATTEST_SECONDS: Final = 30.0
 """For handshake and proof together: a quote takes tens of milliseconds on hardware, and a busy server queues them."""
 
-EVIDENCE_SECONDS: Final = 300.0
+EVIDENCE_SECONDS: Final = float(EVIDENCE_S)
 """How long a proof counts before it is asked for anew; the server's own limit is the same."""
 
 HASH_SIZE: Final = 32
-_LEAF_NAME: Final = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)  # as the enclave names them
 
 
 class Mode(StrEnum):
@@ -85,7 +85,7 @@ class Demands:
         if not self.attest_seconds > 0:
             raise UsageError("attest_seconds is a time in seconds, above 0")
         for name, digest in self.config_leaves.items():
-            if not _LEAF_NAME.fullmatch(name):  # it becomes a part of a path
+            if not LEAF_NAME.fullmatch(name):  # it becomes a part of a path
                 raise UsageError(f"{name!r} is no config leaf's name: lower-case letters, digits, _ and -, and dots")
             if not isinstance(digest, bytes) or len(digest) != HASH_SIZE:
                 raise UsageError(f"the config leaf {name} is asked for by the SHA-256 of its data, 32 bytes")

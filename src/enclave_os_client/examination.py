@@ -30,10 +30,12 @@ from enclave_os.evidence.binding import (
 )
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.leaf import LeafEvidence, read_leaf
+from enclave_os.evidence.protocol import ATTEST_PATH
+from enclave_os.evidence.store_state import StoreState
 
 from . import session
 from .demands import Demands, Mode
-from .session import ATTEST_PATH, REPLY_SIZE_MAX, Reply, StoreState
+from .session import REPLY_SIZE_MAX, Reply
 from .verify import PROOF_SIZE_MAX, freshness, verify_config_leaf, verify_leaf, verify_session
 
 PROOF_PATH: Final = "/attestation/proof/"

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Final
 
 from enclave_os.errors import AttestationError
+from enclave_os.evidence.store_state import StoreState
 
-from .session import BOOT_NONCE_SIZE, ROOT_SIZE, STATE_NUMBER_MAX, StoreState
+from .session import BOOT_NONCE_SIZE, ROOT_SIZE, STATE_NUMBER_MAX
 from .strict_json import load_object
 
 FORMAT: Final = 1
@@ -166,15 +167,7 @@ class StateMemory:
         return value
 
     def _write(self, entries: dict[str, StoreState]) -> None:
-        servers = {
-            server: {
-                "boot": state.boot,
-                "boot_nonce": state.boot_nonce.hex(),
-                "version": state.version,
-                "root": None if state.root is None else state.root.hex(),
-            }
-            for server, state in sorted(entries.items())
-        }
+        servers = {server: state.to_document() for server, state in sorted(entries.items())}
         data = json.dumps({"format": FORMAT, "servers": servers}, indent=1).encode("ascii") + b"\n"
         beside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

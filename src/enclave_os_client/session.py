@@ -19,13 +19,11 @@ from typing import Any, Final
 
 from enclave_os.errors import AttestationError, ServerProtocolError
 from enclave_os.evidence.binding import CONTEXT_SIZE
+from enclave_os.evidence.protocol import TEE, VERSION, b64, b64url
 from enclave_os.evidence.quote import QUOTE_SIZE_MAX
+from enclave_os.evidence.store_state import StoreState
 
 from .strict_json import load_object
-
-ATTEST_PATH: Final = "/__privasys/attest"
-VERSION: Final = 2
-TEE: Final = "sgx"
 
 REPLY_SIZE_MAX: Final = 768 << 10
 """A quote of at most 16 KiB in base64, and collateral of at most 512 KiB (Intel's has some 14) in JSON."""
@@ -34,23 +32,6 @@ STATE_NUMBER_MAX: Final = (1 << 64) - 1  # boot and version are u64
 ROOT_SIZE: Final = 32
 BOOT_NONCE_SIZE: Final = 32
 ERROR_TEXT_MAX: Final = 200  # of a server's own words in ours
-
-
-@dataclass(frozen=True, slots=True)
-class StoreState:
-    """Where a server says that its sealed store stands.
-
-    Attributes:
-        boot: how often the enclave has started on this sealed state.
-        boot_nonce: drawn anew at each start; two enclaves on copies of one state have the same boot, never this.
-        version: of the key-value store, raised with every write batch.
-        root: of its contents at that version; None while there is no store.
-    """
-
-    boot: int
-    boot_nonce: bytes
-    version: int
-    root: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +57,24 @@ def challenge_request(leaf_spki_sha256: bytes, context: bytes, *, collateral: bo
     """Ask for evidence bound to this TLS session and to `context` (32 fresh random bytes)."""
     return _encode(
         mode="challenge",
-        leaf=base64url(leaf_spki_sha256),
-        context=base64url(context),
+        leaf=b64url(leaf_spki_sha256),
+        context=b64url(context),
         **({"collateral": True} if collateral else {}),
     )
 
 
 def deterministic_request(leaf_spki_sha256: bytes, *, collateral: bool) -> bytes:
     """Ask for evidence bound to the minute: not session-bound, and never taken for it."""
-    return _encode(
-        mode="deterministic", leaf=base64url(leaf_spki_sha256), **({"collateral": True} if collateral else {})
-    )
+    return _encode(mode="deterministic", leaf=b64url(leaf_spki_sha256), **({"collateral": True} if collateral else {}))
 
 
 def present_request(context: bytes, quote: bytes, quote_time: str) -> bytes:
     """Show our own evidence, bound to the server's `context`."""
     return _encode(
         mode="present",
-        context=base64url(context),
+        context=b64url(context),
         tee=TEE,
-        quote=base64.b64encode(quote).decode("ascii"),
+        quote=b64(quote),
         quote_time=quote_time,
     )
 
@@ -164,11 +143,6 @@ def load_answer(data: bytes, what: str) -> dict[str, Any]:
         raise ServerProtocolError(f"{what} is not a JSON object without doubled members") from error
 
 
-def base64url(data: bytes) -> str:
-    """RFC 4648 5, without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
 def printable(text: str) -> str:
     """A peer's text, cut and escaped, so that it cannot pass for ours or move a terminal's cursor."""
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:ERROR_TEXT_MAX])
@@ -222,7 +196,7 @@ def _decode_base64(found: Mapping[str, object], name: str) -> bytes:
         data = base64.b64decode(value.encode("ascii"), validate=True)
     except (binascii.Error, ValueError) as error:
         raise _malformed(f"its {name} is not base64") from error
-    if base64.b64encode(data).decode("ascii") != value:
+    if b64(data) != value:
         raise _malformed(f"its {name} is not canonical base64")
     return data
 
@@ -234,7 +208,7 @@ def _decode_base64url(value: object, name: str, size: int) -> bytes:
         data = base64.b64decode(value.encode("ascii") + b"=" * (-len(value) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise _malformed(f"its {name} is not base64url") from error
-    if base64url(data) != value or len(data) != size:
+    if b64url(data) != value or len(data) != size:
         raise _malformed(f"its {name} is not {size} bytes in base64url without padding")
     return data
 

@@ -22,9 +22,11 @@ from enclave_os.evidence.binding import (
     session_challenge,
 )
 from enclave_os.evidence.collateral import Collateral
+from enclave_os.evidence.config_leaf import leaf_of
 from enclave_os.evidence.leaf import LeafEvidence, read_leaf
 from enclave_os.evidence.merkle import PATH_MAX, verify_inclusion
 from enclave_os.evidence.policy import Policy
+from enclave_os.evidence.protocol import MINUTE_AGE_S_MAX, MINUTE_AHEAD_S_MAX
 
 from .session import load_answer
 
@@ -40,10 +42,6 @@ __all__ = [
     "verify_leaf",
     "verify_session",
 ]
-
-AGE_MAX_S: Final = 24 * 3600 + 300
-"""A leaf that binds only a minute serves for a day; five minutes more for clocks that differ."""
-AHEAD_MAX_S: Final = 300
 
 PROOF_SIZE_MAX: Final = 16 << 10  # 64 hashes at most, as text
 
@@ -92,13 +90,13 @@ def freshness(minute: str, now: int) -> Claim:
         age = now - parse_minute(minute)
     except AttestationError as error:
         return Claim(name="freshness", outcome="failed", detail=str(error), code=error.code)
-    if age > AGE_MAX_S:
+    if age > MINUTE_AGE_S_MAX:
         return Claim(
             name="freshness", outcome="failed", found=minute, code="stale",
-            detail=f"made {age // 3600} h ago; at most {AGE_MAX_S // 60} minutes count",
+            detail=f"made {age // 3600} h ago; at most {MINUTE_AGE_S_MAX // 60} minutes count",
             fix="ask for fresh evidence: a challenge, or better a session; or set this machine's clock",
         )  # fmt: skip
-    if age < -AHEAD_MAX_S:
+    if age < -MINUTE_AHEAD_S_MAX:
         return Claim(
             name="freshness", outcome="failed", found=minute, code="ahead",
             detail=f"dated {-age // 60} minutes ahead of this machine's clock",
@@ -125,8 +123,6 @@ def verify_config_leaf(name: str, sha256: bytes, proof: bytes, root: bytes | Non
             fix="the server does not attest its configuration: update it",
         )  # fmt: skip
     found = load_answer(proof, "the proof of a config leaf")
-    encoded = name.encode("utf-8")
-    leaf = len(encoded).to_bytes(2, "big") + encoded + sha256
     index, size, path = found.get("index"), found.get("size"), found.get("path")
     if (
         type(index) is int
@@ -139,7 +135,7 @@ def verify_config_leaf(name: str, sha256: bytes, proof: bytes, root: bytes | Non
             steps = [bytes.fromhex(step) for step in path]
         except ValueError:
             steps = None
-        if steps is not None and verify_inclusion(leaf, index, size, steps, root):
+        if steps is not None and verify_inclusion(leaf_of(name, sha256), index, size, steps, root):
             return Claim(
                 name=title, outcome="passed", found=sha256.hex(), detail=f"leaf {index} of {size} under the config root"
             )

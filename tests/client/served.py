@@ -13,7 +13,7 @@ import httpcore
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os._x509 import Identity
 from enclave_os.errors import ClientProtocolError
-from enclave_os_client.session import ATTEST_PATH
+from enclave_os.evidence.protocol import ATTEST_PATH
 from tests.enclave.attested import Connection, Enclave
 
 Tamper = Callable[[dict[str, Any]], object]

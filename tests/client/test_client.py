@@ -12,11 +12,12 @@ import httpx
 import pytest
 
 from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError, UsageError
+from enclave_os.evidence.protocol import ATTEST_PATH, b64url
+from enclave_os.evidence.store_state import StoreState
 from enclave_os_client import client as attesting
 from enclave_os_client import connect
 from enclave_os_client.client import AsyncClient, Client, Demands, Mode, attestation_of
 from enclave_os_client.memory import StateMemory
-from enclave_os_client.session import ATTEST_PATH, StoreState, base64url
 from tests.client.served import AsyncBackend, AsyncServed, Backend, Served
 from tests.enclave.attested import POLICY, ClientEnclave, Enclave
 from tests.enclave.certificates import Authority
@@ -228,8 +229,8 @@ class TestState:
     def found(self, enclave: Enclave, memory: StateMemory, state: StoreState | None) -> Any:
         def alleged(reply: dict[str, Any]) -> None:
             reply["state"] = None if state is None else {
-                "boot": state.boot, "boot_nonce": base64url(state.boot_nonce), "version": state.version,
-                "root": None if state.root is None else base64url(state.root),
+                "boot": state.boot, "boot_nonce": b64url(state.boot_nonce), "version": state.version,
+                "root": None if state.root is None else b64url(state.root),
             }  # fmt: skip
 
         served = Served(enclave, tamper=alleged)

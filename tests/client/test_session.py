@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_os.errors import AttestationError, ServerProtocolError
+from enclave_os.evidence.protocol import b64url
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.ratls.attest_message import Ask, Present, read_message
 from enclave_os_client import session
-from enclave_os_client.session import base64url, read_presented, read_reply
+from enclave_os_client.session import read_presented, read_reply
 
-STATE: dict[str, Any] = {"boot": 1, "boot_nonce": base64url(bytes(32)), "version": 0, "root": None}
+STATE: dict[str, Any] = {"boot": 1, "boot_nonce": b64url(bytes(32)), "version": 0, "root": None}
 GOOD: dict[str, Any] = {
     "v": 2, "mode": "challenge", "tee": "sgx", "quote": base64.b64encode(b"quote").decode(), "gpu_evidence": None,
     "quote_time": "2026-11-26T00:00Z", "client_evidence": "none", "client_context": None, "state": STATE,
@@ -27,12 +29,12 @@ def read(**changes: Any) -> session.Reply:
 
 
 def test_a_good_answer() -> None:
-    reply = read(client_evidence="required", client_context=base64url(b"c" * 32), collateral={"a": "b"}, newer=1)
+    reply = read(client_evidence="required", client_context=b64url(b"c" * 32), collateral={"a": "b"}, newer=1)
     assert reply.quote == b"quote"
     assert reply.client_required
     assert reply.client_context == b"c" * 32
     assert reply.collateral == '{"a": "b"}'
-    assert reply.state == session.StoreState(1, bytes(32), 0, None)
+    assert reply.state == StoreState(1, bytes(32), 0, None)
     assert read(state=None).state is None
 
 
@@ -43,8 +45,8 @@ def test_a_good_answer() -> None:
         {"gpu_evidence": {}}, {"quote": None}, {"quote": "!"}, {"quote": "cXVvdGU"}, {"quote": "cXVvdGU=\n"},
         {"quote": "cXVvdGV="}, {"quote": "é"}, {"quote": base64.b64encode(bytes(16385)).decode()},
         {"quote_time": 0}, {"client_evidence": "maybe"}, {"client_evidence": None},
-        {"client_context": ""}, {"client_context": base64url(bytes(31))}, {"client_context": base64url(bytes(33))},
-        {"client_context": base64url(bytes(32)) + "="}, {"client_context": 1}, {"client_evidence": "required"},
+        {"client_context": ""}, {"client_context": b64url(bytes(31))}, {"client_context": b64url(bytes(33))},
+        {"client_context": b64url(bytes(32)) + "="}, {"client_context": 1}, {"client_evidence": "required"},
         {"collateral": "x"}, {"collateral": []}, {"state": []}, {"state": {}}, {"state": STATE | {"boot": -1}},
         {"state": STATE | {"boot": 1 << 64}}, {"state": STATE | {"version": 1.5}}, {"state": STATE | {"boot": True}},
         {"state": STATE | {"boot_nonce": None}}, {"state": STATE | {"root": "AA"}},

@@ -18,13 +18,15 @@ from enclave_os.evidence.binding import (
     minute_text,
     session_challenge,
 )
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.ratls.attester import SimulatedAttester
 from enclave_os.ratls.certificate import CertificateStore
 from enclave_os.ratls.config_tree import ConfigTree
-from enclave_os.ratls.session import Reply, SessionAttestation, StoreState
+from enclave_os.ratls.session import Reply, SessionAttestation
 from enclave_os.runtime.attestation import Attestation
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.wire.setting_table import Attestation as Settings
+from tests.enclave.attested import Connection
 from tests.enclave.certificates import Authority
 from tests.enclave.tls_peers import pair
 from tests.evidence.forge import IDENTITY, SIGNER, Forge
@@ -61,25 +63,6 @@ class RigClock:
         self.now_ns += int(seconds * NS_PER_SECOND)
 
 
-class RigConnection:
-    """A connection as the routes see it (`http.Connection`), over one engine."""
-
-    def __init__(self, engine: TLSEngine, identity: Identity) -> None:
-        self.engine = engine
-        self.app = identity.app
-        self.challenged = engine.client_nonce is not None
-        self.leaf_spki_sha256 = identity.spki_sha256
-        self.leaf_generation = identity.generation
-        self.peer_spki_sha256 = engine.peer_spki_sha256
-        self.evidence: Any = engine.take_verdict()
-        self.attested: Any = None
-        self.stale = False
-        self.tag: Any = "none"
-
-    def export(self, label: bytes, context: bytes, size: int) -> bytes:
-        return self.engine.export_keying_material(label.decode(), context, size)
-
-
 class Session:
     """Both ends of one connection after its handshake."""
 
@@ -87,7 +70,7 @@ class Session:
         self.rig = rig
         self.client = client
         self._identity = identity
-        self.connection = RigConnection(server, identity)
+        self.connection = Connection(server, identity.generation)
 
     @property
     def leaf(self) -> str:
@@ -169,7 +152,6 @@ class Rig:
             self.tree,
             settings,
             self.clock.clock,
-            simulated_root_der=forge.root_der,
             state=state,
             random=os.urandom,
         )

@@ -13,10 +13,11 @@ from enclave_os.evidence import oids
 from enclave_os.evidence.binding import certificate_challenge, certificate_deterministic, minute_text
 from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.evidence.policy import Policy
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.ratls.attester import SimulatedAttester
 from enclave_os.ratls.client_judge import ClientJudge
 from enclave_os.ratls.config_tree import ConfigTree
-from enclave_os.ratls.session import SessionAttestation, StoreState
+from enclave_os.ratls.session import SessionAttestation
 from enclave_os.wire.setting_table import Attestation as AttestationSettings
 from enclave_os_client.demands import Demands
 from enclave_os_client.examination import Answer, Ask, Attestation, Channel, Examination
@@ -31,24 +32,20 @@ POLICY = Policy(mr_enclaves=frozenset({MEASUREMENT}), allow_simulated=True)
 
 
 class Connection:
-    """What the ingress shows of one TLS connection, over an engine."""
+    """A connection as the ingress shows it (`http.Connection`), over an engine."""
 
     def __init__(self, engine: TLSEngine, generation: int = 0) -> None:
+        assert engine.leaf_spki_sha256 is not None
         self.engine = engine
+        self.leaf_spki_sha256: bytes = engine.leaf_spki_sha256
+        self.peer_spki_sha256 = engine.peer_spki_sha256
+        self.app = engine.app
+        self.challenged = engine.client_nonce is not None
         self.leaf_generation = generation
         self.evidence: Any = engine.take_verdict()
         self.attested: Any = None
         self.stale = False
         self.tag: Any = "none"
-
-    @property
-    def leaf_spki_sha256(self) -> bytes:
-        assert self.engine.leaf_spki_sha256 is not None
-        return self.engine.leaf_spki_sha256
-
-    @property
-    def peer_spki_sha256(self) -> bytes | None:
-        return self.engine.peer_spki_sha256
 
     def export(self, label: bytes, context: bytes, size: int) -> bytes:
         return self.engine.export_keying_material(label.decode("ascii"), context, size)

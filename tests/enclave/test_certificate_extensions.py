@@ -47,7 +47,6 @@ def attestation(mode: str, *, debug: bool = False) -> Attestation:
         ConfigTree([("core.version", b"1")]),
         AttestationSettings(),
         Clock(),
-        simulated_root_der=None,
         state=lambda: None,
         random=bytes,
     )

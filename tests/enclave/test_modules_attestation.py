@@ -18,11 +18,13 @@ from enclave_os.evidence.binding import session_deterministic
 from enclave_os.evidence.config_leaf import config_leaf
 from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.evidence.leaf import read_leaf
+from enclave_os.evidence.protocol import ATTEST_PATH
 from enclave_os.evidence.quote import parse_quote
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import HTTPError, Response, make_request
-from enclave_os.modules.attestation import ATTEST_PATH, AttestationRoutes
+from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.registry import Registry
-from enclave_os.ratls.session import MESSAGES_BURST, StoreState
+from enclave_os.ratls.session import MESSAGES_BURST
 from enclave_os.ratls.settings_leaves import settings_leaves
 from enclave_os.runtime.attestation import QUOTE_SHARE_MAX, session_quote_rate
 from enclave_os.wire.setting_table import CertificateAuthority, EnclaveSettings
@@ -167,7 +169,7 @@ def test_certificates_state_where_the_store_stands(forge: Forge, now: int) -> No
     state = StoreState(1, b"n" * 32, 0x0102, None)
     rig = Rig(forge, now, state=lambda: state)
     assert oids.KV_STATE not in carried(rig.connect())
-    state = state._replace(root=b"r" * 32)
+    state = dataclasses.replace(state, root=b"r" * 32)
     assert carried(rig.connect())[oids.KV_STATE] == b"r" * 32 + bytes.fromhex("0000000000000102")
 
 

@@ -18,7 +18,8 @@ from enclave_os._x509 import Identity
 from enclave_os.errors import AttestationError, ClientProtocolError, ClockUntrusted, ServerProtocolError
 from enclave_os.evidence.binding import EXPORTER_LABEL, EXPORTER_LABEL_CLIENT, minute_text, session_challenge
 from enclave_os.evidence.quote import parse_quote
-from enclave_os.ratls.session import CONTEXT_NS, EVIDENCE_NS, MESSAGES_BURST, StoreState
+from enclave_os.evidence.store_state import StoreState
+from enclave_os.ratls.session import CONTEXT_NS, EVIDENCE_NS, MESSAGES_BURST
 from enclave_os_client.demands import Demands
 from tests.enclave.attested import CLIENT_MEASUREMENT, NS, POLICY, ClientEnclave, Connection, Enclave, examine
 from tests.enclave.certificates import Authority

@@ -18,12 +18,12 @@ from enclave_os.evidence.binding import (
     session_deterministic,
 )
 from enclave_os.evidence.quote import parse_quote
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.ratls.session import (
     EVIDENCE_NS,
     MESSAGES_BURST,
     MESSAGES_PER_SECOND,
     Reply,
-    StoreState,
 )
 from tests.enclave.attestation_rig import (
     CHALLENGE,

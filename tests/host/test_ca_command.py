@@ -12,10 +12,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from enclave_os.wire.rpc import CHAIN_SIZE_MAX
+from enclave_os.wire.rpc import CHAIN_LENGTH_MAX, CHAIN_SIZE_MAX
 from enclave_os_host import cli
 from enclave_os_host.certificates import VALIDITY, authority, name
-from enclave_os_host.commands.ca import CHAIN_LENGTH_MAX
 
 NOW = datetime.datetime.now(datetime.UTC)
 ROOT_KEY = ec.generate_private_key(ec.SECP256R1())

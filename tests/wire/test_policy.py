@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from enclave_os.wire import policy
 from enclave_os.wire.policy import PolicyError, differences, policy_of, read_policy
+from enclave_os.wire.setting_table import EXPORTS
 from enclave_os.wire.settings import CertificateAuthority, check, enclave_document, parse_enclave_document
 
 KEY = "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n"
@@ -72,7 +73,7 @@ def test_every_change_is_a_difference_with_a_name() -> None:
 sections = st.fixed_dictionaries(
     {},
     optional={
-        "seal": st.fixed_dictionaries({"export": st.sampled_from(policy.EXPORTS)}),
+        "seal": st.fixed_dictionaries({"export": st.sampled_from(EXPORTS)}),
         "auth": st.fixed_dictionaries(
             {"issuers": st.lists(st.sampled_from(ISSUERS), max_size=2, unique_by=lambda issuer: issuer["issuer"])}
         ),

@@ -170,13 +170,12 @@ def appraise(
         return Appraisal(claims=tuple(claims), simulated=simulated, body=parsed.body)
     pck = dcap_qvl.parse_pck_extension_from_pem(parsed.cert_data.rstrip(b"\0"))
     claims.append(_judge_collateral(pck, report, collateral.tcb_info))
-    platform = _platform_ids(pck)
     claims += [
         _judge_report_data(parsed.body, report_data),
         _judge_debug(parsed.body),
         *_judge_identity(parsed.body, policy),
         _judge_tcb(report.status, tuple(report.advisory_ids), policy),
-        _judge_platform(platform, policy),
+        _judge_platform(pck, policy),
         *_judge_leaf(leaf, policy, simulated=simulated),
     ]
     return Appraisal(
@@ -185,8 +184,8 @@ def appraise(
         tcb_status=report.status,
         advisory_ids=tuple(report.advisory_ids),
         body=parsed.body,
-        ppid=platform[0] if platform else b"",
-        platform_instance_id=platform[1] if len(platform) > 1 else None,
+        ppid=pck.ppid,
+        platform_instance_id=pck.platform_instance_id,
     )
 
 
@@ -298,12 +297,6 @@ def _judge_collateral(pck: PckExtension, report: VerifiedReport, tcb_info: str) 
     return _passed(name, found, "Intel's word on this model of platform")
 
 
-def _platform_ids(pck: PckExtension) -> tuple[bytes, ...]:
-    """PPID, then the platform instance id if there is one."""
-    instance = pck.platform_instance_id
-    return (pck.ppid,) if instance is None else (pck.ppid, instance)
-
-
 # -- what is asked of the report --------------------------------------------------------------------------------------
 
 
@@ -360,7 +353,8 @@ def _judge_tcb(status: str, advisory_ids: tuple[str, ...], policy: Policy) -> Cl
     return _failed("TCB status", "tcb_status", meaning, "update the platform, or accept this status by name", found)
 
 
-def _judge_platform(found: tuple[bytes, ...], policy: Policy) -> Claim:
+def _judge_platform(pck: PckExtension, policy: Policy) -> Claim:
+    found = [name for name in (pck.ppid, pck.platform_instance_id) if name is not None]
     shown = ", ".join(value.hex() for value in found)
     if policy.platform_ids is None:
         return _unasked("platform", shown, "any platform that Intel has not revoked")

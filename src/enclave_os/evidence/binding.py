@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from enclave_os.errors import AttestationError, UsageError
+from enclave_os.evidence.sized import sized
 
 REPORT_DATA_SIZE: Final = 64
 SPKI_HASH_SIZE: Final = 32
@@ -66,7 +67,7 @@ def parse_minute(text: str) -> int:
 
 def certificate_challenge(spki_sha256: bytes, nonce: bytes) -> bytes:
     """report_data of a leaf made for the connection whose ClientHello carried `nonce`."""
-    return _report_data(spki_sha256, _sized("a challenge", nonce, CHALLENGE_SIZE))
+    return _report_data(spki_sha256, sized("a challenge", nonce, CHALLENGE_SIZE))
 
 
 def certificate_deterministic(spki_sha256: bytes, minute: str) -> bytes:
@@ -77,7 +78,7 @@ def certificate_deterministic(spki_sha256: bytes, minute: str) -> bytes:
 def session_challenge(spki_sha256: bytes, context: bytes, hctx: bytes) -> bytes:
     """report_data bound to one TLS session: `context` is the verifier's, `hctx` what this session exports under it."""
     return _report_data(
-        spki_sha256, _sized("a context", context, CONTEXT_SIZE) + _sized("an exported value", hctx, EXPORTER_SIZE)
+        spki_sha256, sized("a context", context, CONTEXT_SIZE) + sized("an exported value", hctx, EXPORTER_SIZE)
     )
 
 
@@ -87,13 +88,7 @@ def session_deterministic(spki_sha256: bytes, minute: str) -> bytes:
 
 
 def _report_data(spki_sha256: bytes, binding: bytes) -> bytes:
-    return hashlib.sha512(_sized("a SHA-256 of a public key", spki_sha256, SPKI_HASH_SIZE) + binding).digest()
-
-
-def _sized(what: str, value: bytes, size: int) -> bytes:
-    if not isinstance(value, bytes) or len(value) != size:
-        raise UsageError(f"{what} is {size} bytes")
-    return value
+    return hashlib.sha512(sized("a SHA-256 of a public key", spki_sha256, SPKI_HASH_SIZE) + binding).digest()
 
 
 def _minute(text: str) -> bytes:

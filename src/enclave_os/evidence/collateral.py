@@ -56,10 +56,14 @@ class Collateral:
         members: dict[str, Any] = {name: _read(name, value) for name, value in document.items()}
         return cls(**members)
 
+    def to_document(self) -> dict[str, str]:
+        """The JSON form before it is text."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.hex() if name in _BYTES else value for name, value in members.items()}
+
     def to_json(self) -> str:
         """The JSON form, on one line."""
-        members = {field.name: getattr(self, field.name) for field in fields(self)}
-        return json.dumps({name: value.hex() if name in _BYTES else value for name, value in members.items()})
+        return json.dumps(self.to_document())
 
     def to_qvl(self) -> QuoteCollateralV3:
         """As dcap-qvl takes it. No PCK chain: the quote's own counts."""

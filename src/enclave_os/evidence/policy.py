@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypedDict
 
 from enclave_os.errors import UsageError
+from enclave_os.evidence.sized import sized
 
 MEASUREMENT_SIZE: Final = 32
 ISV_MAX: Final = 0xFFFF
@@ -65,9 +66,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         for value in self.mr_enclaves:
-            _sized("MRENCLAVE", value, MEASUREMENT_SIZE)
+            sized("MRENCLAVE", value, MEASUREMENT_SIZE)
         if self.mr_signer is not None:
-            _sized("MRSIGNER", self.mr_signer, MEASUREMENT_SIZE)
+            sized("MRSIGNER", self.mr_signer, MEASUREMENT_SIZE)
             if self.isv_prod_id is None:
                 raise UsageError("MRSIGNER needs ISVPRODID beside it: one key signs many products")
         if self.isv_prod_id is not None and not 0 <= self.isv_prod_id <= ISV_MAX:
@@ -75,9 +76,9 @@ class Policy:
         if not 0 <= self.isv_svn_min <= ISV_MAX:
             raise UsageError(f"an ISVSVN is a number of 0 to {ISV_MAX}")
         if self.config_root is not None:
-            _sized("a config root", self.config_root, MEASUREMENT_SIZE)
+            sized("a config root", self.config_root, MEASUREMENT_SIZE)
         for value in self.platform_ids or ():
-            _sized("a platform id (PPID or PIID)", value, PLATFORM_ID_SIZE)
+            sized("a platform id (PPID or PIID)", value, PLATFORM_ID_SIZE)
         unknown = self.tcb_statuses - (TCB_STATUSES - {"Revoked"})
         if unknown or not self.tcb_statuses:
             raise UsageError(f"TCB statuses to accept are of {', '.join(sorted(TCB_STATUSES - {'Revoked'}))}")
@@ -90,6 +91,25 @@ class Policy:
         return bool(self.mr_enclaves) or self.mr_signer is not None
 
 
-def _sized(what: str, value: bytes, size: int) -> None:
-    if not isinstance(value, bytes) or len(value) != size:
-        raise UsageError(f"{what} is {size} bytes")
+class PeerKind(TypedDict):
+    """The fields of a policy by which an enclave lets in what runs as it does itself."""
+
+    image_profile: str | None
+    allow_simulated: bool
+    simulated_root_der: bytes | None
+
+
+def peer_kind(*, simulated: bool, simulated_root_der: bytes | None) -> PeerKind:
+    """What an enclave asks of another's hardware: on hardware, nothing simulated; outside of it, also what its own
+    platform simulates.
+
+    Args:
+        simulated: whether the enclave itself runs outside hardware.
+        simulated_root_der: root of its own simulated platform.
+    """
+    return {
+        # Simulated evidence is of profile `dev` by nature; on hardware `dev` names what must not come near it.
+        "image_profile": None if simulated else "production",
+        "allow_simulated": simulated,
+        "simulated_root_der": simulated_root_der if simulated else None,
+    }

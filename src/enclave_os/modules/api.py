@@ -20,6 +20,7 @@ __all__ = [
     "METHODS",
     "MONITORING",
     "NAME_PATTERN",
+    "NO_STORE",
     "AppIdentity",
     "Clock",
     "Connection",
@@ -40,6 +41,8 @@ DATA_PATH: Final = "/data"
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z", re.ASCII)
+NO_STORE: Final = ("Cache-Control", "no-store")
+"""The field of an answer that is true only now."""
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]*\Z", re.ASCII)
 _PARAMETER: Final = re.compile(r"\{([a-z_][a-z0-9_]*)\}\Z", re.ASCII)

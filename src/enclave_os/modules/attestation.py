@@ -8,13 +8,11 @@ GET  /attestation/proof/{leaf}   that one leaf is in the tree: RFC 9162 inclusio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
+from enclave_os.evidence.protocol import ATTEST_PATH
 from enclave_os.http import Connection, Request, Response, error_response, json_response
-from enclave_os.modules.api import Module, Route
-
-ATTEST_PATH: Final = "/__privasys/attest"
-NO_STORE: Final = ("Cache-Control", "no-store")
+from enclave_os.modules.api import NO_STORE, Module, Route
 
 
 class Answer(Protocol):

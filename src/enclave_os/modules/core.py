@@ -7,7 +7,7 @@ from typing import Final
 from enclave_os import __version__
 from enclave_os.errors import InternalError
 from enclave_os.http import Request, Response, json_response
-from enclave_os.modules.api import MANAGER, MONITORING, Module, Route, Services
+from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Module, Route, Services
 
 READY: Final = Response(200, {"status": "ready"})
 NOT_READY: Final = Response(503, {"status": "not ready"})
@@ -81,7 +81,7 @@ class Core(Module):
                 "modules": list(services.modules),
                 "warnings": list(status.warnings),
             },
-            headers=(("Cache-Control", "no-store"),),
+            headers=(NO_STORE,),
         )
 
     def metrics(self, request: Request) -> Response:
@@ -89,7 +89,7 @@ class Core(Module):
         services = self._given()
         counters = services.counters()
         index = services.status().worker_index
-        headers = (("Cache-Control", "no-store"), ("Vary", "Accept"))
+        headers = (NO_STORE, ("Vary", "Accept"))
         if wants_prometheus(request.headers.get("accept", "")):
             return Response(200, prometheus_text(counters, index), PROMETHEUS_TYPE, headers)
         return json_response({"worker": index, "counters": dict(counters)}, headers=headers)

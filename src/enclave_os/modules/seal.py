@@ -20,10 +20,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from enclave_os.http import HTTPError, Request, Response, json_response
-from enclave_os.modules.api import MANAGER, MONITORING, Module, Route
+from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Module, Route
+from enclave_os.wire.rpc import MEASUREMENT_SIZE
 
-NO_STORE: Final = ("Cache-Control", "no-store")
-MEASUREMENT_SIZE: Final = 32
 SECONDS_MAX: Final = 2**63 // 1_000_000_000 - 1
 """The last second that the clock's nanoseconds can count."""
 

@@ -22,10 +22,8 @@ from typing import Any, Final, Literal
 
 from enclave_os.errors import ClientProtocolError
 from enclave_os.evidence.binding import CONTEXT_SIZE, SPKI_HASH_SIZE
+from enclave_os.evidence.protocol import VERSION, b64, b64url
 from enclave_os.evidence.quote import QUOTE_SIZE_MAX
-
-VERSION: Final = 2
-TEE: Final = "sgx"
 
 MESSAGE_SIZE_MAX: Final = 256 * 1024
 """A quote takes 6 KiB and its collateral 14; revocation lists may grow, and 64 KiB is the family's bound without it."""
@@ -97,16 +95,6 @@ def read_message(document: object) -> Ask | Present:
             _collateral(members),
         )
     raise MessageError('"mode" is none of challenge, deterministic, present')
-
-
-def b64url(data: bytes) -> str:
-    """`data` as base64url without padding: how every binary value of these messages is written."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def b64(data: bytes) -> str:
-    """`data` as base64 with padding: how quotes are written."""
-    return base64.b64encode(data).decode("ascii")
 
 
 def read_b64url(value: object, name: str) -> bytes:

@@ -15,7 +15,7 @@ import dataclasses
 import datetime
 import hmac
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
@@ -27,7 +27,8 @@ from enclave_os.evidence.binding import certificate_challenge, parse_minute, ses
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.evidence.leaf import UNREADABLE, LeafEvidence, read_leaf
-from enclave_os.evidence.policy import Policy
+from enclave_os.evidence.policy import Policy, peer_kind
+from enclave_os.evidence.protocol import MINUTE_AGE_S_MAX, MINUTE_AHEAD_S_MAX
 from enclave_os.ratls.attest_message import Present
 from enclave_os.ratls.token_bucket import TokenBucket
 from enclave_os.wire.setting_table import Attestation
@@ -38,9 +39,6 @@ CHAIN_DEPTH_MAX: Final = 4
 VERIFICATIONS_PER_SECOND: Final = 200.0
 """Of both legs together. One takes about a millisecond of the one thread: evidence to be judged, forged or not, may
 take a fifth of it from the others."""
-
-QUOTE_AGE_S_MAX: Final = 24 * 3600 + 300
-QUOTE_AHEAD_S_MAX: Final = 300
 
 _NS: Final = 1_000_000_000
 
@@ -145,7 +143,7 @@ class ClientJudge:
         if hmac.compare_digest(leaf.spki_sha256, own_spki_sha256):
             raise AttestationError("the client shows our own certificate")
         asked = parse_minute(message.quote_time)
-        if not -QUOTE_AGE_S_MAX <= asked - now_ns // _NS <= QUOTE_AHEAD_S_MAX:
+        if not -MINUTE_AGE_S_MAX <= asked - now_ns // _NS <= MINUTE_AHEAD_S_MAX:
             raise AttestationError("quote_time is not within the last 24 hours")
         collateral = None if message.collateral is None else Collateral.from_json(message.collateral)
         expected = session_challenge(leaf.spki_sha256, message.context, hctx)
@@ -194,10 +192,7 @@ def client_policy(settings: Attestation, *, simulated: bool, simulated_root_der:
             isv_prod_id=settings.client_isv_prod_id,
             isv_svn_min=settings.client_isv_svn_min,
             platform_ids=frozenset(bytes.fromhex(text) for text in settings.client_platform_ids) or None,
-            # Simulated evidence is of profile `dev` by nature; on hardware `dev` names what must not come near it.
-            image_profile=None if simulated else "production",
-            allow_simulated=simulated,
-            simulated_root_der=simulated_root_der if simulated else None,
+            **peer_kind(simulated=simulated, simulated_root_der=simulated_root_der),
         )
     except (UsageError, ValueError) as error:
         raise ConfigError(f"attestation: {error}") from error
@@ -210,10 +205,12 @@ def _store(pem: str) -> Store:
         raise ConfigError("attestation.client_ca_pem holds no certificate that can be read") from error
 
 
-def _identity(tier: str, appraisal: Appraisal, leaf: LeafEvidence, now_ns: int) -> PeerIdentity:
+def _identity(
+    tier: Literal["handshake", "session"], appraisal: Appraisal, leaf: LeafEvidence, now_ns: int
+) -> PeerIdentity:
     body = appraisal.require()
     return PeerIdentity(
-        tier="session" if tier == "session" else "handshake",
+        tier=tier,
         simulated=appraisal.simulated,
         mr_enclave=body.mr_enclave,
         mr_signer=body.mr_signer,

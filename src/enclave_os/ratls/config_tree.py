@@ -13,14 +13,13 @@ Not in the tree: which worker this is. All workers of a server have one root.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from enclave_os.errors import UsageError
 from enclave_os.evidence import merkle
-from enclave_os.evidence.config_leaf import config_leaf
+from enclave_os.evidence.config_leaf import LEAF_NAME, config_leaf
 
 HASH_SIZE: Final = 32  # SHA-256, with which every leaf ends
 
@@ -29,9 +28,6 @@ NAME_SIZE_MAX: Final = 255
 
 LEAVES_MAX: Final = 4096
 """Every section, module and app many times over; a proof is 12 hashes, and a new root costs milliseconds."""
-
-# One spelling for each name: two leaves that a reader would take for one another cannot both exist.
-_NAME: Final = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\Z", re.ASCII)
 
 
 class Leaf(NamedTuple):
@@ -175,7 +171,7 @@ def check_name(name: str) -> str:
 
     Raises: UsageError: it cannot.
     """
-    if not isinstance(name, str) or len(name) > NAME_SIZE_MAX or not _NAME.match(name):
+    if not isinstance(name, str) or len(name) > NAME_SIZE_MAX or not LEAF_NAME.fullmatch(name):
         raise UsageError(
             f"{str(name)[:NAME_SIZE_MAX]!r} is no config leaf's name: lower-case letters, digits, _ and -, in parts "
             f"joined by dots, at most {NAME_SIZE_MAX} characters"

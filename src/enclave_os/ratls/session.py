@@ -20,12 +20,11 @@ Bytes in, a `Reply` out: no socket, no clock of its own, no log. What the client
 from __future__ import annotations
 
 import hmac
-import json
 import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple
 
 from enclave_os.errors import AttestationError, ClockUntrusted, ConnectionGone
 from enclave_os.evidence.binding import (
@@ -38,18 +37,10 @@ from enclave_os.evidence.binding import (
     session_deterministic,
 )
 from enclave_os.evidence.identity import PeerIdentity
-from enclave_os.http import HTTPError, parse_json
-from enclave_os.ratls.attest_message import (
-    MESSAGE_SIZE_MAX,
-    TEE,
-    VERSION,
-    Ask,
-    MessageError,
-    Present,
-    b64,
-    b64url,
-    read_message,
-)
+from enclave_os.evidence.protocol import EVIDENCE_S, TEE, VERSION, b64, b64url
+from enclave_os.evidence.store_state import StoreState
+from enclave_os.http import AttestationTag, Connection, HTTPError, parse_json
+from enclave_os.ratls.attest_message import MESSAGE_SIZE_MAX, Ask, MessageError, Present, read_message
 from enclave_os.ratls.attester import Attester
 from enclave_os.ratls.client_judge import ClientJudge, ShownClient
 from enclave_os.ratls.config_tree import ConfigTree
@@ -57,8 +48,7 @@ from enclave_os.ratls.token_bucket import TokenBucket
 
 _NS: Final = 1_000_000_000
 
-EVIDENCE_NS: Final = 300 * _NS
-"""How long evidence counts: longer, and what was proven says too little about what runs now."""
+EVIDENCE_NS: Final = EVIDENCE_S * _NS
 
 CONTEXT_NS: Final = 120 * _NS
 """How long a client may take to present its evidence: a slow quoting service takes seconds."""
@@ -69,42 +59,6 @@ MESSAGES_BURST: Final = 20
 and for mistakes. What is above gets 429 before a byte of it is parsed."""
 
 OUTDATED: Final = "the configuration changed since this connection's certificate was made: connect again"
-
-Tag = Literal["none", "deterministic", "challenge", "mutual"]
-
-
-class StoreState(NamedTuple):
-    """Where the sealed state stands, for clients that remember and so notice a rollback.
-
-    Attributes:
-        boot: how often this state was started.
-        boot_nonce: 32 bytes, fresh in this boot.
-        version: of the KV store, counted up by every write batch.
-        root: over the KV store's content, 32 bytes; None while there is no store.
-    """
-
-    boot: int
-    boot_nonce: bytes
-    version: int
-    root: bytes | None
-
-
-class AttestedConnection(Protocol):
-    """What is asked of a TLS connection here; `http.Connection` is the whole of it."""
-
-    @property
-    def leaf_spki_sha256(self) -> bytes: ...
-    @property
-    def leaf_generation(self) -> int: ...
-    @property
-    def peer_spki_sha256(self) -> bytes | None: ...
-
-    evidence: Any
-    attested: Any
-    stale: bool
-    tag: Any
-
-    def export(self, label: bytes, context: bytes, size: int) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +80,7 @@ class _Record:
 
     __slots__ = ("__weakref__", "at_ns", "connection", "generation", "messages", "mode", "peer", "pending")
 
-    def __init__(self, connection: AttestedConnection, messages: TokenBucket) -> None:
+    def __init__(self, connection: Connection, messages: TokenBucket) -> None:
         self.connection = connection
         self.messages = messages
         self.mode: Literal["none", "deterministic", "challenge"] = "none"
@@ -178,12 +132,12 @@ class SessionAttestation:
 
     # -- the messages -------------------------------------------------------------------------------------------------
 
-    def answer(self, connection: AttestedConnection, body: bytes) -> Reply:
+    def answer(self, connection: Connection, body: bytes) -> Reply:
         """Answer one message that came on `connection`. Raises: ConnectionGone."""
+        refused = self.admit(connection)
+        if refused is not None:
+            return refused
         record = self._record(connection)
-        wait = record.messages.take()
-        if wait:
-            return self._too_many(wait, "too many attestation messages on this connection")
         try:
             message = _read(body)
         except MessageError as error:
@@ -193,7 +147,7 @@ class SessionAttestation:
             return self._present(connection, record, message)
         return self._attest(connection, record, message)
 
-    def admit(self, connection: AttestedConnection, *, quote: bool = False) -> Reply | None:
+    def admit(self, connection: Connection, *, quote: bool = False) -> Reply | None:
         """Take a message's share for another route, and with `quote` a quote's. Returns: a Reply that refuses, or None.
 
         A quote is refused where the connection's certificate is of another configuration, as in `answer`.
@@ -208,7 +162,7 @@ class SessionAttestation:
         wait = self._quotes.take() if quote else 0.0
         return self._too_many(wait, "too many quotes are asked for") if wait else None
 
-    def _attest(self, connection: AttestedConnection, record: _Record, ask: Ask) -> Reply:
+    def _attest(self, connection: Connection, record: _Record, ask: Ask) -> Reply:
         spki = connection.leaf_spki_sha256
         if not hmac.compare_digest(ask.leaf, spki):
             return _error(400, '"leaf" is not the certificate of this connection: somebody may stand in between')
@@ -247,7 +201,7 @@ class SessionAttestation:
             document["collateral"] = self._collateral()
         return Reply(200, document)
 
-    def _take_note(self, connection: AttestedConnection, record: _Record, ask: Ask, now_ns: int) -> bytes | None:
+    def _take_note(self, connection: Connection, record: _Record, ask: Ask, now_ns: int) -> bytes | None:
         """Write down that we attested; the context under which the client is to present its own evidence, if any."""
         self._counts[ask.mode] += 1
         if record.generation != self._tree.generation:
@@ -263,7 +217,7 @@ class SessionAttestation:
         connection.tag = self._tag(record, now_ns)
         return context
 
-    def _present(self, connection: AttestedConnection, record: _Record, message: Present) -> Reply:
+    def _present(self, connection: Connection, record: _Record, message: Present) -> Reply:
         if connection.peer_spki_sha256 is None:
             return _error(400, "this connection has no client certificate to which evidence could belong")
         pending, record.pending = record.pending, None  # single use, whatever comes of it
@@ -294,7 +248,7 @@ class SessionAttestation:
 
     # -- what counts --------------------------------------------------------------------------------------------------
 
-    def current(self, connection: AttestedConnection) -> Tag:
+    def current(self, connection: Connection) -> AttestationTag:
         """What counts on a connection now; "none" also when the time is unknown. Raises: ConnectionGone."""
         record = connection.attested
         if record is None:
@@ -304,13 +258,13 @@ class SessionAttestation:
         except ClockUntrusted:
             return "none"
 
-    def peer(self, connection: AttestedConnection) -> PeerIdentity | None:
+    def peer(self, connection: Connection) -> PeerIdentity | None:
         """Who the caller proved to be: by tier `session` while that counts, else what the handshake showed, or None.
 
         Raises: ConnectionGone.
         """
         record: _Record | None = connection.attested
-        if record is not None and record.peer is not None and self._counts_now(record):
+        if record is not None and record.peer is not None and self.current(connection) == "mutual":
             return record.peer
         shown: ShownClient | None = connection.evidence
         return None if shown is None else shown.identity
@@ -331,13 +285,7 @@ class SessionAttestation:
         """Messages by what came of them."""
         return {f"attest_{name}_total": count for name, count in self._counts.items()}
 
-    def _counts_now(self, record: _Record) -> bool:
-        try:
-            return self._tag(record, self._trusted_ns()) == "mutual"
-        except ClockUntrusted:
-            return False
-
-    def _tag(self, record: _Record, now_ns: int) -> Tag:
+    def _tag(self, record: _Record, now_ns: int) -> AttestationTag:
         if record.mode == "none" or record.generation != self._tree.generation:
             return "none"
         if now_ns - record.at_ns > EVIDENCE_NS:
@@ -357,16 +305,16 @@ class SessionAttestation:
 
     # -- parts of answers ---------------------------------------------------------------------------------------------
 
-    def _record(self, connection: AttestedConnection) -> _Record:
+    def _record(self, connection: Connection) -> _Record:
         record: _Record | None = connection.attested
         if record is None:
             record = _Record(connection, TokenBucket(MESSAGES_PER_SECOND, MESSAGES_BURST, self._monotonic))
             connection.attested = record
         return record
 
-    def _collateral(self) -> dict[str, Any] | None:
+    def _collateral(self) -> dict[str, str] | None:
         collateral = self._attester.collateral()
-        return None if collateral is None else json.loads(collateral.to_json())
+        return None if collateral is None else collateral.to_document()
 
     def _too_many(self, wait_s: float, text: str) -> Reply:
         self._counts["rate_limited"] += 1

@@ -9,13 +9,14 @@ from enclave_os.errors import AttestationError, ClockUntrusted, ConfigError
 from enclave_os.evidence import oids
 from enclave_os.evidence.binding import minute_text, session_deterministic
 from enclave_os.evidence.identity import PeerIdentity
+from enclave_os.evidence.protocol import b64
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import Connection, HTTPError, Request
-from enclave_os.ratls.attest_message import b64
 from enclave_os.ratls.attester import Attester
 from enclave_os.ratls.certificate import LeafEvidenceSource, choose_policy
 from enclave_os.ratls.client_judge import ClientJudge
 from enclave_os.ratls.config_tree import Branch, ConfigTree
-from enclave_os.ratls.session import Reply, SessionAttestation, StoreState
+from enclave_os.ratls.session import Reply, SessionAttestation
 from enclave_os.ratls.token_bucket import TokenBucket
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.wire.setting_table import Attestation as AttestationSettings
@@ -40,7 +41,6 @@ class Attestation:
         attester: the platform's.
         tree: the configuration; its root is in every certificate.
         settings: the section `[attestation]`.
-        simulated_root_der: root of our own simulated platform, whose enclaves may be clients of a simulated one.
         state: where the sealed state stands, asked each time; None where nothing is sealed.
         random: that many random bytes.
     Raises: ConfigError: the section cannot be a policy.
@@ -53,7 +53,6 @@ class Attestation:
         settings: AttestationSettings,
         clock: Clock,
         *,
-        simulated_root_der: bytes | None,
         state: Callable[[], StoreState | None],
         random: Callable[[int], bytes],
     ) -> None:
@@ -65,7 +64,7 @@ class Attestation:
         self.judge = ClientJudge(
             settings,
             simulated=attester.simulated,
-            simulated_root_der=simulated_root_der,
+            simulated_root_der=attester.simulated_root_der,
             own_collateral=attester.collateral,
             trusted_ns=clock.trusted_ns,
             monotonic=clock.monotonic,

@@ -26,10 +26,9 @@ from enclave_os.sealing.sealed_config import Authority, SealedConfig
 from enclave_os.sealing.workers import Admission, welcome
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.policy import owner_key_of, read_policy
-from enclave_os.wire.rpc import Method
+from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method
 from enclave_os.wire.setting_table import CertificateAuthority
 
-INDEX_SIZE: Final = 2
 TAKE_SECONDS: Final = 60.0
 """How long one PEER_TAKE waits at the host before it is asked again."""
 ADMISSION_SECONDS: Final = 20.0
@@ -116,7 +115,7 @@ class Beginning:
             self._logger.warning("the policy that a manager accepted is in force")
         config, refusal = await self._with_authority(config, now)
         floor = self._clock.floor_ns
-        await self._keeper.change(lambda _: replace(config, clock_floor_ns=max(config.clock_floor_ns, floor)))
+        await self._keeper.change(lambda _: config.with_floor(floor))
         if config.authority is None or refusal:
             raise ConfigError(refusal)
         warned = ca.warning(config.authority, now)
@@ -160,10 +159,10 @@ class Beginning:
                 continue
             except PeerProtocolError:
                 return
-            sender, hello = int.from_bytes(letter[:INDEX_SIZE], "little"), letter[INDEX_SIZE:]
+            sender, hello = int.from_bytes(letter[:PEER_INDEX_SIZE], "little"), letter[PEER_INDEX_SIZE:]
             try:
                 answer = welcome(hello, self._platform.sealing_key(), sender, self._keeper.config)
-                await self._rpc.call(Method.PEER_SEND, sender.to_bytes(INDEX_SIZE, "little") + answer)
+                await self._rpc.call(Method.PEER_SEND, sender.to_bytes(PEER_INDEX_SIZE, "little") + answer)
             except (SealBroken, HostRefused) as error:
                 self._logger.error("worker %d was not admitted: %s", sender, error)
 
@@ -182,11 +181,11 @@ class Beginning:
         error: Exception = SealBroken("worker 0 did not answer")
         for _ in range(ADMISSION_TRIES):
             admission = Admission(self._platform.sealing_key(), index)
-            await self._rpc.call(Method.PEER_SEND, bytes(INDEX_SIZE) + admission.hello)
+            await self._rpc.call(Method.PEER_SEND, bytes(PEER_INDEX_SIZE) + admission.hello)
             for _ in range(LETTERS_MAX):
                 try:
                     letter = await self._rpc.call(Method.PEER_TAKE, deadline=ADMISSION_SECONDS / ADMISSION_TRIES)
-                    return admission.open(letter[INDEX_SIZE:])
+                    return admission.open(letter[PEER_INDEX_SIZE:])
                 except SealBroken as failed:
                     error = failed  # the late answer to an earlier hello, say: ours may lie behind it
                 except HostRefused:

@@ -82,12 +82,8 @@ def attach(environment: Mapping[str, str]) -> Context:
         if entry.size > CONFIG_SIZE_MAX:
             raise HostProtocolError(f"a configuration document of {entry.size} bytes")
         settings = parse_enclave_document(region.copy(entry.offset, entry.size))
-    except (PeerProtocolError, ConfigError):
-        control.answer(Slot.RUN, EntryResult.BAD_CONFIGURATION)
-        raise
-    try:
         attester = _make_attester(mode, environment, settings)
-    except AttestationError:
+    except (PeerProtocolError, ConfigError, AttestationError):
         control.answer(Slot.RUN, EntryResult.BAD_CONFIGURATION)
         raise
     return Context(mode, region, control, doorbell, rpc_channel, data_channel, attester, settings)

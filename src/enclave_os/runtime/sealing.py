@@ -121,7 +121,7 @@ class Sealing:
         except ClockUntrusted as error:
             raise HTTPError(409, str(error)) from error
         floor = self._clock.floor_ns
-        await self._change(lambda config: replace(config, clock_floor_ns=max(config.clock_floor_ns, floor)))
+        await self._change(lambda config: config.with_floor(floor))
         self._logger.warning("a manager confirmed the clock; the floor is now %d", floor // NS_PER_SECOND)
         return {"clock": self._clock_status()}
 

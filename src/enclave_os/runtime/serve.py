@@ -11,12 +11,12 @@ import gc
 import logging
 import os
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any, Final
 
 from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
 from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.modules.api import Module, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.auth import Authenticator
@@ -25,7 +25,6 @@ from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.modules.seal import SealRoutes
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
 from enclave_os.ratls.config_tree import ConfigTree
-from enclave_os.ratls.session import StoreState
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime._ingress import Ingress
@@ -83,7 +82,6 @@ class Server:
             self._tree,
             settings.attestation,
             self._clock,
-            simulated_root_der=context.attester.simulated_root_der,
             state=lambda: self._state,
             random=os.urandom,
         )
@@ -231,9 +229,7 @@ class Server:
         try:
             if deadline is not None:
                 self._on_last_bell()
-            await self._keeper.change(
-                lambda config: replace(config, clock_floor_ns=max(config.clock_floor_ns, floor)), deadline=deadline
-            )
+            await self._keeper.change(lambda config: config.with_floor(floor), deadline=deadline)
         except (HostRefused, PeerProtocolError) as error:
             self._logger.warning("a checkpoint was not stored: %s", error)
 

@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from enclave_os.errors import ConfigError
 from enclave_os.evidence.leaf import UNREADABLE
-from enclave_os.sealing.sealed_config import CHAIN_LENGTH_MAX, Authority
+from enclave_os.sealing.sealed_config import Authority
+from enclave_os.wire.rpc import CHAIN_LENGTH_MAX
 
 COMMON_NAME: Final = "Enclave OS intermediary"
 WARN_DAYS: Final = 30

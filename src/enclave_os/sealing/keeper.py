@@ -11,11 +11,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from enclave_os.errors import ConfigError, SealBroken
+from enclave_os.errors import SealBroken
 from enclave_os.rpc.client import RPCClient
-from enclave_os.sealing.opening import Loaded, Opening, Platform, open_sealed, seal_config
+from enclave_os.sealing.opening import Loaded, Opening, Platform, differing, open_sealed, seal_config
 from enclave_os.sealing.sealed_config import SealedConfig
-from enclave_os.wire.policy import differences
 from enclave_os.wire.rpc import Method, SealLoadFlag
 
 KNOWN_FLAGS: Final = SealLoadFlag.BLOB | SealLoadFlag.STORE
@@ -80,11 +79,8 @@ class SealKeeper:
             SealBroken: it is of an earlier boot than what we have, or of another one that counts the same: a copy.
         """
         if config.policy != self._policy:
-            raise ConfigError(
-                "\n".join(
-                    ["this worker's configuration differs in its policy from worker 0's:"]
-                    + [str(difference) for difference in differences(config.policy, self._policy)]
-                )
+            raise differing(
+                "this worker's configuration differs in its policy from worker 0's:", config.policy, self._policy
             )
         held = self._config
         if held is not None and (

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from enclave_os.errors import ConfigError, SealBroken
 from enclave_os.sealing import blob, sealed_config
 from enclave_os.sealing.sealed_config import SealedConfig
-from enclave_os.wire.policy import differences, read_policy
+from enclave_os.wire.policy import differences, owner_key_of, read_policy
 
 FOLDER: Final = "<state folder>/sealed/<measurement>"
 
@@ -92,12 +92,11 @@ def open_blob(data: bytes, platform: Platform) -> SealedConfig:
 
 def seal_config(config: SealedConfig, platform: Platform) -> bytes:
     """The blob of `config` for this platform, with the second wrap that its policy names."""
-    owner_key: str | None = read_policy(config.policy)["owner_key"]
     return blob.seal(
         sealed_config.encode(config),
         measurement=platform.measurement,
         sealing_key=platform.sealing_key(),
-        owner_key=owner_key,
+        owner_key=owner_key_of(config.policy),
     )
 
 
@@ -110,10 +109,16 @@ def under_policy(config: SealedConfig, policy: bytes) -> tuple[SealedConfig, boo
         return config, False
     if policy == config.next_policy:
         return replace(config, policy=policy, next_policy=None, policy_changes=config.policy_changes + 1), True
-    found = differences(config.policy, policy)
-    lines = [str(difference) for difference in found]
-    raise ConfigError("\n".join(["what is sealed as policy rules, and this configuration differs from it:", *lines,
-                                 *_what_to_run(config)]))  # fmt: skip
+    raise differing(
+        "what is sealed as policy rules, and this configuration differs from it:",
+        config.policy, policy, _what_to_run(config),
+    )  # fmt: skip
+
+
+def differing(heading: str, policy: bytes, other: bytes, advice: str = "") -> ConfigError:
+    """The error for a configuration whose policy is `other` where `policy` rules: one line for each difference."""
+    lines = [heading, *(str(difference) for difference in differences(policy, other)), advice]
+    return ConfigError("\n".join(line for line in lines if line))
 
 
 def accept_policy(config: SealedConfig, policy: bytes) -> SealedConfig:
@@ -121,9 +126,7 @@ def accept_policy(config: SealedConfig, policy: bytes) -> SealedConfig:
 
     Raises: PolicyError: not a policy. ConfigError: its owner's key cannot be used.
     """
-    owner_key: str | None = read_policy(policy)["owner_key"]
-    if owner_key is not None:
-        blob.load_owner_key(owner_key)
+    _check_owner_key(policy)
     return replace(config, next_policy=None if policy == config.policy else policy)
 
 
@@ -134,10 +137,14 @@ def _first_boot(loaded: Loaded, policy: bytes) -> Opening:
             f"what is missing.\nput {FOLDER}/config.sealed back, or start with another --state-dir for an empty "
             "enclave; nothing was changed"
         )
-    owner_key: str | None = read_policy(policy)["owner_key"]
-    if owner_key is not None:
-        blob.load_owner_key(owner_key)  # before a master key exists that could not be sealed
+    _check_owner_key(policy)  # before a master key exists that could not be sealed
     return Opening(sealed_config.first(policy), first_boot=True, took_over=False)
+
+
+def _check_owner_key(policy: bytes) -> None:
+    owner_key = owner_key_of(policy)
+    if owner_key is not None:
+        blob.load_owner_key(owner_key)
 
 
 def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
@@ -154,13 +161,13 @@ def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
     return "\n".join(lines)
 
 
-def _what_to_run(config: SealedConfig) -> list[str]:
+def _what_to_run(config: SealedConfig) -> str:
     if read_policy(config.policy)["issuers"]:
-        return [
+        return (
             "start with the former configuration, then let a manager accept the new one: "
             "enclave-os config accept --config NEW.toml --url https://... --token FILE; then restart with it"
-        ]
-    return [
+        )
+    return (
         "no token issuer is sealed, so nobody can accept this: start with the former configuration, or with another "
         "--state-dir for an empty enclave (the former state stays where it is)"
-    ]
+    )

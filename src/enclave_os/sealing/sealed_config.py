@@ -13,21 +13,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from enclave_os.errors import InternalError, SealBroken
 from enclave_os.wire.policy import PolicyError, read_policy
-from enclave_os.wire.rpc import MEASUREMENT_SIZE
+from enclave_os.wire.rpc import CHAIN_LENGTH_MAX, MEASUREMENT_SIZE
+from enclave_os.wire.setting_table import KEY_ORIGINS, KeyOrigin
 
 FORMAT: Final = 1
 MASTER_KEY_SIZE: Final = 32
 NONCE_SIZE: Final = 32
 ROOT_SIZE: Final = 32
 COUNT_MAX: Final = 2**63 - 1
-CHAIN_LENGTH_MAX: Final = 8
 EXPORTS_MAX: Final = 16
 MODULE_DATA_MAX: Final = 64
-KEY_ORIGINS: Final = ("generated", "imported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Authority:
 
     chain_der: tuple[bytes, ...]
     key_der: bytes = field(repr=False)
-    key_origin: Literal["generated", "imported"]
+    key_origin: KeyOrigin
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +97,10 @@ class SealedConfig:
     def booted(self) -> SealedConfig:
         """The same in its next boot."""
         return replace(self, boot_count=self.boot_count + 1, boot_nonce=os.urandom(NONCE_SIZE))
+
+    def with_floor(self, now_ns: int) -> SealedConfig:
+        """The same, its clock's floor raised to `now_ns` if that is later."""
+        return replace(self, clock_floor_ns=max(self.clock_floor_ns, now_ns))
 
 
 def first(policy: bytes) -> SealedConfig:

@@ -19,15 +19,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from enclave_os.errors import AttestationError, ConfigError
+from enclave_os.errors import AttestationError
 from enclave_os.evidence.identity import PeerIdentity
-from enclave_os.evidence.policy import Policy
+from enclave_os.evidence.policy import Policy, peer_kind
+from enclave_os.evidence.protocol import EVIDENCE_S
 from enclave_os.evidence.quote import ReportBody
 from enclave_os.sealing import sealed_config
+from enclave_os.sealing.opening import differing
 from enclave_os.sealing.sealed_config import Provenance, SealedConfig
-from enclave_os.wire.policy import differences, read_policy
+from enclave_os.wire.policy import read_policy
 
-EVIDENCE_NS_MAX: Final = 300 * 1_000_000_000
+EVIDENCE_NS_MAX: Final = EVIDENCE_S * 1_000_000_000
 """How old the receiver's evidence may be: as long as session evidence counts anywhere."""
 
 NO_SIGNER: Final = bytes(32)
@@ -113,11 +115,11 @@ def take_over(content: bytes, source: bytes, policy: bytes) -> SealedConfig:
     """
     given = sealed_config.decode(content)
     if given.policy != policy:
-        lines = [str(difference) for difference in differences(given.policy, policy)]
-        raise ConfigError("\n".join([
-            "what was handed over has its policy sealed, and this configuration differs from it:", *lines,
+        raise differing(
+            "what was handed over has its policy sealed, and this configuration differs from it:",
+            given.policy, policy,
             "start with the configuration that the giving enclave has; a manager can accept another afterwards",
-        ]))  # fmt: skip
+        )  # fmt: skip
     provenance = Provenance(source, given.boot_count)
     return replace(given.booted(), next_policy=None, exports=(), provenance=provenance)
 
@@ -126,10 +128,7 @@ def _common(policy: Mapping[str, Any], giver: Giver) -> dict[str, Any]:
     platforms = frozenset(bytes.fromhex(text) for text in policy["clients"]["client_platform_ids"])
     return {
         "platform_ids": platforms or None,
-        # Simulated evidence is of profile `dev` by nature; on hardware `dev` names what must not come near it.
-        "image_profile": None if giver.simulated else "production",
-        "allow_simulated": giver.simulated,
-        "simulated_root_der": giver.simulated_root_der if giver.simulated else None,
+        **peer_kind(simulated=giver.simulated, simulated_root_der=giver.simulated_root_der),
     }
 
 

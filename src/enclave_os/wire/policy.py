@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.setting_kinds import Json, check_json, keys_of, shown
-from enclave_os.wire.setting_table import Attestation, EnclaveSettings, Settings
+from enclave_os.wire.setting_table import EXPORTS, Attestation, EnclaveSettings, Settings
 
 POLICY_FORMAT: Final = 1
 POLICY_SIZE_MAX: Final = 24 << 10
@@ -25,7 +25,6 @@ MEMBERS: Final = ("clients", "export", "format", "issuers", "module", "modules",
 CLIENT_KEYS: Final = tuple(sorted(name for name in keys_of(Attestation) if name.startswith("client_")))
 """Whose evidence is accepted: what an attested caller may read, they decide."""
 ISSUER_MEMBERS: Final = ("audience", "issuer", "key", "roles_claim")
-EXPORTS: Final = ("none", "approved", "signer")
 
 _PUBLIC_KEY: Final = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z", re.ASCII)
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{1,16384}={0,2}\Z", re.ASCII)

@@ -16,8 +16,10 @@ from enclave_os.wire import kv
 LOG_LINE_SIZE_MAX: Final = 4096  # one line for a person; longer ones are cut by the logger, with a mark
 MEASUREMENT_SIZE: Final = 32  # MRENCLAVE (Intel SDM 3D, 38.7)
 SEALED_SIZE_MAX: Final = 96 << 10  # keys, a chain, two policies and what modules keep; one record of the RPC rings
+PEER_INDEX_SIZE: Final = 2  # u16 LE: a worker
 PEER_LETTER_SIZE_MAX: Final = 100 << 10  # the sealed content, opened, and what a worker says with it
 CSR_SIZE_MAX: Final = 4096  # one P-256 key and a name, with room
+CHAIN_LENGTH_MAX: Final = 8  # the intermediary and those above it
 CHAIN_SIZE_MAX: Final = 16 << 10  # the intermediary and those above it, PEM
 
 
@@ -127,8 +129,8 @@ METHODS: Final = MappingProxyType(
             MethodSpec(
                 Method.PEER_SEND,
                 "u16 LE worker, letter",
-                2 + 1,
-                2 + PEER_LETTER_SIZE_MAX,
+                PEER_INDEX_SIZE + 1,
+                PEER_INDEX_SIZE + PEER_LETTER_SIZE_MAX,
                 "empty",
                 0,
                 0,
@@ -139,8 +141,8 @@ METHODS: Final = MappingProxyType(
                 0,
                 0,
                 "u16 LE worker that sent it, letter; replied to when there is one",
-                2 + 1,
-                2 + PEER_LETTER_SIZE_MAX,
+                PEER_INDEX_SIZE + 1,
+                PEER_INDEX_SIZE + PEER_LETTER_SIZE_MAX,
             ),
             MethodSpec(
                 Method.KV_GET,

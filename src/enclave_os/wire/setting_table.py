@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
+from enclave_os.wire.rpc import MEASUREMENT_SIZE
 from enclave_os.wire.setting_kinds import (
     GIB,
     KIB,
@@ -35,14 +36,14 @@ from enclave_os.wire.setting_kinds import (
 )
 
 WORKERS_MAX: Final = 64
-MEASUREMENT_SIZE: Final = 32
 PLATFORM_ID_SIZE: Final = 16
 QUOTES_PER_SECOND_MAX: Final = 1_000_000
 DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339e1096653b2a96"
 """MRSIGNER of simulated enclaves unless another is given: SHA-256 of `Enclave OS development signer`, of no key."""
 PEM_SIZE_MAX: Final = 16 * KIB
 KeyOrigin = Literal["generated", "imported"]
-ExportRule = Literal["none", "approved", "signer"]
+KEY_ORIGINS: Final[tuple[KeyOrigin, ...]] = get_args(KeyOrigin)
+EXPORTS: Final = ("none", "approved", "signer")
 CAPACITY: Final = Size(RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
 # Half a ring takes one record: the sealed configuration (wire.rpc.SEALED_SIZE_MAX) is the largest there is.
 RPC_CAPACITY: Final = Size(256 * KIB, RING_CAPACITY_MAX, power_of_two=True)
@@ -342,7 +343,7 @@ class EnclaveSeal:
         "key no longer opens, after a microcode update say, is then lost. Who holds its private half can read all.",
     )
     export: str = key(
-        Choice(("none", "approved", "signer")),
+        Choice(EXPORTS),
         "approved",
         "enclave",
         "Who may be given the sealed data for an upgrade: nobody; measurements that a manager approved; or also any "

@@ -30,6 +30,7 @@ from enclave_os.wire.setting_kinds import (
 )
 from enclave_os.wire.setting_table import (
     ENCLAVE_SECTIONS,
+    KEY_ORIGINS,
     PEM_SIZE_MAX,
     SECTIONS,
     WORKERS_MAX,
@@ -55,7 +56,6 @@ Value = TypeVar("Value")
 
 DOCUMENT_FORMAT: Final = 1
 DOCUMENT_DEPTH_MAX: Final = 16  # the deepest of ours is a module's section: 3 above it, 8 within
-KEY_ORIGINS: Final = ("generated", "imported")
 PUBLIC_KEY_LINE: Final = "-----BEGIN PUBLIC KEY-----"
 
 # Strings whole (a bracket in one does not count), then brackets. Each match is possessive and a string without its end

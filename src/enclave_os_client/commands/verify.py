@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from .demand_flags import add_demands, address, demands_of
+from .demand_flags import EX_REFUSED, add_demands, address, demands_of
 
 if TYPE_CHECKING:
     from enclave_os_client.demands import Mode
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from .parser import Parser, Subparsers
 
-EX_REFUSED: Final = 1
 MARKS: Final = {"passed": "ok", "failed": "FAILED", "not checked": "not checked"}
 COLOURS: Final = {"passed": "\x1b[32m", "failed": "\x1b[1;31m", "not checked": "\x1b[33m"}
 PLAIN: Final = "\x1b[0m"
@@ -141,7 +140,6 @@ def _print_table(found: Attestation, *, colour: bool) -> None:
 
 
 def _document(found: Attestation) -> dict[str, Any]:
-    state = found.state
     return {
         "server": found.server,
         "mode": found.mode.value,
@@ -150,14 +148,7 @@ def _document(found: Attestation) -> dict[str, Any]:
         "tcb_status": found.appraisal.tcb_status if found.appraisal else None,
         "advisory_ids": list(found.appraisal.advisory_ids) if found.appraisal else [],
         "quote_time": found.quote_time or None,
-        "state": None
-        if state is None
-        else {
-            "boot": state.boot,
-            "boot_nonce": state.boot_nonce.hex(),
-            "version": state.version,
-            "root": None if state.root is None else state.root.hex(),
-        },
+        "state": None if found.state is None else found.state.to_document(),
         "claims": [
             {
                 "name": claim.name,
