@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.enclave.module_services import make_services
 from tests.wire import native
 
 from bench.conftest import FIGURES
-from enclave_os.http import REQUEST, Request, RequestParser, Response, make_request
-from enclave_os.modules.api import Services, Status
+from enclave_os.http import REQUEST, RequestParser, Response, make_request
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.core import Core
 from enclave_os.modules.helloworld import HelloWorld
@@ -135,28 +135,9 @@ def test_parse_beside_httptools(benchmark: Any, request: pytest.FixtureRequest, 
     listed += [(f"parse from Python, {name}, {who}", samples, "") for who, samples in figures.items()]
 
 
-class NobodyAttested:
-    def peer(self, request: Request) -> None:
-        return None
-
-
 def registry() -> Registry:
-    clock, logger = Clock(), logging.getLogger("bench")
-    made = Registry([Core(), HelloWorld()], Authenticator([], clock), logger)
-    status = Status("simulated", "none", "development", 0, 1, True, 0.0)
-    services = Services(
-        clock=clock,
-        random=bytes,
-        logger=logger,
-        config={},
-        modules=made.names,
-        status=lambda: status,
-        counters=dict,
-        request_stop=lambda: None,
-        attestation=NobodyAttested(),
-        config_changed=lambda: None,
-    )
-    asyncio.run(made.start(lambda module: services))
+    made = Registry([Core(), HelloWorld()], Authenticator([], Clock()), logging.getLogger("bench"))
+    asyncio.run(made.start(lambda module: make_services(modules=made.names)))
     return made
 
 

@@ -14,10 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+import enclave_os_host.simulated_platform as host
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.quote import ReportBody, encode_body, encode_header, encode_quote, parse_quote
 from enclave_os.ratls.attester import SimulatedAttester, SimulatedIdentity
-from enclave_os_host import simulated_platform as host
 from enclave_os_host.certificates import builder, name
 
 MEASUREMENT = hashlib.sha256(b"some code").digest()
