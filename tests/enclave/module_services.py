@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 from enclave_os.http import HTTPError, Request, Response, error_response, make_request
-from enclave_os.modules.api import Module, Route, Services, Status
+from enclave_os.modules.api import Module, Route, Services, Status, Tokens
 from enclave_os.modules.registry import Registry
 from tests.enclave.tokens import FixedClock
 
@@ -47,6 +47,16 @@ class NobodyAttested:
         raise HTTPError(403, "nobody is attested")
 
 
+class NoTokens:
+    """Nobody has a token."""
+
+    def verify(self, request: Request) -> NoReturn:
+        raise HTTPError(401, "nobody has a token")
+
+    def verify_text(self, token: str) -> NoReturn:
+        raise HTTPError(401, "nobody has a token")
+
+
 def make_services(
     *,
     status: Callable[[], Status] = lambda: STATUS,
@@ -54,6 +64,7 @@ def make_services(
     request_stop: Callable[[], None] = lambda: None,
     config: Mapping[str, Any] | None = None,
     modules: tuple[str, ...] = (),
+    tokens: Tokens | None = None,
 ) -> Services:
     return Services(
         clock=FixedClock(),
@@ -65,6 +76,7 @@ def make_services(
         counters=counters,
         request_stop=request_stop,
         attestation=NobodyAttested(),
+        tokens=tokens or NoTokens(),
         config_changed=lambda: None,
     )
 

@@ -85,7 +85,8 @@ registry = Registry(load_modules(settings["modules"]["enabled"]), Authenticator(
 status = Status("simulated", "none", "development", 0, 1, True, 0.0)
 asyncio.run(registry.start(lambda module: Services(
     clock=clock, random=bytes, logger=logger, config=settings["module"].get(module.name, {{}}), modules=registry.names,
-    status=lambda: status, counters=dict, request_stop=lambda: None, attestation=None, config_changed=lambda: None,
+    status=lambda: status, counters=dict, request_stop=lambda: None, attestation=None, tokens=None,
+    config_changed=lambda: None,
 )))
 print(registry.respond(make_request("GET", "/greet/Ada")).body.decode(), end="")
 print(asyncio.run(registry.respond(make_request("POST", "/greet", body=b'["Ada"]'))).body.decode())

@@ -7,7 +7,7 @@ measured with the rest; a mistake in it costs its own request (500), never the e
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, Protocol
 
 from enclave_os.errors import ConfigError
@@ -31,6 +31,8 @@ __all__ = [
     "Route",
     "Services",
     "Status",
+    "Token",
+    "Tokens",
 ]
 
 MANAGER: Final = "manager"
@@ -45,7 +47,7 @@ NO_STORE: Final = ("Cache-Control", "no-store")
 """The field of an answer that is true only now."""
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]*\Z", re.ASCII)
-_PARAMETER: Final = re.compile(r"\{([a-z_][a-z0-9_]*)\}\Z", re.ASCII)
+_PARAMETER: Final = re.compile(r"\{([a-z_][a-z0-9_]*(?:\.\.\.)?)\}\Z", re.ASCII)
 
 Handler = Callable[[Request], Response | Awaitable[Response]]
 
@@ -61,6 +63,46 @@ class Clock(Protocol):
 
     def http_date(self) -> bytes:
         """Date as IMF-fixdate, for information."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Who a request comes from, as proved by its bearer token.
+
+    Attributes:
+        token_id: the claim `jti`; "" when the token has none.
+        roles: from the issuer's roles claim; a manager is also `monitoring`.
+        scopes: the words of the claim `scope` (RFC 8693 4.2).
+        expires_at: seconds since the Unix epoch.
+        claims: all of them, as the issuer signed them. What a claim means beyond the above is for the module to check.
+        one_time: the token says so itself: it was good for this one request.
+    """
+
+    issuer: str
+    subject: str
+    token_id: str
+    roles: frozenset[str]
+    expires_at: int
+    scopes: frozenset[str] = frozenset()
+    claims: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    one_time: bool = False
+
+
+class Tokens(Protocol):
+    """Bearer tokens, for what a module decides itself; `modules.auth.Authenticator` is the one there is.
+
+    Every refusal is the same, whatever was wrong with the token.
+    """
+
+    def verify(self, request: Request) -> Token:
+        """The request's token, verified. A one-time token is spent by this; ask once a request.
+
+        Raises: HTTPError: 401 for a token that does not stand up to every check, and for none; 403 where no issuer is
+            configured; 503 for a good one-time token that only another worker can take, or none can now.
+        """
+
+    def verify_text(self, token: str) -> Token:
+        """The same for a token that came by another way than the Authorization field."""
 
 
 class PeerAttestation(Protocol):
@@ -118,6 +160,7 @@ class Services:
         counters: counters and gauges of this worker, now; names as in Prometheus, those of counters end in `_total`.
         request_stop: begin a drain of the whole server; returns at once.
         attestation: who calls, by evidence.
+        tokens: who calls, by bearer token, where a route's role does not say enough.
         config_changed: what `config_leaves`, `custom_oids` or `app_identities` say has changed: takes them anew, at
             once. The config root changes with them, and so do the certificates; connections that were attested under
             the old root end with their next request.
@@ -132,6 +175,7 @@ class Services:
     counters: Callable[[], Mapping[str, int | float]]
     request_stop: Callable[[], None]
     attestation: PeerAttestation
+    tokens: Tokens
     config_changed: Callable[[], None]
 
 
@@ -142,7 +186,9 @@ class Route:
     Attributes:
         method: upper case. GET answers HEAD as well; OPTIONS is answered from the table.
         path: begins with "/", as it reads after percent-decoding; a segment `{name}` takes any one non-empty segment,
-            which the handler finds in `request.params["name"]`.
+            which the handler finds in `request.params["name"]`; one `{name...}` takes one segment or more, none empty,
+            joined by "/" as they stand in the path. Of two routes that match, an exact one answers before one of single
+            segments, and this before one with `...`, of which the one with more given segments answers.
         handler: called with the request; returns a Response, or is a coroutine function that does. Runs on the one
             thread that serves everybody: what takes long must `await`.
         role: who may call it; None is everybody. Checked before the handler is called.
@@ -168,12 +214,14 @@ class Route:
                 names.append(parameter[1])
             elif not _SEGMENT.match(segment) or segment in (".", ".."):
                 raise ConfigError(f"route {self.path!r}: no request can have the segment {segment!r}")
-        if len(set(names)) != len(names):
+        if len({name.removesuffix("...") for name in names}) != len(names):
             raise ConfigError(f"route {self.path!r} names one parameter twice")
+        if sum(name.endswith("...") for name in names) > 1:
+            raise ConfigError(f"route {self.path!r}: which segments are whose, with two parameters of several?")
 
     @property
     def parameters(self) -> tuple[tuple[int, str], ...]:
-        """(index of the segment in `path.split("/")`, name) of each parameter."""
+        """(index of the segment in `path.split("/")`, name) of each parameter; that of several ends in `...`."""
         found = ((index, _PARAMETER.match(segment)) for index, segment in enumerate(self.path.split("/")))
         return tuple((index, match[1]) for index, match in found if match)
 

@@ -10,20 +10,19 @@ verified (a decoy's, when there is nothing to verify), and each failure gets the
 
 import base64
 import binascii
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from enclave_os.errors import ClockUntrusted, ConfigError, UsageError
 from enclave_os.http import HTTPError, Request, Response, error_response, parse_json
-from enclave_os.modules.api import MANAGER, MONITORING, Clock
+from enclave_os.modules.api import MANAGER, MONITORING, Clock, Token
+from enclave_os.modules.issuer_keys import b64url, load_es256_key, thumbprint
+from enclave_os.modules.spent_tokens import Spending, SpentTokens
 from enclave_os.wire.setting_table import Issuer
 
 TOKEN_SIZE_MAX: Final = 16 * 1024
@@ -34,45 +33,47 @@ NUMERIC_DATE_MAX: Final = 2**53  # JSON numbers are exact up to here (RFC 8259 6
 SIGNATURE_SIZE: Final = 64  # r || s of P-256 (RFC 7518 3.4)
 KEY_ID_SIZE_MAX: Final = 256
 SUBJECT_SIZE_MAX: Final = 256
+TOKEN_ID_SIZE_MAX: Final = 256
 ROLES_MAX: Final = 64
 ROLE_SIZE_MAX: Final = 64
+SCOPES_SIZE_MAX: Final = 4096  # characters of the whole claim
+
+ONE_TIME: Final = "one_time"
+"""The claim by which an issuer marks a token that is good for one request: true. It needs a `jti`."""
+DEFAULT_ROLES: Final = "roles"
+REALM_ROLES: Final = "realm_access.roles"
+"""Where Keycloak lists roles; looked at when the configuration names no claim and the token has no `roles`."""
 
 # Each would let the token choose its key or change how it is read (JW2).
 REFUSED_HEADERS: Final = frozenset({"jku", "x5u", "jwk", "x5c", "crit", "b64", "zip", "enc"})
 TOKEN_TYPES: Final = frozenset({"jwt", "at+jwt"})  # RFC 8725 3.11, RFC 9068 2.1
 
-UNAUTHORIZED: Final = error_response(
-    401, "a valid bearer token is required", (("WWW-Authenticate", 'Bearer realm="enclave-os"'),)
-)
+REASONS: Final = {
+    401: "a valid bearer token is required",
+    403: "no token issuer is configured; add [[auth.issuers]] with issuer, audience and public_key_pem to "
+    "enclave-os.toml (enclave-os token keygen prints one)",
+    503: "this worker cannot take the one-time token now: try again over a new connection",
+}
+UNAUTHORIZED: Final = error_response(401, REASONS[401], (("WWW-Authenticate", 'Bearer realm="enclave-os"'),))
 FORBIDDEN: Final = error_response(403, "the token does not carry the role that this route needs")
-UNCONFIGURED: Final = error_response(
-    403,
-    "no token issuer is configured; add [[auth.issuers]] with issuer, audience and public_key_pem to enclave-os.toml "
-    "(enclave-os token keygen prints one)",
-)
+UNCONFIGURED: Final = error_response(403, REASONS[403])
+OTHER_WORKER: Final = error_response(503, REASONS[503], (("Retry-After", "0"),))
+FULL: Final = error_response(503, REASONS[503], (("Retry-After", "60"),))
 
 _NS_PER_SECOND: Final = 1_000_000_000
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]+\Z", re.ASCII)
+_SCOPE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*\Z", re.ASCII)  # RFC 6749 3.3
+_MISSING: Final = object()
 _ES256: Final = jwt.PyJWS(algorithms=["ES256"])
 
+_SPENDING: Final[dict[Spending, Response | None]] = {
+    Spending.TAKEN: None,
+    Spending.REFUSED: UNAUTHORIZED,
+    Spending.ELSEWHERE: OTHER_WORKER,
+    Spending.FULL: FULL,
+}
+
 Verify = Callable[[str, ec.EllipticCurvePublicKey], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who a request comes from, as proved by its token.
-
-    Attributes:
-        token_id: the claim `jti`; "" when the token has none.
-        roles: from the issuer's roles claim; a manager is also `monitoring`.
-        expires_at: seconds since the Unix epoch.
-    """
-
-    issuer: str
-    subject: str
-    token_id: str
-    roles: frozenset[str]
-    expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +95,30 @@ def verify_es256(token: str, key: ec.EllipticCurvePublicKey) -> bool:
 
 
 class Authenticator:
-    """Judges bearer tokens.
+    """Judges bearer tokens; `modules.api.Tokens` is its part for modules.
 
     Args:
         issuers: the configuration's `[[auth.issuers]]`. One issuer may have several keys; then the token's `kid` must
             be the key's thumbprint (RFC 7638).
         clock: asked once a token.
         verify: checks one signature.
+        worker_index, worker_count: a one-time token is taken by one worker only, which its `jti` chooses.
     Raises:
         ConfigError: a key that is no P-256 public key, or that is there twice.
     """
 
-    def __init__(self, issuers: Iterable[Issuer], clock: Clock, verify: Verify = verify_es256) -> None:
+    def __init__(
+        self,
+        issuers: Iterable[Issuer],
+        clock: Clock,
+        verify: Verify = verify_es256,
+        *,
+        worker_index: int = 0,
+        worker_count: int = 1,
+    ) -> None:
         self._clock = clock
         self._verify = verify
+        self._spent = SpentTokens(worker_index, worker_count)
         self._keys: dict[str, list[_TrustedKey]] = {}
         for entry in issuers:
             key = load_es256_key(entry.public_key_pem, f"auth.issuers: {entry.issuer}")
@@ -122,41 +133,72 @@ class Authenticator:
         self._decoy = private.public_key()
         self._decoy_token = _ES256.encode(b"{}", private, algorithm="ES256")
 
+    def begin(self) -> None:
+        """Take one-time tokens from now on: those issued before may have been spent in an earlier run.
+
+        Raises: ClockUntrusted: nothing is taken before a later call, or the first good token.
+        """
+        self._spent.begin(self._clock.trusted_ns() // _NS_PER_SECOND)
+
     def authorize(self, request: Request, role: str) -> Response | None:
         """None lets the request pass, with `request.principal` set; a Response refuses it."""
-        return self._authorize(request, role, None)
+        return self._admit(request, role, None)
 
     def authorize_at(self, request: Request, role: str, moments: Sequence[int]) -> Response | None:
         """As `authorize`, for a token that must be good at each of `moments` and whatever our clock says.
 
-        For what settles the clock itself: nothing else may be decided so.
+        For what settles the clock itself: nothing else may be decided so. One-time tokens are not taken here: when they
+        may be forgotten is what the clock would say.
 
         Args: moments: seconds since the Unix epoch, at least one.
         Raises: UsageError: none.
         """
         if not moments:
             raise UsageError("a token is judged at a time")
-        return self._authorize(request, role, moments)
+        return self._admit(request, role, moments)
 
-    def _authorize(self, request: Request, role: str, moments: Sequence[int] | None) -> Response | None:
+    def verify(self, request: Request) -> Token:
+        """The request's token; see `modules.api.Tokens`. Raises: HTTPError."""
+        found = request.principal
+        if isinstance(found, Token):
+            return found
+        token = self.verify_text(_bearer(request))
+        request.principal = token
+        return token
+
+    def verify_text(self, token: str) -> Token:
+        """A token as text; see `modules.api.Tokens`. Raises: HTTPError."""
+        found = self._admitted(token, None, None)
+        if isinstance(found, Response):
+            raise HTTPError(found.status, REASONS[found.status], found.headers)
+        return found
+
+    def _admit(self, request: Request, role: str, moments: Sequence[int] | None) -> Response | None:
+        found = self._admitted(_bearer(request), role, moments)
+        if isinstance(found, Response):
+            return found
+        request.principal = found
+        return None
+
+    def _admitted(self, text: str, role: str | None, moments: Sequence[int] | None) -> Token | Response:
+        """The token, if it stands up, carries `role`, and (a one-time token) was not spent; spends it then."""
         if not self._keys:
             return UNCONFIGURED
-        principal = self.authenticate(request, moments)
-        if principal is None:
+        token = self.judge(text, moments) if text else None
+        if token is None or (token.one_time and moments is not None):
             return UNAUTHORIZED
-        request.principal = principal
-        return None if role in principal.roles else FORBIDDEN
+        if role is not None and role not in token.roles:
+            return FORBIDDEN
+        return _SPENDING[self._spend(token)] or token
 
-    def authenticate(self, request: Request, moments: Sequence[int] | None = None) -> Principal | None:
-        """Who the request's token proves; None without a token that stands up to every check."""
-        # Repeated fields come joined by ", ", and a token has no comma: two of them are none.
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        return self.judge(token, moments)
+    def _spend(self, token: Token) -> Spending:
+        if not token.one_time:
+            return Spending.TAKEN
+        now = self._now()[0]
+        return self._spent.spend(token, now) if now >= 0 else Spending.REFUSED
 
-    def judge(self, token: str, moments: Sequence[int] | None = None) -> Principal | None:
-        """Who `token` proves; None when any check fails.
+    def judge(self, token: str, moments: Sequence[int] | None = None) -> Token | None:
+        """Who `token` proves; None when any check fails. It is spent by nothing here.
 
         Args: moments: when it must be good, seconds since the Unix epoch; None: now, by our clock.
         """
@@ -171,13 +213,19 @@ class Authenticator:
         subject = claims.get("sub")
         named = type(subject) is str and 0 < len(subject) <= SUBJECT_SIZE_MAX
         token_id = claims.get("jti", "")
+        identified = type(token_id) is str and len(token_id) <= TOKEN_ID_SIZE_MAX
+        one_time = claims.get(ONE_TIME, False)
+        marked = one_time is False or (one_time is True and token_id != "")
         meant = trusted is not None and _is_for(claims.get("aud"), trusted.audience)
-        roles = _roles(claims.get(trusted.roles_claim if trusted is not None else "roles", []))
-        if not (usable and signed and timely and named and meant) or roles is None or type(token_id) is not str:
+        roles = _roles(claims, trusted.roles_claim if trusted is not None else DEFAULT_ROLES)
+        scopes = _scopes(claims.get("scope", ""))
+        if not (usable and signed and timely and named and identified and marked and meant):
+            return None
+        if roles is None or scopes is None:
             return None
         if MANAGER in roles:
             roles |= {MONITORING}
-        return Principal(claims["iss"], claims["sub"], token_id, roles, claims["exp"])
+        return Token(claims["iss"], claims["sub"], token_id, roles, claims["exp"], scopes, claims, one_time)
 
     def _now(self) -> tuple[int]:
         try:
@@ -196,33 +244,6 @@ class Authenticator:
         return keys[0] if len(keys) == 1 else None
 
 
-def load_es256_key(pem: str, whose: str) -> ec.EllipticCurvePublicKey:
-    """A P-256 public key from PEM; the loader refuses points off the curve (JW5).
-
-    Raises:
-        ConfigError: anything else, with `whose` in front.
-    """
-    try:
-        key = load_pem_public_key(pem.encode("utf-8"))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{whose}: the public key cannot be read: it must be PEM (BEGIN PUBLIC KEY)") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigError(f"{whose}: the public key is not on P-256, which ES256 needs")
-    return key
-
-
-def thumbprint(key: ec.EllipticCurvePublicKey) -> str:
-    """The key's JWK thumbprint (RFC 7638): base64url of SHA-256."""
-    point = key.public_numbers()
-    x, y = (_b64url(number.to_bytes(32, "big")) for number in (point.x, point.y))
-    members = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
-    return _b64url(hashlib.sha256(members.encode("ascii")).digest())
-
-
-def _b64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
 def _canonical(segment: str) -> bytes | None:
     """The bytes of one segment: base64url without padding, blanks or stray trailing bits (RFC 7515 2, JW4)."""
     if not _SEGMENT.match(segment):
@@ -231,7 +252,7 @@ def _canonical(segment: str) -> bytes | None:
         data = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
     except binascii.Error:
         return None
-    return data if _b64url(data) == segment else None
+    return data if b64url(data) == segment else None
 
 
 def _object(data: bytes | None) -> dict[str, Any]:
@@ -294,10 +315,43 @@ def _is_for(audience: object, ours: str) -> bool:
     return type(audience) is list and all(type(name) is str for name in audience) and ours in audience
 
 
-def _roles(claim: object) -> frozenset[str] | None:
-    """The roles of a claim; None when it is not a list of names."""
+def _roles(claims: dict[str, Any], name: str) -> frozenset[str] | None:
+    """The roles of a token; None when they are not a list of names.
+
+    `name` is looked for as it stands (some issuers use URLs), then as a path of members joined by dots.
+    """
+    claim = claims.get(name, _MISSING)
+    if claim is _MISSING:
+        claim = _at(claims, (REALM_ROLES if name == DEFAULT_ROLES else name).split("."))
+    if claim is _MISSING:
+        return frozenset()
     if type(claim) is not list or len(claim) > ROLES_MAX:
         return None
     if not all(type(role) is str and 0 < len(role) <= ROLE_SIZE_MAX for role in claim):
         return None
     return frozenset(claim)
+
+
+def _at(claims: dict[str, Any], path: Sequence[str]) -> object:
+    found: object = claims
+    for name in path:
+        if type(found) is not dict:
+            return _MISSING
+        found = found.get(name, _MISSING)
+    return found
+
+
+def _scopes(claim: object) -> frozenset[str] | None:
+    """The words of a scope claim (RFC 6749 3.3); None when it is no text of words."""
+    if type(claim) is not str or len(claim) > SCOPES_SIZE_MAX:
+        return None
+    if not _SCOPE.match(claim):
+        return None
+    return frozenset(claim.split(" ")) - {""}
+
+
+def _bearer(request: Request) -> str:
+    """The request's token; "" when there is none, which fails like a bad one."""
+    # Repeated fields come joined by ", ", and a token has no comma: two of them are none.
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else ""

@@ -9,7 +9,7 @@ confidence. What the host refuses a module, or does not answer in time, costs th
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Protocol
 
@@ -17,6 +17,7 @@ from enclave_os.errors import ConfigError, HostRefused
 from enclave_os.http import HTTPError, Request, Response, error_response
 from enclave_os.modules._routes import ExactRoutes
 from enclave_os.modules.api import DATA_PATH, METHODS, NAME_PATTERN, Handler, Module, Route, Services
+from enclave_os.modules.patterns import Pattern, Patterns
 from enclave_os.wire.setting_kinds import nearest
 
 ENTRY_POINT_GROUP: Final = "enclave_os.modules"
@@ -99,7 +100,7 @@ class Registry:
         """Requests that a module answered with an exception or with no Response."""
         self._exact: dict[str, dict[str, Handler]] = {method: {} for method in METHODS}
         self._owners: dict[tuple[str, str], str] = {}
-        self._patterns: dict[int, list[_Pattern]] = {}
+        self._patterns = Patterns()
         self.respond = ExactRoutes(
             self._exact, self._search, self._exact_failed, self._exact_unlike, MODULE_FAILURES
         ).respond
@@ -145,8 +146,7 @@ class Registry:
         for module in self.modules:
             for route in module.routes:
                 self._add(module, route)
-        for patterns in self._patterns.values():
-            patterns.sort(key=lambda pattern: pattern.method != "HEAD")  # before the GET that would answer it as well
+        self._patterns.order()
         for path, handler in self._exact["GET"].items():
             if path not in self._exact["HEAD"]:
                 self._exact["HEAD"][path] = handler  # the ingress leaves the body out (RFC 9110 9.3.2)
@@ -156,14 +156,12 @@ class Registry:
         if (route.method, route.path) == ("POST", DATA_PATH):
             raise ConfigError(f"module {module.name!r}: POST {DATA_PATH} goes to every module's handle, not to a route")
         handler = route.handler if route.role is None else self._guard(route.handler, route.role)
-        pattern = _Pattern(route, handler, module.name)
+        pattern = Pattern(route, handler, module.name)
         other = self._owners.setdefault((route.method, pattern.shape), module.name)
-        same = [p for p in self._patterns.get(pattern.size, ()) if (p.method, p.shape) == (route.method, pattern.shape)]
-        if same or pattern.shape in self._exact[route.method]:
+        new = self._patterns.add(pattern) if route.parameters else route.path not in self._exact[route.method]
+        if not new:
             raise ConfigError(f"module {module.name!r}: module {other!r} answers {route.method} {route.path} already")
-        if pattern.parameters:
-            self._patterns.setdefault(pattern.size, []).append(pattern)
-        else:
+        if not route.parameters:
             self._exact[route.method][route.path] = handler
 
     def _guard(self, handler: Handler, role: str) -> Handler:
@@ -187,19 +185,19 @@ class Registry:
 
     def _search(self, request: Request) -> Response | Coroutine[Any, Any, Response]:
         segments = request.path.split("/")
-        for pattern in self._patterns.get(len(segments), ()):
-            if pattern.answers(request.method) and pattern.matches(segments):
-                request.params = {name: segments[index] for index, name in pattern.parameters}
-                try:
-                    answer: object = pattern.handler(request)
-                except MODULE_FAILURES as error:
-                    return self._failed(pattern.owner, error)
-                if isinstance(answer, Response):
-                    return answer
-                if inspect.isawaitable(answer):
-                    return self._finish(pattern.owner, answer)
-                return self._wrong(pattern.owner, answer)
-        return self._ask(request, 0)
+        pattern = self._patterns.find(request.method, segments)
+        if pattern is None:
+            return self._ask(request, 0)
+        request.params = pattern.parameters(segments)
+        try:
+            answer: object = pattern.handler(request)
+        except MODULE_FAILURES as error:
+            return self._failed(pattern.owner, error)
+        if isinstance(answer, Response):
+            return answer
+        if inspect.isawaitable(answer):
+            return self._finish(pattern.owner, answer)
+        return self._wrong(pattern.owner, answer)
 
     def _ask(self, request: Request, first: int) -> Response | Coroutine[Any, Any, Response]:
         """Every module's `handle` from index `first` on; goes on in a coroutine when one of them is async."""
@@ -245,9 +243,7 @@ class Registry:
 
     def _allowed(self, path: str) -> str:
         """The value of Allow: every method that some route answers on this path; "" when none does."""
-        segments = path.split("/")
-        found = {method for method in METHODS if path in self._exact[method]}
-        found |= {p.method for p in self._patterns.get(len(segments), ()) if p.matches(segments)}
+        found = {method for method in METHODS if path in self._exact[method]} | self._patterns.methods(path.split("/"))
         if path == DATA_PATH and self._asked:
             found.add("POST")
         if not found:
@@ -282,33 +278,3 @@ class Registry:
         self.failures += 1
         self._logger.error("module %s returned no Response but %s", owner, type(answer).__name__)
         return INTERNAL_ERROR
-
-
-class _Pattern:
-    """A route with parameters, taken apart.
-
-    Attributes:
-        size: number of segments.
-        shape: its path with nameless parameters: two routes of one shape would answer the same requests.
-    """
-
-    __slots__ = ("_literals", "handler", "method", "owner", "parameters", "shape", "size")
-
-    def __init__(self, route: Route, handler: Handler, owner: str) -> None:
-        segments = route.path.split("/")
-        self.method = route.method
-        self.handler = handler
-        self.owner = owner
-        self.parameters = route.parameters
-        self.size = len(segments)
-        names: Mapping[int, str] = dict(self.parameters)
-        self._literals = tuple((index, segment) for index, segment in enumerate(segments) if index not in names)
-        self.shape = "/".join("{}" if index in names else segment for index, segment in enumerate(segments))
-
-    def answers(self, method: str) -> bool:
-        return method == self.method or (method == "HEAD" and self.method == "GET")
-
-    def matches(self, segments: Sequence[str]) -> bool:
-        return all(segments[index] == text for index, text in self._literals) and all(
-            segments[index] for index, _ in self.parameters
-        )

@@ -7,6 +7,7 @@ RPC client -> log -> clock -> sealed configuration and CA -> certificates -> mod
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
-from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken
+from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, InternalError, SealBroken
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.modules.api import Module, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
@@ -93,7 +94,13 @@ class Server:
             keep_buffers=True,  # the ingress knows which connections are idle
             judge_client=self._attestation.judge.handshake,
         )
-        authenticator = Authenticator(settings.auth.issuers, self._clock)
+        authenticator = Authenticator(
+            settings.auth.issuers,
+            self._clock,
+            worker_index=settings.worker_index,
+            worker_count=settings.worker_count,
+        )
+        self._authenticator = authenticator
         self._sealing = Sealing(
             worker_index=settings.worker_index,
             measurement=self._platform.measurement,
@@ -159,6 +166,8 @@ class Server:
         else:
             self._keep(self._follow(begin))
         self._take_authority(self._authority)
+        with contextlib.suppress(ClockUntrusted):  # then no token is good either
+            self._authenticator.begin()
         await self._registry.start(self._services)
         self._take_modules()
 
@@ -310,6 +319,7 @@ class Server:
             counters=self._counters,
             request_stop=self._request_stop,
             attestation=self._attestation,
+            tokens=self._authenticator,
             config_changed=self._take_modules,
         )
 
