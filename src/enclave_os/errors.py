@@ -19,7 +19,9 @@ __all__ = [
     "InternalError",
     "SealBroken",
     "ServerProtocolError",
+    "StoreBusy",
     "UsageError",
+    "VersionConflict",
 ]
 
 
@@ -57,6 +59,22 @@ class ConnectionGone(EnclaveError):
 
 class SealBroken(EnclaveError):
     """An authentication tag does not match: what the host stored or sent is not what we sealed. Never "not found"."""
+
+
+class VersionConflict(EnclaveError):
+    """The key does not have the version that the write was made for: somebody else wrote first. Nothing was written.
+
+    Attributes:
+        version: the one it has; 0: the key is absent.
+    """
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"the key has version {version}: read it again, and write for that version")
+        self.version = version
+
+
+class StoreBusy(EnclaveError):
+    """The store has no room now for what was asked. Nothing was written; try again later."""
 
 
 class AttestationError(EnclaveError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 from enclave_os.http import HTTPError, Request, Response, error_response, make_request
-from enclave_os.modules.api import Module, Route, Services, Status, Tokens
+from enclave_os.modules.api import Module, NoStorage, Route, Services, Status, Storage, Tokens
 from enclave_os.modules.registry import Registry
 from tests.enclave.tokens import FixedClock
 
@@ -65,6 +65,7 @@ def make_services(
     config: Mapping[str, Any] | None = None,
     modules: tuple[str, ...] = (),
     tokens: Tokens | None = None,
+    storage: Storage | None = None,
 ) -> Services:
     return Services(
         clock=FixedClock(),
@@ -78,6 +79,7 @@ def make_services(
         attestation=NobodyAttested(),
         tokens=tokens or NoTokens(),
         config_changed=lambda: None,
+        storage=storage or NoStorage(),
     )
 
 

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enclave_os.errors import ClockUntrusted, HostRefused, SealBroken
+from enclave_os.errors import ClockUntrusted, HostRefused, SealBroken, StoreBusy, VersionConflict
 from enclave_os.kv.change import Change
-from enclave_os.kv.errors import StoreBusy, VersionConflict
 from enclave_os.kv.namespace import Namespace
 from enclave_os.kv.record import HEAD
 from enclave_os.kv.sealed import WAITING_BYTES_MAX, SealedKV

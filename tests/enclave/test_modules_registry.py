@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from enclave_os.errors import HostRefused
+from enclave_os.errors import HostRefused, StoreBusy
 from enclave_os.http import Request, Response, StreamingResponse, make_request
 from enclave_os.modules.api import Module, Route
 from enclave_os.modules.helloworld import WORLD, HelloWorld
@@ -53,6 +53,16 @@ def test_a_host_that_does_not_answer_costs_the_request_a_503() -> None:
     made = registry(Made("a", Route("GET", "/now", refuse), Route("GET", "/later", refuse_later)))
     for path in ("/now", "/later"):
         assert ask(made, "GET", path).status == 503
+    assert made.failures == 0
+
+
+def test_a_busy_store_costs_the_request_a_503_that_says_when() -> None:
+    def refuse(_: Request) -> Response:
+        raise StoreBusy("4096 writes wait already")
+
+    made = registry(Made("a", Route("GET", "/now", refuse)))
+    answered = ask(made, "GET", "/now")
+    assert (answered.status, dict(answered.headers)["Retry-After"]) == (503, "1")
     assert made.failures == 0
 
 

@@ -53,7 +53,7 @@ MAY: dict[str, set[str]] = {
     # 5 runtime; the native is the one file where border and TLS meet
     "enclave_os.runtime": TRUSTED_BASE
     | {"enclave_os.border", "enclave_os.http", "enclave_os.rpc", "enclave_os.ratls", "enclave_os.modules"}
-    | {"enclave_os.evidence", "enclave_os.sealing"},
+    | {"enclave_os.evidence", "enclave_os.sealing", "enclave_os.kv"},
     "enclave_os.runtime._ingress": TRUSTED_BASE
     | NATIVE_WIRE
     | {"enclave_os._ring", "enclave_os._codec", "enclave_os._openssl", "enclave_os._tls", "enclave_os._x509"}

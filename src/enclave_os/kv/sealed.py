@@ -19,9 +19,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from enclave_os.errors import HostProtocolError, HostRefused, SealBroken
+from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
 from enclave_os.kv.change import Change, Item
-from enclave_os.kv.errors import StoreBusy, VersionConflict
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import decode_journal, encode_journal, journal_key, journal_version
 from enclave_os.kv.keys import TOKEN_SIZE, NamespaceKeys, StoreKeys

@@ -6,9 +6,9 @@ measured with the rest; a mistake in it costs its own request (500), never the e
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, NoReturn, Protocol
 
 from enclave_os.errors import ConfigError
 from enclave_os.evidence.identity import PeerIdentity
@@ -25,14 +25,19 @@ __all__ = [
     "Clock",
     "Connection",
     "Handler",
+    "Item",
     "Module",
+    "NoStorage",
     "PeerAttestation",
     "PeerIdentity",
     "Route",
     "Services",
     "Status",
+    "Storage",
+    "Table",
     "Token",
     "Tokens",
+    "Write",
 ]
 
 MANAGER: Final = "manager"
@@ -123,6 +128,107 @@ class PeerAttestation(Protocol):
         """
 
 
+class Item(Protocol):
+    """What a read found."""
+
+    @property
+    def name(self) -> bytes: ...
+    @property
+    def value(self) -> bytes: ...
+    @property
+    def version(self) -> int:
+        """Of the write that put it there: never 0, and greater than that of any write before."""
+
+
+class Table(Protocol):
+    """A map of one module, kept sealed by the host: names of 1 to 1024 bytes, values to 16 MiB. docs/kv.md.
+
+    Every read and write may raise:
+        SealBroken: the host tampers. Never answered as "not found".
+        HostRefused: the host does not do it, or not in time. After a write: it may be there or not, never by halves.
+        StoreBusy: no room now; nothing was written.
+        UsageError: a name, a value or a batch that is too large.
+        ClockUntrusted: whether an entry that expires is expired cannot be known.
+    """
+
+    async def get(self, name: bytes) -> Item | None:
+        """The latest value; None: absent, or expired."""
+
+    async def multi_get(self, names: Sequence[bytes]) -> list[Item | None]:
+        """`get` for each, in their order; each is the latest at some moment between call and return."""
+
+    async def put(self, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0) -> int:
+        """Write one entry, durable when this returns; returns its version. `expected` and `expires_ns`: see `Write`.
+
+        Raises: VersionConflict: nothing was written.
+        """
+
+    async def delete(self, name: bytes, expected: int | None = None) -> int:
+        """Delete one entry, whether it is there or not; returns the store's version. Raises: VersionConflict."""
+
+    async def scan(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[Item]:
+        """The first entries by name from `start`, inclusive, to `end`, exclusive (empty: to the last).
+
+        Its cost grows with the whole table: the host sees no order of names.
+        """
+
+    def iterate(self) -> AsyncIterator[Item]:
+        """All entries, in no order. One that is written meanwhile comes once or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One entry of an atomic batch.
+
+    Attributes:
+        value: None deletes.
+        expected: the version that the entry must have, 0: absent; None: any. An expired entry keeps its version.
+        expires_ns: trusted time, nanoseconds since the Unix epoch, from which on it counts as absent; 0: never.
+    """
+
+    table: Table
+    name: bytes
+    value: bytes | None
+    expected: int | None = None
+    expires_ns: int = 0
+
+
+class Storage(Protocol):
+    """What one module keeps from start to start. No module can name another's tables."""
+
+    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> Table:
+        """A table, which exists from its first entry on. Cheap; the same arguments give the same table.
+
+        Args:
+            name: 1 to 128 bytes of UTF-8 without NUL.
+            app: the application that it belongs to; "" for none. At most 255 bytes of UTF-8 without NUL.
+            brought_key: at least 32 secret bytes of the application's: whoever has ours alone reads nothing. The same
+                each time, or what was written with the other is SealBroken.
+        Raises: UsageError. ConfigError: there is no store for this worker.
+        """
+
+    async def write(self, writes: Sequence[Write]) -> int:
+        """All or none, over tables of this module; about 31 KiB in all, each entry once. Returns their version.
+
+        Raises: VersionConflict: nothing was written. What a `Table` raises.
+        """
+
+
+class NoStorage:
+    """The storage of who has none: refuses where a table is asked for, at start, not at the first request."""
+
+    def __init__(self, reason: str = "there is no key-value store here") -> None:
+        self._reason = reason
+
+    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> NoReturn:
+        """Raises: ConfigError."""
+        raise ConfigError(self._reason)
+
+    async def write(self, writes: Sequence[Write]) -> int:
+        """Raises: ConfigError."""
+        raise ConfigError(self._reason)
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """How this worker runs, for the routes that say so.
@@ -164,6 +270,7 @@ class Services:
         config_changed: what `config_leaves`, `custom_oids` or `app_identities` say has changed: takes them anew, at
             once. The config root changes with them, and so do the certificates; connections that were attested under
             the old root end with their next request.
+        storage: the module's own part of the sealed key-value store.
     """
 
     clock: Clock
@@ -177,6 +284,7 @@ class Services:
     attestation: PeerAttestation
     tokens: Tokens
     config_changed: Callable[[], None]
+    storage: Storage = field(default_factory=NoStorage)
 
 
 @dataclass(frozen=True, slots=True)

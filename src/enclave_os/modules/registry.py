@@ -4,7 +4,7 @@
 
 `respond` is the ingress's one Python call a request. Whatever a module does wrong stays here: it costs its request a
 500, and one log line with the module's name and the kind of error; the error's text might hold what a client sent in
-confidence. What the host refuses a module, or does not answer in time, costs the request a 503.
+confidence. What the host refuses a module, or does not answer in time, costs the request a 503, as does a busy store.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Protocol
 
-from enclave_os.errors import ConfigError, HostRefused
+from enclave_os.errors import ConfigError, HostRefused, StoreBusy
 from enclave_os.http import HTTPError, Request, Response, error_response
 from enclave_os.modules._routes import ExactRoutes
 from enclave_os.modules.api import DATA_PATH, METHODS, NAME_PATTERN, Handler, Module, Route, Services
@@ -25,6 +25,7 @@ ENTRY_POINT_GROUP: Final = "enclave_os.modules"
 NOT_FOUND: Final = error_response(404, "not found")
 UNANSWERED: Final = error_response(404, "no module answers this")
 INTERNAL_ERROR: Final = error_response(500, "internal error")
+STORE_BUSY: Final = error_response(503, "the store is busy; try again later", (("Retry-After", "1"),))
 HOST_UNAVAILABLE: Final = error_response(503, "a service that this needs does not answer now; try again later")
 
 # What a module may raise and only its request pays for. SystemExit is among it: a module does not stop the enclave.
@@ -270,6 +271,8 @@ class Registry:
             # Not the module's fault: what it needs of the host was refused, or did not come in time.
             self._logger.warning("module %s: the host refused it, with status %d", owner, error.status)
             return HOST_UNAVAILABLE
+        if isinstance(error, StoreBusy):
+            return STORE_BUSY  # weather, and bounded: who asks again later gets it
         self.failures += 1
         self._logger.error("module %s failed: %s", owner, type(error).__name__)
         return INTERNAL_ERROR
