@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from enclave_os._tls import TLSEngine
 from enclave_os._x509 import Identity
 from enclave_os.errors import AttestationError, ServerProtocolError
-from enclave_os.evidence import oids
+from enclave_os.evidence import exchange, oids
 from enclave_os.evidence.appraise import Appraisal, Claim
 from enclave_os.evidence.binding import (
     CONTEXT_SIZE,
@@ -29,13 +29,12 @@ from enclave_os.evidence.binding import (
     session_challenge,
 )
 from enclave_os.evidence.collateral import Collateral
+from enclave_os.evidence.exchange import REPLY_SIZE_MAX, Reply
 from enclave_os.evidence.leaf import LeafEvidence, read_leaf
 from enclave_os.evidence.protocol import ATTEST_PATH
 from enclave_os.evidence.store_state import StoreState
 
-from . import session
 from .demands import Demands, Mode
-from .session import REPLY_SIZE_MAX, Reply
 from .verify import PROOF_SIZE_MAX, freshness, verify_config_leaf, verify_leaf, verify_session
 
 PROOF_PATH: Final = "/attestation/proof/"
@@ -213,9 +212,9 @@ class Examination:
     def _session(self, leaf: LeafEvidence) -> Generator[Ask, Answer, None]:
         engine, demands = self._channel.engine, self._demands
         context = secrets.token_bytes(CONTEXT_SIZE)
-        request = session.challenge_request(leaf.spki_sha256, context, collateral=demands.collateral is None)
+        request = exchange.challenge_request(leaf.spki_sha256, context, collateral=demands.collateral is None)
         answer = yield Ask(ATTEST_PATH, request, REPLY_SIZE_MAX)
-        self._reply = session.read_reply(answer.status, answer.body, "challenge")
+        self._reply = exchange.read_reply(answer.status, answer.body, "challenge")
         collateral = demands.collateral or self._stapled(self._reply)
         # From our own end of TLS: a relay's other connection exports another value, whatever keys it has stolen.
         hctx = engine.export_keying_material(EXPORTER_LABEL.decode("ascii"), context, EXPORTER_SIZE)
@@ -258,9 +257,9 @@ class Examination:
         collateral = demands.collateral
         if collateral is None:
             # Only for its collateral; the evidence beside it is not session-bound and counts for nothing here.
-            request = session.deterministic_request(leaf.spki_sha256, collateral=True)
+            request = exchange.deterministic_request(leaf.spki_sha256, collateral=True)
             answer = yield Ask(ATTEST_PATH, request, REPLY_SIZE_MAX)
-            collateral = self._stapled(session.read_reply(answer.status, answer.body, "deterministic"))
+            collateral = self._stapled(exchange.read_reply(answer.status, answer.body, "deterministic"))
         challenge = self._channel.challenge  # in deterministic mode too, when we have an identity to show
         self._appraisal = verify_leaf(leaf, collateral, policy=demands.policy, now=self._now, challenge=challenge)
         self._judged(self._appraisal)
@@ -311,9 +310,9 @@ class Examination:
             EXPORTER_LABEL_CLIENT.decode("ascii"), reply.client_context, EXPORTER_SIZE
         )
         quote = self._demands.identity.quote(session_challenge(ours.spki_sha256, reply.client_context, hctx))
-        request = session.present_request(reply.client_context, quote, minute_text(self._now))
+        request = exchange.present_request(reply.client_context, quote, minute_text(self._now))
         answer = yield Ask(ATTEST_PATH, request, REPLY_SIZE_MAX)
-        session.read_presented(answer.status, answer.body)
+        exchange.read_presented(answer.status, answer.body)
         self._pass(name, "", "the server has accepted this client's evidence")
 
     # -- claims -------------------------------------------------------------------------------------------------------
@@ -331,7 +330,7 @@ class Examination:
             raise AttestationError(
                 "the server staples no collateral: give it (--collateral FILE, in code: collateral=)", "no_collateral"
             )
-        return Collateral.from_json(reply.collateral)
+        return Collateral.from_document(reply.collateral)
 
     def _pass(self, name: str, found: str, detail: str) -> None:
         self._claims.append(Claim(name=name, outcome="passed", found=found, detail=detail))

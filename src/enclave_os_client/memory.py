@@ -28,10 +28,9 @@ from pathlib import Path
 from typing import Final
 
 from enclave_os.errors import AttestationError
+from enclave_os.evidence.exchange import BOOT_NONCE_SIZE, ROOT_SIZE, STATE_NUMBER_MAX
 from enclave_os.evidence.store_state import StoreState
-
-from .session import BOOT_NONCE_SIZE, ROOT_SIZE, STATE_NUMBER_MAX
-from .strict_json import load_object
+from enclave_os.evidence.strict_json import load_object
 
 FORMAT: Final = 1
 FILE_SIZE_MAX: Final = 4 << 20

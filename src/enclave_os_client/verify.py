@@ -23,12 +23,11 @@ from enclave_os.evidence.binding import (
 )
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.config_leaf import leaf_of
+from enclave_os.evidence.exchange import load_answer
 from enclave_os.evidence.leaf import LeafEvidence, read_leaf
 from enclave_os.evidence.merkle import PATH_MAX, verify_inclusion
 from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.protocol import MINUTE_AGE_S_MAX, MINUTE_AHEAD_S_MAX
-
-from .session import load_answer
 
 __all__ = [
     "Appraisal",

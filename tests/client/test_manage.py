@@ -63,6 +63,11 @@ def test_the_request(run: Run) -> None:
     assert json.loads(seen[0].content) == {"mr_enclave": "77" * 32}
 
 
+def test_what_a_server_says_moves_no_cursor(run: Run) -> None:
+    _, shown, _ = run(says(200, {"exports": ["\x1b[2Jaa\nenclave-os: all is well"]}), "seal", "approve", "77" * 32)
+    assert shown == "\\x1b[2Jaa\\x0aenclave-os: all is well\n"
+
+
 def test_another_connection_until_worker_0_is_reached(run: Run) -> None:
     tries: list[int] = []
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_os.errors import AttestationError
+from enclave_os.evidence.exchange import STATE_NUMBER_MAX
 from enclave_os.evidence.store_state import StoreState
 from enclave_os_client import memory as memory_file
 from enclave_os_client.memory import MemoryFileError, StateMemory, refuse_older
-from enclave_os_client.session import STATE_NUMBER_MAX
 
 SERVER = "enclave.example:443"
 SEEN = StoreState(boot=7, boot_nonce=b"n" * 32, version=40, root=b"r" * 32)

@@ -179,7 +179,7 @@ def test_simulated_evidence_of_another_platform_is_refused(forge: Forge, other_f
     with pytest.raises(AttestationError):
         judged.handshake(chain(leaf(now, honest(other_forge))), NONCE)
     with pytest.raises(AttestationError):
-        present(judge(forge, now), other_forge, now, collateral=other_forge.collateral.to_json())
+        present(judge(forge, now), other_forge, now, collateral=other_forge.collateral.to_document())
 
 
 # -- the session -------------------------------------------------------------------------------------------------------
@@ -225,11 +225,11 @@ def test_a_security_version_below_the_floor_is_refused(forge: Forge, now: int) -
 
 def test_collateral_is_judged_by_its_content_whoever_sent_it(forge: Forge, other_forge: Forge, now: int) -> None:
     judged = judge(forge, now, own_collateral=lambda: None)
-    assert present(judged, forge, now, collateral=forge.collateral.to_json()).tier == "session"
-    for text in ("{}", other_forge.collateral.to_json()):
+    assert present(judged, forge, now, collateral=forge.collateral.to_document()).tier == "session"
+    for document in ({}, other_forge.collateral.to_document()):
         with pytest.raises(AttestationError):
-            present(judged, forge, now, collateral=text)
-    outdated = forge.with_status("OutOfDate").to_json()
+            present(judged, forge, now, collateral=document)
+    outdated = forge.with_status("OutOfDate").to_document()
     with pytest.raises(AttestationError) as refused:
         present(judge(forge, now), forge, now, collateral=outdated)
     assert refused.value.code == "tcb_status"

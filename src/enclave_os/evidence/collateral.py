@@ -7,12 +7,15 @@ form is the one that dcap-qvl, PCCS clients and the RA-TLS v2 reply use: strings
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
 from dcap_qvl import QuoteCollateralV3
 
 from enclave_os.errors import AttestationError
+from enclave_os.evidence.protocol import read_hex
+from enclave_os.evidence.strict_json import load_object
 
 COLLATERAL_SIZE_MAX: Final = 512 * 1024
 """As JSON. Intel's is about 14 KiB; a CRL grows with what is revoked."""
@@ -48,11 +51,22 @@ class Collateral:
         if len(data) > COLLATERAL_SIZE_MAX:
             raise _bad(f"{len(data)} bytes; at most {COLLATERAL_SIZE_MAX} are read")
         try:
-            document = json.loads(data, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
+            document = load_object(data if isinstance(data, bytes) else data.encode())
+        except ValueError as error:
             raise _bad(f"not JSON: {type(error).__name__}") from error
-        if not isinstance(document, dict) or set(document) != {field.name for field in fields(cls)}:
+        return cls.from_document(document)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Read the JSON form once it was parsed, by a reader that refuses a member twice.
+
+        Raises: AttestationError: `bad_collateral`.
+        """
+        if set(document) != {field.name for field in fields(cls)}:
             raise _bad(f"not an object of {', '.join(field.name for field in fields(cls))}")
+        size = sum(len(value) if isinstance(value, str) else 0 for value in document.values())
+        if size > COLLATERAL_SIZE_MAX:
+            raise _bad(f"{size} characters; at most {COLLATERAL_SIZE_MAX} are read")
         members: dict[str, Any] = {name: _read(name, value) for name, value in document.items()}
         return cls(**members)
 
@@ -80,25 +94,15 @@ class Collateral:
         )
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a member twice")
-    return document
-
-
 def _read(name: str, value: object) -> str | bytes:
     if not isinstance(value, str):
         raise _bad(f"{name} is not a string")
     if name not in _BYTES:
         return value
     try:
-        decoded = bytes.fromhex(value)
+        return read_hex(value)
     except ValueError as error:
-        raise _bad(f"{name} is not hexadecimal") from error
-    if len(decoded) * 2 != len(value):  # fromhex passes over white space
-        raise _bad(f"{name} is not hexadecimal")
-    return decoded
+        raise _bad(f"{name} {error}") from error
 
 
 def _bad(text: str) -> AttestationError:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from enclave_os.evidence.protocol import read_hex
 from enclave_os.http import HTTPError, Request, Response, json_response
 from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Module, Route
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
@@ -93,10 +94,10 @@ class SealRoutes(Module):
 def _measurement(request: Request) -> bytes:
     text = _member(request, "mr_enclave")
     try:
-        measurement = bytes.fromhex(text) if isinstance(text, str) else b""
+        measurement = read_hex(text)
     except ValueError:
         measurement = b""
-    if len(measurement) != MEASUREMENT_SIZE or measurement.hex() != str(text).lower():
+    if len(measurement) != MEASUREMENT_SIZE:
         raise HTTPError(400, f"mr_enclave is a measurement: {2 * MEASUREMENT_SIZE} hexadecimal digits")
     return measurement
 

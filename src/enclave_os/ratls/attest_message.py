@@ -12,24 +12,19 @@ itself (UTF-8, no member twice, no NaN, bounded depth) was read by `http.parse_j
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from enclave_os.errors import ClientProtocolError
+from enclave_os.evidence import protocol
 from enclave_os.evidence.binding import CONTEXT_SIZE, SPKI_HASH_SIZE
-from enclave_os.evidence.protocol import VERSION, b64, b64url
+from enclave_os.evidence.protocol import VERSION
 from enclave_os.evidence.quote import QUOTE_SIZE_MAX
 
 MESSAGE_SIZE_MAX: Final = 256 * 1024
 """A quote takes 6 KiB and its collateral 14; revocation lists may grow, and 64 KiB is the family's bound without it."""
 
-_BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+\Z", re.ASCII)
-_QUOTE_TEXT_MAX: Final = (QUOTE_SIZE_MAX + 2) // 3 * 4
 _MINUTE_TEXT_MAX: Final = 17
 
 
@@ -55,14 +50,14 @@ class Present:
     """A client shows its own evidence, under a context that we gave it on this connection.
 
     Attributes:
-        collateral: JSON text of what verifies the quote, as the client alleges it; None: it sent none.
+        collateral: the JSON object of what verifies the quote, unread, as the client alleges it; None: it sent none.
     """
 
     context: bytes
     tee: str
     quote: bytes
     quote_time: str
-    collateral: str | None
+    collateral: Mapping[str, Any] | None
 
 
 class MessageError(ClientProtocolError):
@@ -98,19 +93,11 @@ def read_message(document: object) -> Ask | Present:
 
 
 def read_b64url(value: object, name: str) -> bytes:
-    """The bytes of one member.
-
-    Raises: MessageError: no text, padding, a character outside the alphabet, or stray trailing bits.
-    """
-    if type(value) is not str or not _BASE64URL.match(value):
-        raise MessageError(f'"{name}" is not base64url without padding')
+    """The bytes of one member. Raises: MessageError: not in the one spelling that encodes them."""
     try:
-        data = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
-    except binascii.Error:
-        raise MessageError(f'"{name}" is not base64url without padding') from None
-    if b64url(data) != value:
-        raise MessageError(f'"{name}" is not canonical base64url')
-    return data
+        return protocol.read_b64url(value)
+    except ValueError as error:
+        raise MessageError(f'"{name}" {error}') from None
 
 
 def _only(members: Mapping[str, Any], needed: tuple[str, ...], allowed: tuple[str, ...]) -> None:
@@ -137,15 +124,12 @@ def _sized(members: Mapping[str, Any], name: str, size: int) -> bytes:
 
 
 def _quote(members: Mapping[str, Any]) -> bytes:
-    text = members["quote"]
-    if type(text) is not str or len(text) > _QUOTE_TEXT_MAX:
-        raise MessageError(f'"quote" is not base64 of at most {QUOTE_SIZE_MAX} bytes')
     try:
-        data = base64.b64decode(text, validate=True)
+        data = protocol.read_b64(members["quote"], QUOTE_SIZE_MAX)
     except ValueError as error:
-        raise MessageError('"quote" is not base64') from error
-    if not data or b64(data) != text:
-        raise MessageError('"quote" is not base64 in its one spelling')
+        raise MessageError(f'"quote" {error}') from None
+    if not data:
+        raise MessageError('"quote" is empty')
     return data
 
 
@@ -163,10 +147,10 @@ def _text(members: Mapping[str, Any], name: str, size_max: int) -> str:
     return value
 
 
-def _collateral(members: Mapping[str, Any]) -> str | None:
+def _collateral(members: Mapping[str, Any]) -> Mapping[str, Any] | None:
     value = members.get("collateral")
     if value is None:
         return None
     if type(value) is not dict:
         raise MessageError('"collateral" is not an object')
-    return json.dumps(value)
+    return value

@@ -145,7 +145,7 @@ class ClientJudge:
         asked = parse_minute(message.quote_time)
         if not -MINUTE_AGE_S_MAX <= asked - now_ns // _NS <= MINUTE_AHEAD_S_MAX:
             raise AttestationError("quote_time is not within the last 24 hours")
-        collateral = None if message.collateral is None else Collateral.from_json(message.collateral)
+        collateral = None if message.collateral is None else Collateral.from_document(message.collateral)
         expected = session_challenge(leaf.spki_sha256, message.context, hctx)
         appraisal = self._appraise(message.quote, collateral, expected, leaf, now_ns)
         return _identity("session", appraisal, leaf, now_ns)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import host_package
-from .manage import EXIT_CODES, TRUST, Refused, add_server, ask, run
+from .manage import EXIT_CODES, TRUST, Refused, add_server, ask, run, say
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -57,8 +57,8 @@ def _accept(parser: Parser, parsed: argparse.Namespace) -> int:
         print("the configuration has the policy that is in force; what was accepted before is taken back")
         return os.EX_OK
     for difference in found["differences"]:
-        print(f"{difference['key']}: from {difference['before']} to {difference['after']}")
-    print(f"accepted, SHA-256 {found['policy_sha256']}: restart the server with {parsed.config}")
+        say(f"{difference['key']}: from {difference['before']} to {difference['after']}")
+    say(f"accepted, SHA-256 {found['policy_sha256']}: restart the server with {parsed.config}")
     return os.EX_OK
 
 

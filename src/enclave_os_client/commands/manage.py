@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enclave_os_client.strict_json import load_object
+from enclave_os.evidence.strict_json import load_object
 from enclave_os_client.token import TOKEN_SIZE_MAX
 
 from .demand_flags import EX_REFUSED, add_demands, address, demands_of
@@ -110,6 +110,14 @@ def ask(
     raise Refused(f"worker 0 of {host}:{port} was not reached in {CONNECTIONS_MAX} connections", os.EX_TEMPFAIL)
 
 
+def say(*lines: object) -> None:
+    """Print lines that a server had a part in: escaped, so that none of it passes for ours or moves the cursor."""
+    from enclave_os.evidence.exchange import escaped
+
+    for line in lines:
+        print(escaped(str(line)))
+
+
 def _client(parser: Parser, parsed: argparse.Namespace, mode: Mode) -> contextlib.AbstractContextManager[httpx.Client]:
     import httpx
 
@@ -158,7 +166,7 @@ def _token(name: str) -> str:
 
 
 def _read(response: httpx.Response) -> dict[str, Any]:
-    from enclave_os_client.session import printable
+    from enclave_os.evidence.exchange import printable
 
     try:
         document = load_object(response.content)

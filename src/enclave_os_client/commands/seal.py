@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from .manage import EXIT_CODES, TRUST, add_server, ask, run
+from .manage import EXIT_CODES, TRUST, add_server, ask, run, say
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -62,7 +62,10 @@ def _status(parser: Parser, parsed: argparse.Namespace) -> int:
     from enclave_os_client.demands import Mode
 
     found = ask(parser, parsed, "GET", "/seal", mode=Mode.SESSION)
-    print(json.dumps(found, indent=2) if parsed.json else "\n".join(_lines(found)))
+    if parsed.json:
+        print(json.dumps(found, indent=2))
+    else:
+        say(*_lines(found))
     return os.EX_OK
 
 
@@ -81,7 +84,7 @@ def _approve(parser: Parser, parsed: argparse.Namespace) -> int:
     method = "DELETE" if parsed.revoke else "POST"
     found = ask(parser, parsed, method, "/seal/exports", {"mr_enclave": parsed.measurement}, mode=Mode.SESSION)
     for measurement in found["exports"]:
-        print(measurement)
+        say(measurement)
     if not found["exports"]:
         print("no measurement is approved")
     return os.EX_OK

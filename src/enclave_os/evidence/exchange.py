@@ -1,4 +1,4 @@
-"""The client's half of session-bound attestation (RA-TLS v2): what is asked, and a strict reading of the answer.
+"""The asking half of session-bound attestation (RA-TLS v2): what is asked, and a strict reading of the answer.
 
     POST /__privasys/attest   {"v":2,"mode":"challenge","leaf":…,"context":…}        -> evidence bound to this session
                               {"v":2,"mode":"deterministic","leaf":…}                -> evidence bound to a minute
@@ -10,8 +10,6 @@ the quote in it, and nothing of it is used before its form was checked.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +17,11 @@ from typing import Any, Final
 
 from enclave_os.errors import AttestationError, ServerProtocolError
 from enclave_os.evidence.binding import CONTEXT_SIZE
-from enclave_os.evidence.protocol import TEE, VERSION, b64, b64url
+from enclave_os.evidence.collateral import Collateral
+from enclave_os.evidence.protocol import TEE, VERSION, b64, b64url, read_b64, read_b64url
 from enclave_os.evidence.quote import QUOTE_SIZE_MAX
 from enclave_os.evidence.store_state import StoreState
-
-from .strict_json import load_object
+from enclave_os.evidence.strict_json import load_object
 
 REPLY_SIZE_MAX: Final = 768 << 10
 """A quote of at most 16 KiB in base64, and collateral of at most 512 KiB (Intel's has some 14) in JSON."""
@@ -41,7 +39,7 @@ class Reply:
     Attributes:
         quote_time: 17 characters, the minute in which the quote was made.
         client_context: what the client's own evidence must be bound to; None when none is wanted.
-        collateral: JSON text of the stapled collateral, or None.
+        collateral: the JSON object of the stapled collateral, unread, or None.
     """
 
     mode: str
@@ -49,7 +47,7 @@ class Reply:
     quote_time: str
     client_required: bool
     client_context: bytes | None
-    collateral: str | None
+    collateral: Mapping[str, Any] | None
     state: StoreState | None
 
 
@@ -68,14 +66,15 @@ def deterministic_request(leaf_spki_sha256: bytes, *, collateral: bool) -> bytes
     return _encode(mode="deterministic", leaf=b64url(leaf_spki_sha256), **({"collateral": True} if collateral else {}))
 
 
-def present_request(context: bytes, quote: bytes, quote_time: str) -> bytes:
-    """Show our own evidence, bound to the server's `context`."""
+def present_request(context: bytes, quote: bytes, quote_time: str, collateral: Collateral | None = None) -> bytes:
+    """Show our own evidence, bound to the server's `context`, and what verifies it if we have that."""
     return _encode(
         mode="present",
         context=b64url(context),
         tee=TEE,
         quote=b64(quote),
         quote_time=quote_time,
+        **({} if collateral is None else {"collateral": collateral.to_document()}),
     )
 
 
@@ -97,9 +96,10 @@ def read_reply(status: int, body: bytes, mode: str) -> Reply:
         raise _malformed("its TEE is not sgx")
     if found.get("gpu_evidence") is not None:
         raise _malformed("it carries GPU evidence, which an SGX enclave has none of")
-    quote = _decode_base64(found, "quote")
-    if len(quote) > QUOTE_SIZE_MAX:
-        raise _malformed(f"its quote has more than {QUOTE_SIZE_MAX} bytes")
+    try:
+        quote = read_b64(found.get("quote"), QUOTE_SIZE_MAX)
+    except ValueError as error:
+        raise _malformed(f"its quote {error}") from error
     quote_time = found.get("quote_time")
     if not isinstance(quote_time, str):
         raise _malformed("its quote_time is not a text")
@@ -120,7 +120,7 @@ def read_reply(status: int, body: bytes, mode: str) -> Reply:
         quote_time=quote_time,
         client_required=wanted == "required",
         client_context=context,
-        collateral=None if collateral is None else json.dumps(collateral),
+        collateral=collateral,
         state=_read_state(found.get("state")),
     )
 
@@ -145,8 +145,12 @@ def load_answer(data: bytes, what: str) -> dict[str, Any]:
 
 def printable(text: str) -> str:
     """A peer's text, cut and escaped, so that it cannot pass for ours or move a terminal's cursor."""
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:ERROR_TEXT_MAX])
-    return shown + ("…" if len(text) > ERROR_TEXT_MAX else "")
+    return escaped(text[:ERROR_TEXT_MAX]) + ("…" if len(text) > ERROR_TEXT_MAX else "")
+
+
+def escaped(text: str) -> str:
+    """A text on one line, each character that a terminal would not print written out."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _encode(**members: object) -> bytes:
@@ -188,28 +192,13 @@ def _number(found: Mapping[str, object], name: str) -> int:
     return value
 
 
-def _decode_base64(found: Mapping[str, object], name: str) -> bytes:
-    value = found.get(name)
-    if not isinstance(value, str):
-        raise _malformed(f"its {name} is not base64")
-    try:
-        data = base64.b64decode(value.encode("ascii"), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _malformed(f"its {name} is not base64") from error
-    if b64(data) != value:
-        raise _malformed(f"its {name} is not canonical base64")
-    return data
-
-
 def _decode_base64url(value: object, name: str, size: int) -> bytes:
-    if not isinstance(value, str):
-        raise _malformed(f"its {name} is not base64url")
     try:
-        data = base64.b64decode(value.encode("ascii") + b"=" * (-len(value) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _malformed(f"its {name} is not base64url") from error
-    if b64url(data) != value or len(data) != size:
-        raise _malformed(f"its {name} is not {size} bytes in base64url without padding")
+        data = read_b64url(value)
+    except ValueError as error:
+        raise _malformed(f"its {name} {error}") from error
+    if len(data) != size:
+        raise _malformed(f"its {name} has {len(data)} bytes and not {size}")
     return data
 
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_os.errors import AttestationError, ServerProtocolError
+from enclave_os.evidence import exchange
+from enclave_os.evidence.exchange import read_presented, read_reply
 from enclave_os.evidence.protocol import b64url
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.ratls.attest_message import Ask, Present, read_message
-from enclave_os_client import session
-from enclave_os_client.session import read_presented, read_reply
 
 STATE: dict[str, Any] = {"boot": 1, "boot_nonce": b64url(bytes(32)), "version": 0, "root": None}
 GOOD: dict[str, Any] = {
@@ -24,7 +24,7 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def read(**changes: Any) -> session.Reply:
+def read(**changes: Any) -> exchange.Reply:
     return read_reply(200, json.dumps(GOOD | changes).encode(), "challenge")
 
 
@@ -33,7 +33,7 @@ def test_a_good_answer() -> None:
     assert reply.quote == b"quote"
     assert reply.client_required
     assert reply.client_context == b"c" * 32
-    assert reply.collateral == '{"a": "b"}'
+    assert reply.collateral == {"a": "b"}
     assert reply.state == StoreState(1, bytes(32), 0, None)
     assert read(state=None).state is None
 
@@ -84,7 +84,7 @@ def test_any_members_are_read_or_a_typed_error(changes: dict[str, Any]) -> None:
         reply = read(**changes)
     except ServerProtocolError:
         return
-    assert len(reply.quote) <= session.QUOTE_SIZE_MAX
+    assert len(reply.quote) <= exchange.QUOTE_SIZE_MAX
     assert reply.client_context is None or len(reply.client_context) == 32
 
 
@@ -110,9 +110,9 @@ def test_our_own_evidence_is_accepted_by_204_alone() -> None:
 @pytest.mark.parametrize("collateral", [False, True])
 def test_the_enclave_reads_what_we_ask(collateral: bool) -> None:
     leaf, context = b"l" * 32, b"c" * 32
-    bound = json.loads(session.challenge_request(leaf, context, collateral=collateral))
+    bound = json.loads(exchange.challenge_request(leaf, context, collateral=collateral))
     assert read_message(bound) == Ask("challenge", leaf, context, collateral)
-    dated = json.loads(session.deterministic_request(leaf, collateral=collateral))
+    dated = json.loads(exchange.deterministic_request(leaf, collateral=collateral))
     assert read_message(dated) == Ask("deterministic", leaf, None, collateral)
-    shown = json.loads(session.present_request(context, b"quote", "2026-11-26T00:00Z"))
+    shown = json.loads(exchange.present_request(context, b"quote", "2026-11-26T00:00Z"))
     assert read_message(shown) == Present(context, "sgx", b"quote", "2026-11-26T00:00Z", None)
