@@ -5,6 +5,8 @@ Each family says what to do: close that connection (`ClientProtocolError`), pois
 hold keys, plaintext or unescaped bytes of a peer.
 """
 
+from typing import Literal
+
 from enclave_os.wire.errors import HostProtocolError, UsageError
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "ClockUntrusted",
     "ConfigError",
     "ConnectionGone",
+    "EgressError",
     "EnclaveError",
     "HostProtocolError",
     "HostRefused",
@@ -35,6 +38,31 @@ class ClientProtocolError(EnclaveError):
 
 class ServerProtocolError(EnclaveError):
     """A server that we connected to broke TLS, or its certificate does not stand up to the check we asked for."""
+
+
+EgressStage = Literal["policy", "name", "connect", "tls", "attestation", "protocol", "limit", "truncated", "time"]
+"""How far a call to the outside came: refused by the rules before a byte left · the name was not found · no TCP
+connection · TLS was not agreed, or the certificate does not verify · the server did not attest as asked · what it
+answered is not HTTP · it is more than a limit allows · it ended before it was whole, and something on the way may have
+cut it · it took too long."""
+EgressFault = Literal["caller", "operator", "server", "host", "network"]
+"""Who can mend it. `network`: server, host and all that lies between look the same from here."""
+
+
+class EgressError(EnclaveError):
+    """A call to the outside that gave no answer, or no whole one.
+
+    Attributes:
+        stage: how far it came.
+        fault: who can mend it.
+        reason: in one word for machines, where the stage alone does not say it: `expired`, `hostname_mismatch`.
+    """
+
+    def __init__(self, message: str, stage: EgressStage, fault: EgressFault, reason: str = "") -> None:
+        super().__init__(message)
+        self.stage: EgressStage = stage
+        self.fault: EgressFault = fault
+        self.reason = reason
 
 
 class HostRefused(EnclaveError):
