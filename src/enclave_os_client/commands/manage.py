@@ -8,7 +8,7 @@ import importlib.util
 import os
 import ssl
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,6 +69,59 @@ def run(parsed: argparse.Namespace, work: Callable[[argparse.Namespace], int]) -
         return refused.code
 
 
+class Server:
+    """One kept connection (or as few as can be) to the server that the flags name.
+
+    Args: mode: the evidence that is asked for, when there are demands on evidence; None: of the session.
+    Raises: Refused. OSError: a file cannot be read.
+    """
+
+    def __init__(self, parser: Parser, parsed: argparse.Namespace, mode: Mode | None = None) -> None:
+        from enclave_os_client.demands import Mode
+
+        host, port = address(parser, parsed.url)
+        self._parsed = parsed
+        self._where = f"{host}:{port}"
+        self._origin = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        _token(parsed)  # one that is none is said before anybody is talked to
+        with self._saying():
+            self._client = _client(parser, parsed, mode or Mode.SESSION)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def ask(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The server's answer to one request."""
+        return _read(self.send(method, path, document))
+
+    def send(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> httpx.Response:
+        """What came back, whatever it is. The token's file is read for each."""
+        headers = {"Authorization": f"Bearer {_token(self._parsed)}"}
+        with self._saying():
+            return self._client.request(method, self._origin + path, json=document, headers=headers)
+
+    @contextlib.contextmanager
+    def _saying(self) -> Iterator[None]:
+        """What can go wrong on the way, in words."""
+        import httpx
+
+        from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError
+        from enclave_os_client.memory import MemoryFileError
+
+        try:
+            yield
+        except AttestationError as error:
+            raise Refused(f"REFUSED, and nothing was sent: {error}", EX_REFUSED) from error
+        except (ServerProtocolError, MemoryFileError) as error:
+            raise Refused(f"{self._where}: {error}", os.EX_PROTOCOL) from error
+        except ConfigError as error:
+            raise Refused(f"{self._parsed.ca}: {error}", os.EX_DATAERR) from error
+        except httpx.TransportError as error:
+            raise Refused(
+                f"no answer from {self._where}: {str(error) or type(error).__name__}", os.EX_UNAVAILABLE
+            ) from error
+
+
 def ask(
     parser: Parser,
     parsed: argparse.Namespace,
@@ -78,36 +131,22 @@ def ask(
     *,
     mode: Mode,
 ) -> dict[str, Any]:
-    """The server's answer to one request, over a connection of its own.
+    """The server's answer to one request, over a connection of its own, by worker 0 if only that can give it.
 
     Args: mode: the evidence that is asked for, when there are demands on evidence.
     Raises: Refused. OSError: a file cannot be read.
     """
     import httpx
 
-    from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError
-    from enclave_os_client.memory import MemoryFileError
-
-    host, port = address(parser, parsed.url)
-    url = f"https://{f'[{host}]' if ':' in host else host}:{port}{path}"
-    headers = {"Authorization": f"Bearer {_token(parsed.token)}"}
-    try:
-        for _ in range(CONNECTIONS_MAX):
-            with _client(parser, parsed, mode) as client:
-                response = client.request(method, url, json=document, headers=headers)
-            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or response.headers.get("retry-after") != "0":
-                return _read(response)
-    except AttestationError as error:
-        raise Refused(f"REFUSED, and nothing was sent: {error}", EX_REFUSED) from error
-    except (ServerProtocolError, MemoryFileError) as error:
-        raise Refused(f"{host}:{port}: {error}", os.EX_PROTOCOL) from error
-    except ConfigError as error:
-        raise Refused(f"{parsed.ca}: {error}", os.EX_DATAERR) from error
-    except httpx.TransportError as error:
-        raise Refused(
-            f"no answer from {host}:{port}: {str(error) or type(error).__name__}", os.EX_UNAVAILABLE
-        ) from error
-    raise Refused(f"worker 0 of {host}:{port} was not reached in {CONNECTIONS_MAX} connections", os.EX_TEMPFAIL)
+    for _ in range(CONNECTIONS_MAX):
+        server = Server(parser, parsed, mode)
+        try:
+            response = server.send(method, path, document)
+        finally:
+            server.close()
+        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or response.headers.get("retry-after") != "0":
+            return _read(response)
+    raise Refused(f"worker 0 of {parsed.url} was not reached in {CONNECTIONS_MAX} connections", os.EX_TEMPFAIL)
 
 
 def say(*lines: object) -> None:
@@ -118,7 +157,7 @@ def say(*lines: object) -> None:
         print(escaped(str(line)))
 
 
-def _client(parser: Parser, parsed: argparse.Namespace, mode: Mode) -> contextlib.AbstractContextManager[httpx.Client]:
+def _client(parser: Parser, parsed: argparse.Namespace, mode: Mode) -> httpx.Client:
     import httpx
 
     from enclave_os.errors import UsageError
@@ -153,9 +192,13 @@ def _say_once(parsed: argparse.Namespace, text: str) -> None:
         print(f"enclave-os: {text}", file=sys.stderr)
 
 
-def _token(name: str) -> str:
+def _token(parsed: argparse.Namespace) -> str:
+    name = parsed.token
     if name == "-":
-        token = sys.stdin.read(TOKEN_SIZE_MAX + 2).strip()
+        given = vars(parsed)
+        if "read_token" not in given:
+            given["read_token"] = sys.stdin.read(TOKEN_SIZE_MAX + 2)  # there once
+        token = str(given["read_token"]).strip()
     else:
         with Path(name).open(encoding="ascii", errors="replace") as stream:
             token = stream.read(TOKEN_SIZE_MAX + 2).strip()

@@ -1,0 +1,243 @@
+"""`enclave-os top`: what a server does right now, worker by worker, refreshed in place."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from .manage import CONNECTIONS_MAX, EXIT_CODES, TRUST, Refused, Server, add_server, run
+
+if TYPE_CHECKING:
+    from enclave_os_client.meter import Reading
+
+    from .parser import Parser, Subparsers
+
+EPILOG: Final = f"""\
+examples:
+  enclave-os top --url https://enclave.example --token monitor.token --mrenclave 4f3c...e1
+  enclave-os top --url https://localhost:8443 --token t --ca state/ca/root.pem --interval 5
+  enclave-os top --url https://localhost:8443 --token t --ca state/ca/root.pem --json --count 60 > minute.jsonl
+
+One kept connection to each worker; the token's file is read anew for each look, so that a fresh token may take the
+old one's place. Counters that say that something went wrong are shown once they have moved.
+
+{TRUST}
+{EXIT_CODES}"""
+
+INTERVAL_MIN: Final = 0.2
+AGAIN: Final = 4
+"""Connections a look, after the first, to find a worker that is missing."""
+CLEAR: Final = "\x1b[H\x1b[2J"
+
+# Name in /metrics, and what a person calls it.
+WORK: Final = (
+    ("requests_total", "requests /s"),
+    ("handshakes_total", "handshakes /s"),
+    ("connections_live", "connections"),
+    ("bytes_in_total", "in"),
+    ("bytes_out_total", "out"),
+    ("rpc_calls_total", "calls to the host /s"),
+    ("rpc_in_flight", "calls in flight"),
+    ("doorbell_wakes_total", "wake-ups /s"),
+    ("body_memory_bytes", "bodies in memory"),
+)
+BYTES: Final = frozenset({"bytes_in_total", "bytes_out_total", "body_memory_bytes"})
+TROUBLE: Final = (
+    ("requests_refused_total", "requests refused"),
+    ("requests_misdirected_total", "requests for another name (421)"),
+    ("answers_failed_total", "answers failed"),
+    ("module_failures_total", "module failures"),
+    ("handshakes_failed_total", "handshakes failed"),
+    ("clients_refused_total", "clients refused by their evidence"),
+    ("deadlines_expired_total", "deadlines expired"),
+    ("connections_over_limit_total", "connections over the limit"),
+    ("connections_flooded_total", "connections cut for flooding"),
+    ("frames_dropped_total", "frames dropped"),
+    ("ring_full_total", "ring full"),
+    ("rpc_timeouts_total", "host did not answer in time"),
+    ("rpc_late_replies_total", "host answered too late"),
+    ("log_lines_dropped_total", "log lines dropped"),
+    ("certificates_rate_limited_total", "quotes over the rate"),
+)
+
+
+def add(commands: Subparsers) -> None:
+    """Describe the command."""
+    parser = commands.add_parser("top", description="Watch what a server does.", epilog=EPILOG)
+    add_server(parser, "monitoring")
+    parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument("--count", type=int, default=0, metavar="N", help="looks, then end; default: until Ctrl-C")
+    parser.add_argument("--json", action="store_true", help="one JSON object a look, for machines")
+    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: _top(parser, given)))
+
+
+def _top(parser: Parser, parsed: argparse.Namespace) -> int:
+    if not INTERVAL_MIN <= parsed.interval <= 3600 or parsed.count < 0:
+        parser.error(f"--interval is {INTERVAL_MIN} to 3600 seconds, --count not negative")
+    with Workers(lambda: Server(parser, parsed)) as workers:
+        before: dict[int, Reading] = {}
+        looks = 0
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                began = time.monotonic()
+                now = workers.look(time.monotonic)
+                if parsed.json:
+                    _print(json.dumps(_document(before, now)) + "\n")
+                else:
+                    text = "\n".join(table(parsed.url, workers.status, before, now))
+                    _print(f"{CLEAR if sys.stdout.isatty() else ''}{text}\n")
+                before = now
+                looks += 1
+                if looks == parsed.count:
+                    break
+                time.sleep(max(0.0, parsed.interval - (time.monotonic() - began)))
+    return os.EX_OK
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class Workers:
+    """One connection to each worker. Which worker a connection meets is the host's choice: it tries until it has all.
+
+    Args: connect: makes an unused connection.
+    """
+
+    def __init__(self, connect: Callable[[], Server]) -> None:
+        self._connect = connect
+        self._servers: dict[int, Server] = {}
+        self._tries = CONNECTIONS_MAX
+        self.status: dict[str, Any] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for server in self._servers.values():
+            server.close()
+
+    def look(self, clock: Callable[[], float]) -> dict[int, Reading]:
+        """A reading of every worker that can be had, by index. Raises: Refused: of none."""
+        found: dict[int, Reading] = {}
+        for index, server in list(self._servers.items()):
+            try:
+                reading = self._read(server, clock)
+            except Refused:
+                reading = None  # it ended, or our evidence of it did: below, a new connection
+            if reading is not None and reading.worker == index:
+                found[index] = reading
+            else:
+                self._servers.pop(index).close()
+        for _ in range(self._tries):
+            if self.status and len(found) >= worker_count(self.status):
+                break
+            server = self._connect()
+            try:
+                self.status = server.ask("GET", "/status")
+                reading = self._read(server, clock)
+            except BaseException:
+                server.close()
+                raise
+            if reading.worker in self._servers:
+                server.close()
+            else:
+                self._servers[reading.worker] = server
+            found[reading.worker] = reading
+        self._tries = AGAIN  # what was not found among many is not looked for as hard at each look
+        return dict(sorted(found.items()))
+
+    @staticmethod
+    def _read(server: Server, clock: Callable[[], float]) -> Reading:
+        from enclave_os.errors import ServerProtocolError
+        from enclave_os_client.meter import read_metrics
+
+        document = server.ask("GET", "/metrics")
+        try:
+            return read_metrics(document, clock())
+        except ServerProtocolError as error:
+            raise Refused(str(error), os.EX_PROTOCOL) from error
+
+
+def worker_count(status: Mapping[str, Any]) -> int:
+    """How many workers the server says that it has; one that says nonsense has one."""
+    worker = status.get("worker")
+    count = worker.get("count") if isinstance(worker, dict) else None
+    return count if isinstance(count, int) and 1 <= count <= CONNECTIONS_MAX else 1
+
+
+def table(url: str, status: Mapping[str, Any], before: Mapping[int, Reading], now: Mapping[int, Reading]) -> list[str]:
+    """The picture of one look, as lines."""
+    from enclave_os.evidence.exchange import printable
+    from enclave_os_client.meter import names, rate
+
+    mode, count = printable(str(status.get("mode", "?"))), len(now)
+    said = worker_count(status)
+    workers = f"{count} worker{'' if count == 1 else 's'}" if count >= said else f"{count} of {said} workers reached"
+    words = f"{url}   {mode.upper() if mode == 'simulated' else mode}, {workers}"
+    warnings = status.get("warnings")
+    lines = [words, *[f"warning: {printable(str(text))}" for text in (warnings if isinstance(warnings, list) else [])]]
+    lines += ["", _row("", ["all", *[f"worker {index}" for index in now]] if count > 1 else ["now"])]
+
+    def cells(name: str) -> list[str]:
+        values = [rate(name, before.get(index), reading) for index, reading in now.items()]
+        shown = [sum(values), *values] if count > 1 else values
+        return [_amount(name, value) for value in shown]
+
+    listed = names(now.values())
+    lines += [_row(text, cells(name)) for name, text in WORK if name in listed]
+    known = {name for name, _ in (*WORK, *TROUBLE)}
+    others = [name for name in listed if name not in known and name.startswith(("kv_", "vault_", "wasm_", "egress_"))]
+    lines += [_row(_plain(name), cells(name)) for name in others if any(one.counters.get(name) for one in now.values())]
+    trouble = [_row(text, _trouble(name, before, now)) for name, text in TROUBLE if _moved(name, now)]
+    return [*lines, "", "went wrong since the start (since the last look)", *trouble] if trouble else lines
+
+
+def _moved(name: str, now: Mapping[int, Reading]) -> bool:
+    return any(reading.counters.get(name) for reading in now.values())
+
+
+def _trouble(name: str, before: Mapping[int, Reading], now: Mapping[int, Reading]) -> list[str]:
+    from enclave_os_client.meter import rise
+
+    values = [(r.counters.get(name, 0), rise(name, before[i], r) if i in before else 0) for i, r in now.items()]
+    shown = [(sum(v for v, _ in values), sum(d for _, d in values)), *values] if len(values) > 1 else values
+    return [f"{total:,.0f} (+{new:,.0f})" if new else f"{total:,.0f}" for total, new in shown]
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<34}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def _plain(name: str) -> str:
+    return f"{name.removesuffix('_total').replace('_', ' ')}{' /s' if name.endswith('_total') else ''}"
+
+
+def _amount(name: str, value: float) -> str:
+    if name not in BYTES:
+        return f"{value:,.1f}" if 0 < value < 10 and value != int(value) else f"{value:,.0f}"
+    unit = "/s" if name.endswith("_total") else ""
+    for size in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:,.1f} {size}{unit}" if size != "B" else f"{value:,.0f} B{unit}"
+        value /= 1024
+    return f"{value:,.1f} GiB{unit}"
+
+
+def _document(before: Mapping[int, Reading], now: Mapping[int, Reading]) -> dict[str, Any]:
+    from enclave_os_client.meter import rate
+
+    return {
+        "time": int(time.time()),
+        "workers": {
+            str(index): {name: round(rate(name, before.get(index), reading), 3) for name in reading.counters}
+            for index, reading in now.items()
+        },
+    }

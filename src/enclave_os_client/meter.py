@@ -1,0 +1,75 @@
+"""Two readings of a server's counters, and what happened between them.
+
+`/metrics` gives each worker's counters since it began; a person wants rates. A counter that is smaller than before is
+that of a worker which was started anew: what it shows now happened since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from enclave_os.errors import ServerProtocolError
+
+Counters = Mapping[str, float]
+
+COUNTERS_MAX: Final = 4096
+"""Names of one worker: a server that shows more means to fill our memory."""
+
+NAME_SIZE_MAX: Final = 128
+WORKERS_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One worker's counters at one moment.
+
+    Attributes:
+        seconds: when, by a clock of ours that never steps.
+        worker: its index.
+        counters: counters and gauges by name; those of counters end in `_total`.
+    """
+
+    seconds: float
+    worker: int
+    counters: Counters
+
+
+def read_metrics(document: Mapping[str, Any], seconds: float) -> Reading:
+    """A reading of what `GET /metrics` answered. Raises: ServerProtocolError: it is not that."""
+    worker, counters = document.get("worker"), document.get("counters")
+    if not isinstance(worker, int) or isinstance(worker, bool) or not 0 <= worker < WORKERS_MAX:
+        raise ServerProtocolError("/metrics names no worker")
+    if not isinstance(counters, dict) or len(counters) > COUNTERS_MAX:
+        raise ServerProtocolError("/metrics shows no counters")
+    for name, value in counters.items():
+        if not name.isidentifier() or not name.isascii() or len(name) > NAME_SIZE_MAX:
+            raise ServerProtocolError("/metrics shows a counter without a proper name")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**63:  # NaN as well
+            raise ServerProtocolError(f"/metrics shows no number for {name}")
+    return Reading(seconds, worker, counters)
+
+
+def rate(name: str, before: Reading | None, now: Reading) -> float:
+    """A counter's rise per second since `before`, or a gauge's value now.
+
+    Without an earlier reading of that worker, or in no time, a counter's rate is unknown: 0.
+    """
+    value = float(now.counters.get(name, 0))
+    if not name.endswith("_total"):
+        return value
+    if before is None or now.seconds <= before.seconds:
+        return 0.0
+    return rise(name, before, now) / (now.seconds - before.seconds)
+
+
+def rise(name: str, before: Reading, now: Reading) -> float:
+    """By how much a counter rose."""
+    value, former = float(now.counters.get(name, 0)), float(before.counters.get(name, 0))
+    return value if value < former else value - former
+
+
+def names(readings: Iterable[Reading]) -> list[str]:
+    """All names that any worker shows, in the order in which they come first."""
+    return list(dict.fromkeys(name for reading in readings for name in reading.counters))

@@ -1,0 +1,69 @@
+"""Counters to rates, and what a server may not make of that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclave_os.errors import ServerProtocolError
+from enclave_os_client.meter import COUNTERS_MAX, Reading, names, rate, read_metrics, rise
+
+
+def reading(seconds: float, **counters: float) -> Reading:
+    return Reading(seconds, 0, counters)
+
+
+def test_a_counter_is_a_rate_and_a_gauge_a_value() -> None:
+    before, now = (
+        reading(10, requests_total=100, connections_live=5),
+        reading(12, requests_total=300, connections_live=7),
+    )
+    assert rate("requests_total", before, now) == 100
+    assert rate("connections_live", before, now) == 7
+    assert rate("unknown_total", before, now) == rate("unknown", before, now) == 0
+
+
+def test_without_a_past_there_is_no_rate() -> None:
+    now = reading(12, requests_total=300)
+    assert rate("requests_total", None, now) == 0
+    assert rate("requests_total", reading(12, requests_total=100), now) == 0
+
+
+def test_a_worker_started_anew_counts_from_nothing() -> None:
+    assert rise("requests_total", reading(0, requests_total=1000), reading(1, requests_total=30)) == 30
+
+
+@given(st.floats(0, 1e15), st.floats(0, 1e15), st.floats(0.001, 1e6))
+def test_rates_are_never_negative(former: float, value: float, seconds: float) -> None:
+    assert rate("a_total", reading(0, a_total=former), reading(seconds, a_total=value)) >= 0
+
+
+def test_names_in_their_order() -> None:
+    assert names([reading(0, b=1, a=1), reading(0, a=1, c=1)]) == ["b", "a", "c"]
+
+
+def test_what_is_read() -> None:
+    found = read_metrics({"worker": 3, "counters": {"a_total": 1, "b": 0.5}}, 7.0)
+    assert found == Reading(7.0, 3, {"a_total": 1, "b": 0.5})
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {}, {"worker": 0}, {"counters": {}}, {"worker": True, "counters": {}}, {"worker": -1, "counters": {}},
+        {"worker": "0", "counters": {}}, {"worker": 1 << 40, "counters": {}}, {"worker": 0, "counters": []},
+        {"worker": 0, "counters": {"a": "1"}}, {"worker": 0, "counters": {"a": None}},
+        {"worker": 0, "counters": {"a": True}},
+        {"worker": 0, "counters": {"a": float("nan")}}, {"worker": 0, "counters": {"a": float("inf")}},
+        {"worker": 0, "counters": {"a": 10**4000}}, {"worker": 0, "counters": {"\x1b[2J": 1}},
+        {"worker": 0, "counters": {"a b": 1}}, {"worker": 0, "counters": {"": 1}}, {"worker": 0, "counters": {"é": 1}},
+        {"worker": 0, "counters": {"a" * 129: 1}},
+        {"worker": 0, "counters": {f"a{index}": 1 for index in range(COUNTERS_MAX + 1)}},
+    ],
+)  # fmt: skip
+def test_what_is_no_reading(document: dict[str, Any]) -> None:
+    with pytest.raises(ServerProtocolError):
+        read_metrics(document, 0)
