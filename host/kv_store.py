@@ -219,17 +219,7 @@ class KVStore:
         if self._dead is not None:
             return Status.NOT_WRITABLE
         try:
-            batch = rocksdict.WriteBatch(raw_mode=True)
-            for write in group:
-                for operation in write.operations:
-                    _, handle = self._own_family(operation.namespace)
-                    if operation.kind is OperationKind.PUT:
-                        batch.put(operation.key, operation.value, handle)
-                    elif operation.kind is OperationKind.DELETE:
-                        batch.delete(operation.key, handle)
-                    else:
-                        batch.delete_range(operation.key, operation.value, handle)
-            self._write(batch)
+            self._write(group)
         except StoreError as error:
             return self._failed(error)
         self.writes += len(group)
@@ -238,9 +228,10 @@ class KVStore:
             self._report("the store takes writes again")
         return Status.OK
 
-    def _write(self, batch: rocksdict.WriteBatch) -> None:
+    def _write(self, group: Sequence[_Write]) -> None:
         until = self._monotonic() + STALL_SECONDS_MAX
         while True:
+            batch = self._batch(group)  # each time: rocksdict empties it also when RocksDB does not take it
             try:
                 with _rocksdb("write to its log"):
                     self._opened().write(batch, self._no_wait)
@@ -250,6 +241,19 @@ class KVStore:
                     raise
             with self._changed:
                 self._changed.wait(STALL_STEP)
+
+    def _batch(self, group: Sequence[_Write]) -> rocksdict.WriteBatch:
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for write in group:
+            for operation in write.operations:
+                _, handle = self._own_family(operation.namespace)
+                if operation.kind is OperationKind.PUT:
+                    batch.put(operation.key, operation.value, handle)
+                elif operation.kind is OperationKind.DELETE:
+                    batch.delete(operation.key, handle)
+                else:
+                    batch.delete_range(operation.key, operation.value, handle)
+        return batch
 
     def _make_durable(self) -> Status:
         if self._sync == "off":

@@ -19,7 +19,16 @@ def kv_handlers(store: KVStore) -> dict[Method, Handler]:
         return kv.encode_get_reply(store.get(*kv.decode_get(request)))
 
     def multi_get(request: bytes) -> bytes:
-        return kv.encode_multi_get_reply(store.multi_get(*kv.decode_multi_get(request)))[0]
+        namespace, keys = kv.decode_multi_get(request)
+        values: list[bytes | None] = []
+        size, step = 0, 1
+        # More and more at once: what does not fit the reply would be read in vain, and asked for again.
+        while len(values) < len(keys) and size <= kv.KV_MESSAGE_SIZE_MAX:
+            found = store.multi_get(namespace, keys[len(values) : len(values) + step])
+            size += sum(len(value or b"") for value in found)
+            values += found
+            step *= 2
+        return kv.encode_multi_get_reply(values)[0]
 
     def scan(request: bytes) -> bytes:
         return kv.encode_scan_reply(*store.scan(kv.decode_scan(request)))

@@ -120,6 +120,33 @@ def test_deferred_writes_cost_no_fsync_and_keep_their_order(tmp_path: Path) -> N
     rig.store.close()
 
 
+def test_a_stall_of_compaction_delays_writes_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RocksDB stops writers that are faster than its compaction: they wait, each write goes, and the store lives."""
+    monkeypatch.setattr(kv_store, "WRITE_BUFFER_SIZE", 64 << 10)
+    monkeypatch.setattr(kv_store, "STALL_SECONDS_MAX", 60.0)
+    rig = Rig(tmp_path / "store", "off")
+    stalls = []
+    status = kv_store._status
+
+    def noted(what: str, text: str) -> Status:
+        stalls.append(status(what, text))
+        return stalls[-1]
+
+    monkeypatch.setattr(kv_store, "_status", noted)
+    done: queue.SimpleQueue[Status] = queue.SimpleQueue()
+    written = 0
+    while not stalls:
+        for _ in range(100):
+            rig.store.write([put(b"%d" % written, bytes(30_000))], done.put)
+            written += 1
+        assert {done.get(timeout=60) for _ in range(100)} == {Status.OK}
+        assert written < 100_000, "RocksDB never stalled: this test looks at nothing"
+    assert set(stalls) == {Status.BUSY}
+    assert rig.reports == []
+    assert all(rig.store.get(NS, b"%d" % number) is not None for number in range(written))
+    rig.store.close()
+
+
 def test_namespaces_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_store, "NAMESPACES_MAX", 1)
     rig = Rig(tmp_path / "store")
@@ -248,3 +275,25 @@ def test_every_method_goes_the_whole_way(rig: Rig) -> None:
     scan = Scan(NS, b"", b"", 10)
     status, reply = ask(Method.KV_SCAN, kv.encode_scan(scan))
     assert kv.decode_scan_reply(reply, scan) == ([biggest], False)
+
+
+def test_a_multi_get_reads_about_what_fits_its_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path / "store", "off")
+    keys = [bytes((number,)) for number in range(64)]
+    for key in keys:
+        assert rig.write(put(key, bytes(16_000))) == Status.OK
+    read: list[int] = []
+    multi_get = rig.store.multi_get
+
+    def counted(namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        read.append(len(keys))
+        return multi_get(namespace, keys)
+
+    monkeypatch.setattr(rig.store, "multi_get", counted)
+    handlers = kv_handlers(rig.store)
+    _, reply = settled(handlers, Method.KV_MULTI_GET, kv.encode_multi_get(NS, keys))
+    assert kv.decode_multi_get_reply(reply, 64) == [bytes(16_000)] * 2
+    assert sum(read) <= 4
+    _, reply = settled(handlers, Method.KV_MULTI_GET, kv.encode_multi_get(NS, [b"none"] * 1000))
+    assert kv.decode_multi_get_reply(reply, 1000) == [None] * 1000
+    rig.store.close()

@@ -58,6 +58,9 @@ class Loop:
     def create_future(self) -> asyncio.Future[bytes]:
         return self._loop.create_future()
 
+    def call_soon(self, call: Callable[..., None], *arguments: object) -> None:
+        self._loop.call_soon(call, *arguments)
+
     def call_later(self, _seconds: float, call: Callable[..., None], *arguments: object) -> Timer:
         timer = Timer(lambda: call(*arguments))
         self.timers.append(timer)

@@ -16,21 +16,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
+from enclave_os.kv.batch import BATCH_SIZE_MAX, TABLES_MAX, Batch, Waiting, checked, checked_name
 from enclave_os.kv.change import Change, Item
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import decode_journal, encode_journal, journal_key, journal_version
 from enclave_os.kv.keys import TOKEN_SIZE, NamespaceKeys, StoreKeys
 from enclave_os.kv.namespace import Namespace, Parts, catalog_entry, catalog_name, needs_parts, part_key, parts_range
-from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX, Entry, Head, read_head, tag_of
+from enclave_os.kv.record import Entry, Head, read_head, tag_of
 from enclave_os.kv.store import Anchor, Checkpoint, Store
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import (
-    KV_MESSAGE_SIZE_MAX,
-    KV_OPERATIONS_MAX,
     Operation,
     OperationKind,
     Row,
@@ -44,27 +42,7 @@ READS_MAX: Final = 8  # of one key that is written all the time, before its read
 PAGE: Final = 64  # keys of one multi-get of a scan
 ROWS_PER_SCAN: Final = 256
 JOURNAL_ROWS_MAX: Final = 1 << 20  # a start that finds more refuses: nobody writes so many without a checkpoint
-_OVERHEAD: Final = 256  # what the journal adds to a batch, with its table, and a deletion of its past
-TABLES_MAX: Final = 200  # that one batch writes to, catalog and journal apart: the message counts them in a byte
 _CATALOG: Final = "\0catalog"
-
-
-@dataclass(slots=True)
-class _Waiting:
-    changes: Sequence[Change]
-    parts: dict[int, Parts]
-    size: int
-    held: int
-    future: asyncio.Future[int]
-
-
-@dataclass(slots=True)
-class _Batch:
-    version: int
-    root: bytes
-    operations: list[Operation]
-    latest: dict[Place, Latest | None]
-    parts: dict[Place, int]
 
 
 class SealedKV:
@@ -96,9 +74,9 @@ class SealedKV:
         self._forget_to = 0  # journal rows to this version are behind the checkpoint
         self._forgotten = 0
         self._writing = asyncio.Lock()
-        self._unsettled: _Batch | None = None
+        self._unsettled: Batch | None = None
         self._in_flight: frozenset[Place] = frozenset()
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Waiting] = deque()
         self._held = 0  # bytes of values in the queue, or on their way to it
         self._pump: asyncio.Task[None] | None = None
 
@@ -146,11 +124,11 @@ class SealedKV:
 
         Raises: SealBroken: the host tampers. ClockUntrusted: whether it is expired cannot be known. HostRefused.
         """
-        return await self._get(namespace, namespace.token(_name(name)))
+        return await self._get(namespace, namespace.token(checked_name(name)))
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
         """`get` for each, in their order; each is the latest at some moment between call and return."""
-        return await self._get_many(namespace, [namespace.token(_name(name)) for name in names])
+        return await self._get_many(namespace, [namespace.token(checked_name(name)) for name in names])
 
     async def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
@@ -262,57 +240,36 @@ class SealedKV:
         """
         if len(self._queue) >= WAITING_MAX:
             raise StoreBusy(f"{WAITING_MAX} writes wait already")
-        size = self._checked(changes)
+        places, size = checked(changes)
         held = sum(len(change.value or b"") for change in changes)
         if self._held and self._held + held > WAITING_BYTES_MAX:
             raise StoreBusy(f"writes of {self._held} bytes wait already")
         self._held += held
         try:
-            parts = await self._write_parts(changes)
+            parts = await self._write_parts(changes, places)
         except BaseException:
             self._held -= held
             raise
-        waiting = _Waiting(changes, parts, size, held, asyncio.get_running_loop().create_future())
+        waiting = Waiting(changes, places, parts, size, held, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._write_queue())
         return await waiting.future
 
-    async def _write_parts(self, changes: Sequence[Change]) -> dict[int, Parts]:
+    async def _write_parts(self, changes: Sequence[Change], places: Sequence[Place]) -> dict[int, Parts]:
         """What is too large for a row, before the entries that name it."""
         parts: dict[int, Parts] = {}
-        for index, change in enumerate(changes):
+        for index, (change, (table, token)) in enumerate(zip(changes, places, strict=True)):
             if change.value is not None and needs_parts(change.value):
-                parts[index] = change.namespace.seal_parts(change.namespace.token(change.name), change.value)
+                parts[index] = change.namespace.seal_parts(token, change.value)
                 for key, record in parts[index].rows:
-                    await self._store.put(change.namespace.table, key, record, WriteFlag.DEFERRED)
+                    await self._store.put(table, key, record, WriteFlag.DEFERRED)
         return parts
-
-    def _checked(self, changes: Sequence[Change]) -> int:
-        places: set[tuple[bytes, bytes]] = set()
-        size = 0
-        for change in changes:
-            _name(change.name)
-            if change.value is not None and len(change.value) > VALUE_SIZE_MAX:
-                raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(change.value)}")
-            if change.expires_ns < 0 or change.expires_ns >= 2**63:
-                raise UsageError("an entry's expiry is not a time")
-            places.add((change.namespace.table, change.name))
-            value = b"" if change.value is None or needs_parts(change.value) else change.value
-            # Entry, deletion of former parts, and the namespace's own row, should it be new: at their largest.
-            size += 400 + len(change.name) + len(value) + len(change.namespace.app) + len(change.namespace.name)
-        if not changes or len(places) != len(changes):
-            raise UsageError("a batch has at least one change, and each key once")
-        if len({table for table, _ in places}) > TABLES_MAX:
-            raise UsageError(f"a batch writes to at most {TABLES_MAX} namespaces")
-        if size > KV_MESSAGE_SIZE_MAX - _OVERHEAD or 3 * len(changes) > KV_OPERATIONS_MAX - 2:
-            raise UsageError(f"a batch of {len(changes)} changes with {size} bytes is too large for one message")
-        return size
 
     async def _write_queue(self) -> None:
         while self._queue:
             async with self._writing:
-                taken: list[_Waiting] = []
+                taken: list[Waiting] = []
                 try:
                     await self._write_some(taken)
                 except (HostRefused, HostProtocolError) as refusal:
@@ -322,31 +279,37 @@ class SealedKV:
                     for waiting in taken:
                         _fail(waiting, StoreBusy("the store was stopped before it could write: may be written or not"))
 
-    async def _write_some(self, taken: list[_Waiting]) -> None:
+    async def _write_some(self, taken: list[Waiting]) -> None:
         """The next batch of what waits; `taken` is filled with those who are told how it went."""
         size = 0
         places: set[Place] = set()
+        tables: set[bytes] = set()
         version = self._version + 1 + (self._unsettled is not None)
-        changes: list[tuple[Change, Parts | None]] = []
-        accepted: list[_Waiting] = []
+        changes: list[tuple[Change, Place, Parts | None]] = []
+        accepted: list[Waiting] = []
         while self._queue:
-            own = {(one.namespace.table, one.namespace.token(one.name)) for one in self._queue[0].changes}
+            own = set(self._queue[0].places)
             size += self._queue[0].size
-            if taken and (size > KV_MESSAGE_SIZE_MAX - _OVERHEAD or places & own or len(places) + len(own) > 300):
+            if taken and (size > BATCH_SIZE_MAX or places & own or len(places) + len(own) > 300):
                 break
-            if len({table for table, _ in places | own}) > TABLES_MAX:
+            more = tables | {table for table, _ in own}
+            if len(more) > TABLES_MAX:
                 break
+            tables = more
             places |= own
             taken.append(self._queue.popleft())
             self._held -= taken[-1].held
         await self._settle()
         for waiting in taken:
-            conflict = self._conflict(waiting.changes)
+            conflict = self._conflict(waiting)
             if conflict is not None:
                 _fail(waiting, VersionConflict(conflict))
             elif not waiting.future.done():
                 accepted.append(waiting)
-                changes += [(change, waiting.parts.get(index)) for index, change in enumerate(waiting.changes)]
+                changes += [
+                    (change, place, waiting.parts.get(index))
+                    for index, (change, place) in enumerate(zip(waiting.changes, waiting.places, strict=True))
+                ]
         if changes:
             self._unsettled = self._batch(version, changes)
             self._in_flight = frozenset(self._unsettled.latest)
@@ -355,20 +318,19 @@ class SealedKV:
             if not waiting.future.done():
                 waiting.future.set_result(version)
 
-    def _conflict(self, changes: Iterable[Change]) -> int | None:
-        for change in changes:
-            latest = self._fresh.find((change.namespace.table, change.namespace.token(change.name)))
-            has = 0 if latest is None else latest[0]
-            if change.expected is not None and has != change.expected:
-                return has
+    def _conflict(self, waiting: Waiting) -> int | None:
+        for change, place in zip(waiting.changes, waiting.places, strict=True):
+            if change.expected is not None:
+                latest = self._fresh.find(place)
+                has = 0 if latest is None else latest[0]
+                if has != change.expected:
+                    return has
         return None
 
-    def _batch(self, version: int, changes: Iterable[tuple[Change, Parts | None]]) -> _Batch:
-        batch = _Batch(version, b"", [], {}, {})
-        for change, parts in changes:
-            namespace = change.namespace
-            token = namespace.token(change.name)
-            place = (namespace.table, token)
+    def _batch(self, version: int, changes: Iterable[tuple[Change, Place, Parts | None]]) -> Batch:
+        batch = Batch(version, b"", [], {}, {})
+        for change, place, parts in changes:
+            namespace, token = change.namespace, place[1]
             if change.value is None:
                 batch.operations.append(Operation(OperationKind.DELETE, namespace.table, token))
                 batch.latest[place] = None
@@ -392,7 +354,7 @@ class SealedKV:
             self._forgotten = self._forget_to
         return batch
 
-    def _enter(self, batch: _Batch, namespace: Namespace) -> None:
+    def _enter(self, batch: Batch, namespace: Namespace) -> None:
         """Enter a new namespace into the catalog, with its first entry: a start finds all tables there."""
         name = catalog_name(namespace.app, namespace.name)
         token = self._catalog.token(name)
@@ -485,12 +447,6 @@ class SealedKV:
             start = last + b"\0"
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
+def _fail(waiting: Waiting, error: Exception) -> None:
     if not waiting.future.done():
         waiting.future.set_exception(error)
-
-
-def _name(name: bytes) -> bytes:
-    if not 1 <= len(name) <= NAME_SIZE_MAX:
-        raise UsageError(f"a name has 1 to {NAME_SIZE_MAX} bytes, not {len(name)}")
-    return name

@@ -80,6 +80,7 @@ class RPCClient:
         self._next_id = 1
         self._broken: HostProtocolError | None = None
         self._blocked = False
+        self._ringing = False
         self.calls = 0
         self.replies = 0
         self.late_replies = 0
@@ -121,7 +122,7 @@ class RPCClient:
             for record in records:
                 self._reply(record)
             if self._from_host.release():
-                self._ring_host()
+                self._ring_soon()
             self._send()
         except PeerProtocolError as error:
             self._break(HostProtocolError.from_peer(error, "the RPC channel"))
@@ -189,7 +190,7 @@ class RPCClient:
             req_id, call = next(iter(self._unsent.items()))
             if self._to_host.produce(call.record) == FULL:
                 if sent and self._to_host.publish():
-                    self._ring_host()
+                    self._ring_soon()
                 sent = False
                 full = self._to_host.wait_for_room(len(call.record)) == FULL
                 continue
@@ -198,10 +199,20 @@ class RPCClient:
             self._pending[req_id] = call
             sent = True
         if sent and self._to_host.publish():
-            self._ring_host()
+            self._ring_soon()
         if full != self._blocked:
             self._blocked = full
             self._on_blocked(full)
+
+    def _ring_soon(self) -> None:
+        """Once for all that this turn of the loop sends: to ring is a system call, and may cost us the core."""
+        if not self._ringing:
+            self._ringing = True
+            self._loop.call_soon(self._ring)
+
+    def _ring(self) -> None:
+        self._ringing = False
+        self._ring_host()
 
     def _reply(self, record: bytes) -> None:
         req_id, status, payload = decode_rpc_reply(record)

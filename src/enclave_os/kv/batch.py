@@ -1,0 +1,72 @@
+"""A batch on its way to the host: what waits for it, what it takes of a message, what it will have changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from enclave_os.kv.change import Change
+from enclave_os.kv.freshness import Latest, Place
+from enclave_os.kv.namespace import Parts, needs_parts
+from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX
+from enclave_os.wire.errors import UsageError
+from enclave_os.wire.kv import KV_MESSAGE_SIZE_MAX, KV_OPERATIONS_MAX, Operation
+
+_OVERHEAD: Final = 256  # what the journal adds to a batch, with its table, and a deletion of its past
+BATCH_SIZE_MAX: Final = KV_MESSAGE_SIZE_MAX - _OVERHEAD
+TABLES_MAX: Final = 200  # that one batch writes to, catalog and journal apart: the message counts them in a byte
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A write that waits for its batch: `size` of a message, `held` bytes of values."""
+
+    changes: Sequence[Change]
+    places: list[Place]  # of the changes
+    parts: dict[int, Parts]
+    size: int
+    held: int
+    future: asyncio.Future[int]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Built, and not settled: `latest` is what the freshness table learns when the host has it."""
+
+    version: int
+    root: bytes
+    operations: list[Operation]
+    latest: dict[Place, Latest | None]
+    parts: dict[Place, int]
+
+
+def checked(changes: Sequence[Change]) -> tuple[list[Place], int]:
+    """Where the changes go, and what they take of a message at most."""
+    places: list[Place] = []
+    size = 0
+    for change in changes:
+        checked_name(change.name)
+        if change.value is not None and len(change.value) > VALUE_SIZE_MAX:
+            raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(change.value)}")
+        if change.expires_ns < 0 or change.expires_ns >= 2**63:
+            raise UsageError("an entry's expiry is not a time")
+        places.append((change.namespace.table, change.namespace.token(change.name)))
+        value = b"" if change.value is None or needs_parts(change.value) else change.value
+        # Entry, deletion of former parts, and the namespace's own row, should it be new: at their largest.
+        size += 400 + len(change.name) + len(value) + len(change.namespace.app) + len(change.namespace.name)
+    if not changes or len(set(places)) != len(changes):
+        raise UsageError("a batch has at least one change, and each key once")
+    if len({table for table, _ in places}) > TABLES_MAX:
+        raise UsageError(f"a batch writes to at most {TABLES_MAX} namespaces")
+    if size > BATCH_SIZE_MAX or 3 * len(changes) > KV_OPERATIONS_MAX - 2:
+        raise UsageError(f"a batch of {len(changes)} changes with {size} bytes is too large for one message")
+    return places, size
+
+
+def checked_name(name: bytes) -> bytes:
+    """The name. Raises: UsageError."""
+    if not 1 <= len(name) <= NAME_SIZE_MAX:
+        raise UsageError(f"a name has 1 to {NAME_SIZE_MAX} bytes, not {len(name)}")
+    return name
