@@ -41,6 +41,8 @@ OPEN_FILES: Final = 19_500  # below the usual hard limit of 20,000
 KEEP_ALIVE_SECONDS: Final = 3600
 
 OURS: Final = "enclave-os"
+OURS_CACHED: Final = "enclave-os, kept leaf"
+"""With `attestation.certificates = "cached"`: one leaf and quote for all connections without a challenge."""
 NGINX: Final = "nginx"
 NGINX_PROXIED: Final = "nginx stream + nginx"
 UVICORN: Final = "uvicorn"
@@ -192,7 +194,7 @@ def _package_version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _start_ours(folder: Path, _: Certificate) -> Running:
+def _start_ours(folder: Path, _: Certificate, name: str = OURS, certificates: str = "per-connection") -> Running:
     if importlib.util.find_spec("enclave_os_host._proxy") is None:
         raise Skipped("enclave-os is not built; `make` builds it")
     modules = {entry.name for entry in importlib.metadata.entry_points(group="enclave_os.modules")}
@@ -213,13 +215,16 @@ host_idle = {2 * KEEP_ALIVE_SECONDS}
 names = ["localhost", "127.0.0.1"]
 [modules]
 enabled = [{", ".join(f'"{name}"' for name in enabled)}]
+[attestation]
+certificates = "{certificates}"
+quotes_per_second = 100_000
 [log]
 level = "warning"
 """
     )
     arguments = [sys.executable, "-m", "enclave_os_host", "serve", "--config", str(config)]
-    process, log = _spawn(OURS, arguments, folder, {})
-    server = Running(OURS, port, importlib.metadata.version("enclave-os"), {"host": process}, log)
+    process, log = _spawn(name, arguments, folder, {})
+    server = Running(name, port, importlib.metadata.version("enclave-os"), {"host": process}, log)
     if "bench" not in modules:
         server.small_path, server.blob_path, server.sink_path = "/hello", None, None
     return server
@@ -341,6 +346,7 @@ def _start_granian(folder: Path, certificate: Certificate) -> Running:
 
 STARTERS: Final[Mapping[str, Callable[[Path, Certificate], Running]]] = {
     OURS: _start_ours,
+    OURS_CACHED: lambda folder, certificate: _start_ours(folder, certificate, OURS_CACHED, "cached"),
     NGINX: _start_nginx,
     NGINX_PROXIED: _start_nginx_proxied,
     UVICORN: _start_uvicorn,
@@ -351,7 +357,7 @@ STARTERS: Final[Mapping[str, Callable[[Path, Certificate], Running]]] = {
 def _find_roles(server: Running) -> dict[str, list[int]]:
     """Which process does what. Only after the server has answered, so that all of them exist."""
     roles = {role: list(descendants(process.pid)) for role, process in server.started.items()}
-    if server.name == OURS:
+    if server.name in (OURS, OURS_CACHED):
         # The host starts nothing but enclaves, by the fixed command line `python -I -B -m enclave_os`.
         enclave = [pid for pid in roles["host"] if command_line(pid)[-2:] == ["-m", "enclave_os"]]
         if not enclave:
