@@ -37,6 +37,8 @@ TABLE = [
     ("enclave_os._ring", "src/enclave_os/_ring.pyx", [], []),
     ("enclave_os._codec", "src/enclave_os/_codec.pyx", [], []),
     ("enclave_os._aead", "src/enclave_os/_aead.pyx", ["crypto"], []),
+    ("enclave_os.kv._freshness", "src/enclave_os/kv/_freshness.pyx", ["crypto"], []),
+    ("enclave_os.kv._record", "src/enclave_os/kv/_record.pyx", ["crypto"], []),
     ("enclave_os._tls", "src/enclave_os/_tls.pyx", OPENSSL, []),
     ("enclave_os._x509", "src/enclave_os/_x509.pyx", OPENSSL, []),
     ("enclave_os.http._head", "src/enclave_os/http/_head.pyx", [], []),

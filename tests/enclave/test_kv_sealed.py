@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from enclave_os.errors import ClockUntrusted, HostRefused, SealBroken, StoreBusy, VersionConflict
 from enclave_os.kv.change import Change
 from enclave_os.kv.namespace import Namespace
-from enclave_os.kv.record import HEAD
+from enclave_os.kv.record import HEAD_SIZE
 from enclave_os.kv.sealed import WAITING_BYTES_MAX, SealedKV
 from enclave_os.wire.errors import UsageError
 from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
@@ -218,7 +218,7 @@ def test_no_key_and_nonce_come_twice_across_starts_and_clones() -> None:
                 for _ in range(50):
                     await kv.put(own, b"1", b"x")
                     record = one.tables[own.table][own.token(b"1")]
-                    used = record[4:8] + record[32 : HEAD.size]
+                    used = record[4:8] + record[32 : HEAD_SIZE]
                     assert used not in seen
                     seen.add(used)
 

@@ -46,6 +46,9 @@ MAY: dict[str, set[str]] = {
     | {"enclave_os.evidence", "enclave_os._x509", "enclave_os._tls", "enclave_os.rpc", "enclave_os.http"},
     "enclave_os.sealing": TRUSTED_BASE | {"enclave_os.evidence", "enclave_os.rpc"},
     "enclave_os.kv": TRUSTED_BASE | {"enclave_os._aead"},
+    "enclave_os.kv._keyed": {"enclave_os._openssl"},
+    "enclave_os.kv._freshness": TRUSTED_BASE | {"enclave_os._openssl"},
+    "enclave_os.kv._record": TRUSTED_BASE | {"enclave_os._openssl", "enclave_os._aead"},
     "enclave_os.egress": TRUSTED_BASE | {"enclave_os._tls", "enclave_os._x509", "enclave_os.evidence"},
     # 4 modules: handed what they use, they reach for nothing
     "enclave_os.modules": TRUSTED_BASE | {"enclave_os.http", "enclave_os.evidence"},

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enclave_os.kv.namespace import Namespace
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One key's part of an atomic batch.
 
     Attributes:
@@ -24,8 +23,7 @@ class Change:
     expires_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """What a read found."""
 
     name: bytes

@@ -6,7 +6,6 @@ both needed: whoever holds one of them reads nothing.
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,10 +44,6 @@ class NamespaceKeys:
             hkdf_sha256(master_key, brought_key or b"", b"enclave-os kv tokens\0" + place, KEY_SIZE),
             hkdf_sha256(master_key, brought_key or b"", b"enclave-os kv records\0" + place, KEY_SIZE),
         )
-
-    def token(self, name: bytes) -> bytes:
-        """What the host sees of a name: the same for the same name in this namespace, and nothing else."""
-        return hmac.digest(self.tokens, name, "sha256")[:TOKEN_SIZE]
 
 
 @dataclass(frozen=True, slots=True)

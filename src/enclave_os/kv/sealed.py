@@ -19,13 +19,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
+from enclave_os.kv._record import Entry, read_head, tag_of
 from enclave_os.kv.batch import BATCH_SIZE_MAX, TABLES_MAX, Batch, Waiting, checked, checked_name
 from enclave_os.kv.change import Change, Item
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import decode_journal, encode_journal, journal_key, journal_version
 from enclave_os.kv.keys import TOKEN_SIZE, NamespaceKeys, StoreKeys
 from enclave_os.kv.namespace import Namespace, Parts, catalog_entry, catalog_name, needs_parts, part_key, parts_range
-from enclave_os.kv.record import Entry, Head, read_head, tag_of
 from enclave_os.kv.store import Anchor, Checkpoint, Store
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import (
@@ -164,15 +164,15 @@ class SealedKV:
             record = await self._store.get(namespace.table, token)
             if self._moved(place, known):
                 continue
-            head, entry = self._opened(namespace, token, known, record)
+            entry = self._opened(namespace, token, known, record)
             value = entry.value
-            if head.count:
-                keys = [part_key(token, head.parts_id, index) for index in range(head.count)]
+            if entry.count:
+                keys = [part_key(token, entry.parts_id, index) for index in range(entry.count)]
                 rows = await self._store.multi_get(namespace.table, keys)
                 if self._moved(place, known):
                     continue
-                value = namespace.open_parts(token, head, entry.value, rows)
-            return self._item(entry, value, head.version)
+                value = namespace.open_parts(token, entry, rows)
+            return self._item(entry, value)
         raise StoreBusy("the key is written all the time: read it again later")
 
     async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
@@ -189,25 +189,22 @@ class SealedKV:
             if self._moved(places[index], latest):
                 items[index] = await self._get(namespace, tokens[index])
                 continue
-            head, entry = self._opened(namespace, tokens[index], latest, record)
-            if head.count:
+            entry = self._opened(namespace, tokens[index], latest, record)
+            if entry.count:
                 items[index] = await self._get(namespace, tokens[index])
             else:
-                items[index] = self._item(entry, entry.value, head.version)
+                items[index] = self._item(entry, entry.value)
         return items
 
-    def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> tuple[Head, Entry]:
+    def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> Entry:
         if record is None:
             raise SealBroken("the host denies a record that it was given")
-        version, tag = known
-        if read_head(record).version != version or tag_of(record) != tag:
-            raise SealBroken("the host shows another record than the latest")
-        return namespace.open_entry(token, record)
+        return namespace.open_entry(token, record, known)
 
-    def _item(self, entry: Entry, value: bytes, version: int) -> Item | None:
+    def _item(self, entry: Entry, value: bytes) -> Item | None:
         if entry.expires_ns and self._trusted_ns() >= entry.expires_ns:
             return None
-        return Item(entry.name, value, version)
+        return Item(entry.name, value, entry.version)
 
     def _moved(self, place: Place, known: Latest) -> bool:
         return place in self._in_flight or self._fresh.find(place) != known
@@ -408,7 +405,7 @@ class SealedKV:
             record = await self._store.get(self._catalog.table, token)
             if known is None:
                 raise SealBroken("the catalog changed while it was read")
-            app, name = catalog_entry(self._opened(self._catalog, token, known, record)[1].name)
+            app, name = catalog_entry(self._opened(self._catalog, token, known, record).name)
             await self._count_rows(self.namespace(app, name), orphans)
         if self._fresh.root(version) != root or (version == 0 and len(self._fresh)):
             raise SealBroken(
