@@ -60,6 +60,14 @@ OPEN_AGAIN_SECONDS: Final = 5.0
 CLOSE_SECONDS_MAX: Final = 10.0
 
 
+def store_exists(folder: Path) -> bool:
+    """Whether something is stored there, whole or not. Raises: OSError: that cannot be known."""
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False
+
+
 class StoreError(Exception):
     """The store cannot do it: `status` is for the enclave, the text for the operator."""
 
@@ -174,6 +182,13 @@ class KVStore:
                 self._changed.notify()
                 return
         done(Status.NOT_WRITABLE)
+
+    def make_durable(self) -> None:
+        """Have the disk hold what was acknowledged, where `sync` is "off". Any thread. Raises: StoreError."""
+        with self._lock:
+            if self._db is not None and self._sync == "off":
+                with _rocksdb("fsync its log"):
+                    self._db.flush_wal(True)
 
     def close(self) -> None:
         """Finish the writes that wait, and close. Nothing is read afterwards. May be called again."""

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Final, cast
+from typing import Final
 
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import EntryResult, Slot, plan_region
@@ -40,13 +40,12 @@ from .ca import DevelopmentCA, open_development_ca, read_imported_ca
 from .doorbell import Doorbell, ring, silence
 from .enclave_process import COMMAND, EnclaveProcess, describe_exit
 from .handlers.ca import CertificateDesk
-from .handlers.kv import kv_handlers
 from .handlers.log import Log, log_handler
 from .handlers.peers import Mailboxes
 from .handlers.seal import SealStore
 from .handlers.stop import stop_handler
+from .handlers.store_desk import StoreDesk
 from .handlers.time import tell_time
-from .kv_store import KVStore, StoreSync
 from .rpc_dispatcher import Registry, RPCDispatcher
 from .service_manager import notify, say_ready
 from .shared_memory import Region, region_folder, region_label, remove_leftovers
@@ -57,7 +56,6 @@ from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
 
 START_SECONDS_MAX: Final = 30.0  # from the process's start to READY
 END_SECONDS_MAX: Final = 5.0  # from `shutdown` to the process's end
-STORE_FOLDER: Final = "store"  # in the state folder
 STEADY_SECONDS: Final = 30.0  # a worker that served this long starts with a clean record
 DELAYS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before the n-th start in a row
 
@@ -98,6 +96,11 @@ class _Worker:
     life: _Life | None = None
     failures: int = 0
     serving_since: float = field(default=0.0)
+    reading: float = -START_SECONDS_MAX  # when it last asked for rows of the store
+
+    def reads(self) -> None:
+        """It asks for rows of the store, as a start does for all of them: it is alive. The dispatcher's thread."""
+        self.reading = time.monotonic()
 
 
 def serve(
@@ -164,7 +167,8 @@ class Supervisor:
         count = settings.server.workers
         authority = read_imported_ca(settings)
         self._documents = [enclave_document(settings, i, count, authority) for i in range(count)]
-        self._seal = SealStore(state_folder, lambda measurement: False, log.warning)
+        self._seal = SealStore(state_folder, log.warning, lambda: self._stores.make_durable())
+        self._stores = StoreDesk(self._seal, settings.kv, log.error)
         self._desk = CertificateDesk(
             self._seal.folder_of, self._ca.sign if self._ca else None, self._ca.root if self._ca else None
         )
@@ -175,12 +179,6 @@ class Supervisor:
         self._dispatcher = RPCDispatcher(
             lambda index, error: self._ask(lambda: self._rpc_lie(index, error)),
             lambda: self._ask(self._dispatcher_failed),
-        )
-        self._store = KVStore(
-            state_folder / STORE_FOLDER,
-            sync=cast(StoreSync, settings.kv.sync),
-            cache_bytes=settings.kv.cache,
-            report=log.error,
         )
         self._proxy = TCPProxy(settings, lambda error: self._ask(lambda: self._proxy_failed(error)))
         self._selector = selectors.DefaultSelector()
@@ -346,14 +344,14 @@ class Supervisor:
         return Registry(
             {
                 Method.TIME: tell_time,
-                Method.SEAL_LOAD: self._seal.load,
+                Method.SEAL_LOAD: self._stores.load,
                 Method.SEAL_STORE: self._seal.store,
                 Method.CA_REQUEST: self._desk.answer,
                 Method.PEER_SEND: self._mail.sender(index),
                 Method.PEER_TAKE: self._mail.taker(index),
                 Method.LOG: log_handler(self._log, index),
                 Method.STOP: stop_handler(lambda: self._ask(lambda: self._stop("the enclave asked to be stopped"))),
-                **kv_handlers(self._store),
+                **self._stores.handlers(lambda: self._workers[index].reads()),
             }
         )
 
@@ -417,6 +415,9 @@ class Supervisor:
         for worker in self._workers:
             if worker.due is None or now < worker.due:
                 continue
+            if worker.phase is Phase.STARTING and now < worker.reading + START_SECONDS_MAX:
+                worker.due = worker.reading + START_SECONDS_MAX
+                continue
             worker.due = None
             if worker.phase is Phase.DOWN:
                 self._start(worker)
@@ -443,7 +444,7 @@ class Supervisor:
                 self._release(worker, worker.life)
         self._proxy.stop()
         self._dispatcher.stop()
-        self._store.close()
+        self._stores.close()
 
     def _announce(self) -> None:
         addresses = ", ".join(f"https://{address}" for address in self._proxy.addresses)

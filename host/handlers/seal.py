@@ -3,6 +3,7 @@
 <state folder>/sealed/<measurement>/config.sealed     what the enclave sealed
                                    /ca.csr            its request for a CA certificate, PEM
                                    /ca.pem            the chain that was installed for it
+                                   /store             the key-value store (`kv_store`)
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Final
 from enclave_os.wire.rpc import MEASUREMENT_SIZE, SEALED_SIZE_MAX, SealLoadFlag, Status
 
 from ..certificates import write_whole
+from ..kv_store import store_exists
 from ..state import StateError, make_private_folder
 from . import Later, Refused
 
 FOLDER: Final = "sealed"
+STORE_FOLDER: Final = "store"
 BLOB_FILE: Final = "config.sealed"
 
 
@@ -28,14 +31,17 @@ class SealStore:
 
     Args:
         folder: the state folder.
-        store_exists: whether there is a key-value store of a measurement.
         say: a line for the operator. Any thread.
+        before_write: called in the writer's thread before a blob is written: what the blob knows of must be durable
+            first. OSError keeps it from being written.
     """
 
-    def __init__(self, folder: Path, store_exists: Callable[[bytes], bool], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, say: Callable[[str], None], before_write: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder / FOLDER
-        self._store_exists = store_exists
         self._say = say
+        self._before_write = before_write
         # One thread: it begins with the first write, and a late write never lands on a newer one.
         self._writer = ThreadPoolExecutor(1, "seal-store")
 
@@ -56,7 +62,7 @@ class SealStore:
     def load(self, payload: bytes) -> bytes:
         """SEAL_LOAD."""
         folder = self.folder_of(payload)
-        flags = SealLoadFlag.STORE if self._store_exists(payload) else SealLoadFlag(0)
+        flags = SealLoadFlag.STORE if store_exists(folder / STORE_FOLDER) else SealLoadFlag(0)
         try:
             with (folder / BLOB_FILE).open("rb") as stream:
                 data = stream.read(SEALED_SIZE_MAX + 1)
@@ -77,6 +83,7 @@ class SealStore:
 
     def _write(self, measurement: bytes, data: bytes, later: Later) -> None:
         try:
+            self._before_write()
             folder = self.folder_of(measurement)
             write_whole(folder / BLOB_FILE, data, 0o600)
             _sync_folder(folder)

@@ -218,7 +218,7 @@ def test_no_key_and_nonce_come_twice_across_starts_and_clones() -> None:
                 for _ in range(50):
                     await kv.put(own, b"1", b"x")
                     record = one.tables[own.table][own.token(b"1")]
-                    used = record[4:8] + record[32 : HEAD_SIZE]
+                    used = record[4:8] + record[32:HEAD_SIZE]
                     assert used not in seen
                     seen.add(used)
 

@@ -40,7 +40,10 @@ def outcome(reply: bytes | Later) -> tuple[Status, bytes]:
 class TestSealStore:
     def test_what_was_stored_is_loaded(self, tmp_path: Path) -> None:
         said: list[str] = []
-        store = SealStore(tmp_path, lambda measurement: measurement == OTHER, said.append)
+        store = SealStore(tmp_path, said.append)
+        (store.folder_of(OTHER) / "store").mkdir()
+        assert store.load(OTHER) == bytes([0])
+        (store.folder_of(OTHER) / "store" / "CURRENT").touch()
         assert store.load(MINE) == bytes([0])
         assert store.load(OTHER) == bytes([SealLoadFlag.STORE])
         assert outcome(store.store(MINE + b"sealed")) == (Status.OK, b"")
@@ -53,7 +56,7 @@ class TestSealStore:
 
     def test_changed_code_is_told_where_the_former_state_lies(self, tmp_path: Path) -> None:
         said: list[str] = []
-        store = SealStore(tmp_path, lambda _: False, said.append)
+        store = SealStore(tmp_path, said.append)
         outcome(store.store(OTHER + b"former"))
         store.load(MINE)
         assert len(said) == 1
@@ -63,7 +66,7 @@ class TestSealStore:
     def test_a_disk_that_fails_is_a_failure_and_keeps_the_former(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = SealStore(tmp_path, lambda _: False, print)
+        store = SealStore(tmp_path, print)
         outcome(store.store(MINE + b"former"))
 
         def fail(*_: object) -> None:
@@ -75,7 +78,7 @@ class TestSealStore:
 
     def test_writes_land_in_the_order_of_their_calls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The enclave gave up on the first, and the disk was slow: it must not replace what came after it."""
-        store = SealStore(tmp_path, lambda _: False, print)
+        store = SealStore(tmp_path, print)
         go, order, write = threading.Event(), [], seal.write_whole
 
         def write_slowly(path: Path, data: bytes, mode: int) -> None:
@@ -94,7 +97,7 @@ class TestSealStore:
 
     def test_a_folder_that_is_none_is_a_failure_and_said(self, tmp_path: Path) -> None:
         said: list[str] = []
-        store = SealStore(tmp_path, lambda _: False, said.append)
+        store = SealStore(tmp_path, said.append)
         (tmp_path / "sealed").symlink_to("elsewhere")
         with pytest.raises(Refused):
             store.load(MINE)
@@ -102,7 +105,7 @@ class TestSealStore:
         assert said == [f"{tmp_path / 'sealed'} is not a folder"] * 2
 
     def test_a_file_that_grew_is_refused(self, tmp_path: Path) -> None:
-        store = SealStore(tmp_path, lambda _: False, print)
+        store = SealStore(tmp_path, print)
         (store.folder_of(MINE) / "config.sealed").write_bytes(bytes(SEALED_SIZE_MAX + 1))
         with pytest.raises(Refused):
             store.load(MINE)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from enclave_os.errors import SealBroken
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.modules.api import Storage
-from enclave_os.runtime.storage import OwnedStore
+from enclave_os.runtime.storage import OwnedStorage
 from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
 
 NOW_NS = 1_795_000_000_000_000_000
@@ -23,8 +24,9 @@ class ModuleStorage:
     def __init__(self, kv: SealedKV, rows: MemoryStore, checkpoint: MemoryCheckpoint) -> None:
         self.kv = kv
         self.rows = rows
+        self.writes = 0
+        self.tampering: list[SealBroken] = []
         self._checkpoint = checkpoint
-        self._source = OwnedStore(kv)
 
     @classmethod
     async def open(
@@ -43,4 +45,10 @@ class ModuleStorage:
 
     def of(self, module: str) -> Storage:
         """A module's own part: `Services.storage`."""
-        return self._source.of(module)
+        return OwnedStorage(self.kv, module, self)
+
+    def written(self) -> None:
+        self.writes += 1
+
+    def tampered(self, error: SealBroken) -> None:
+        self.tampering.append(error)

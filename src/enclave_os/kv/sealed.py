@@ -42,6 +42,8 @@ READS_MAX: Final = 8  # of one key that is written all the time, before its read
 PAGE: Final = 64  # keys of one multi-get of a scan
 ROWS_PER_SCAN: Final = 256
 JOURNAL_ROWS_MAX: Final = 1 << 20  # a start that finds more refuses: nobody writes so many without a checkpoint
+JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
+ORPHANS_MAX: Final = 1 << 18  # rows that one start removes; the next goes on
 _CATALOG: Final = "\0catalog"
 
 
@@ -50,6 +52,7 @@ class SealedKV:
 
     Args:
         trusted_ns: the trusted clock; raises ClockUntrusted.
+        progress: told from time to time how many rows a start has read.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class SealedKV:
         checkpoint: Checkpoint,
         trusted_ns: Callable[[], int],
         anchor: Anchor | None = None,
+        progress: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self._store = store
+        self._progress = progress
         self._master_key = master_key
         self._checkpoint = checkpoint
         self._anchor = anchor
@@ -88,6 +93,7 @@ class SealedKV:
         checkpoint: Checkpoint,
         trusted_ns: Callable[[], int],
         anchor: Anchor | None = None,
+        progress: Callable[[int], None] = lambda rows: None,
     ) -> SealedKV:
         """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
 
@@ -95,7 +101,7 @@ class SealedKV:
             SealBroken: it is not a state that this enclave left, or older than the checkpoint: do not start.
             HostRefused: the host does not answer.
         """
-        kv = cls(store, master_key, checkpoint, trusted_ns, anchor)
+        kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress)
         await kv._recover()
         if anchor is not None:
             await anchor.confirm(*kv.state)
@@ -237,6 +243,8 @@ class SealedKV:
         """
         if len(self._queue) >= WAITING_MAX:
             raise StoreBusy(f"{WAITING_MAX} writes wait already")
+        if self._version - self._checkpoint.state[0] >= JOURNAL_AHEAD_MAX:
+            raise StoreBusy("no checkpoint could be sealed for too many writes")  # a start would not follow more
         places, size = checked(changes)
         held = sum(len(change.value or b"") for change in changes)
         if self._held and self._held + held > WAITING_BYTES_MAX:
@@ -426,7 +434,7 @@ class SealedKV:
                 self._fresh.change({(namespace.table, key): (head.version, tag_of(record))})
                 if parts_id:
                     self._parts[namespace.table, key] = parts_id
-            elif key[:TOKEN_SIZE] != token or head.parts_id != parts_id:
+            elif (key[:TOKEN_SIZE] != token or head.parts_id != parts_id) and len(orphans) < ORPHANS_MAX:
                 orphans.append(Operation(OperationKind.DELETE, namespace.table, key))
 
     async def _rows(self, table: bytes, start: bytes) -> AsyncIterator[Row]:
@@ -442,6 +450,7 @@ class SealedKV:
             if more and not rows:
                 raise SealBroken("the host says that there are more rows, and shows none")
             start = last + b"\0"
+            self._progress(len(self._fresh))
 
 
 def _fail(waiting: Waiting, error: Exception) -> None:

@@ -1,7 +1,7 @@
 """The serving enclave: everything that lives on the event loop, made in the order in which it is needed.
 
-RPC client -> log -> clock -> sealed configuration and CA -> certificates -> modules -> ingress -> READY -> ...
-    stop -> modules end, last first -> exit code
+RPC client -> log -> clock -> sealed configuration and CA -> key-value store -> certificates -> modules -> ingress ->
+    READY -> ... stop -> modules end, last first -> last checkpoints -> exit code
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
+from enclave_os.rpc.kv import KVCalls
 from enclave_os.runtime._ingress import Ingress
 from enclave_os.runtime.attestation import Attestation
 from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
+from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.sealing import FOLLOW_SECONDS, Sealing
 from enclave_os.runtime.stop import Stop
@@ -76,14 +78,13 @@ class Server:
         )
         self._platform = Platform(context.attester)
         self._keeper = SealKeeper(self._rpc, self._platform, policy_of(settings))
-        self._state: StoreState | None = None
         self._tree = ConfigTree(settings_leaves(settings).items())
         self._attestation = Attestation(
             context.attester,
             self._tree,
             settings.attestation,
             self._clock,
-            state=lambda: self._state,
+            state=self._state,
             random=os.urandom,
         )
         self._authority: Authority | None = None
@@ -111,6 +112,15 @@ class Server:
             logger=logging.getLogger("seal"),
             changed=lambda config: self._tree.update(seal_leaves(config)),
         )
+        self._store = KeyValue(
+            KVCalls(self._rpc),
+            self._keeper,
+            self._clock,
+            logging.getLogger("kv"),
+            keep=self._keep,
+            checkpoint_seconds=settings.kv.checkpoint,
+            workers=settings.worker_count,
+        )
         own = [Core(), AttestationRoutes(self._attestation), SealRoutes(self._sealing)]
         self._registry = Registry(
             [*own, *load_modules(settings.modules.enabled)], authenticator, logging.getLogger("module")
@@ -132,6 +142,8 @@ class Server:
             await self._registry.stop()
             # The ingress has ended; the replies to our last calls still come.
             self._loop.add_reader(self._context.doorbell.incoming, self._on_last_bell)
+            self._on_last_bell()
+            await self._store.close(LAST_SECONDS)
             await self._checkpoint(LAST_SECONDS)
             self._loop.remove_reader(self._context.doorbell.incoming)
         # Errors of the end go where a person finds them even if the channel is what broke.
@@ -159,8 +171,8 @@ class Server:
         self._log.send_by(lambda line: self._rpc.cast(Method.LOG, line))
         begin = Beginning(self._context, self._rpc, self._keeper, self._platform, self._clock, self._logger)
         self._authority = await begin.run()
-        self._note_state()
         if self._context.settings.worker_index == 0:
+            await self._store.open()
             self._keep(begin.admit_workers())
             self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
         else:
@@ -194,7 +206,6 @@ class Server:
             except PeerProtocolError:
                 return  # the client told `on_lie`
             self._tree.update(seal_leaves(config))
-            self._note_state()
 
     def _checkpoint_again(self) -> None:
         self._keep(self._checkpoint())
@@ -219,9 +230,13 @@ class Server:
             raise InternalError("a connection came before the certificates were there")
         return self._certificates.choose(hello)
 
-    def _note_state(self) -> None:
-        boot, nonce, version, root = self._keeper.config.state()
-        self._state = StoreState(boot, nonce, version, root if any(root) else None)
+    def _state(self) -> StoreState | None:
+        """Where the sealed state stands now; of the store, what was written last, sealed in a checkpoint or not."""
+        if self._authority is None:
+            return None
+        boot, nonce, *_ = self._keeper.config.state()
+        version, root = self._store.state or self._keeper.config.state()[2:]
+        return StoreState(boot, nonce, version, root if any(root) else None)
 
     def _on_last_bell(self) -> None:
         self._context.doorbell.silence()
@@ -236,8 +251,6 @@ class Server:
             return
         floor = self._clock.floor_ns
         try:
-            if deadline is not None:
-                self._on_last_bell()
             await self._keeper.change(lambda config: config.with_floor(floor), deadline=deadline)
         except (HostRefused, PeerProtocolError) as error:
             self._logger.warning("a checkpoint was not stored: %s", error)
@@ -321,6 +334,7 @@ class Server:
             attestation=self._attestation,
             tokens=self._authenticator,
             config_changed=self._take_modules,
+            storage=self._store.of(module.name),
         )
 
     def _status(self) -> Status:
@@ -338,10 +352,11 @@ class Server:
         )
 
     def _warnings(self) -> tuple[str, ...]:
+        found = self._store.warnings()
         if self._authority is None or not self._clock.floor_ns:
-            return ()
+            return found
         text = expiry_warning(self._authority, self._clock.floor_ns // NS_PER_SECOND)
-        return (text,) if text else ()
+        return (*found, text) if text else found
 
     def _counters(self) -> dict[str, int | float]:
         counters: dict[str, int | float] = {} if self._ingress is None else dict(self._ingress.counters())
@@ -354,6 +369,7 @@ class Server:
             "module_failures_total": self._registry.failures,
             **({} if self._certificates is None else self._certificates.counters()),
             **self._attestation.sessions.counters(),
+            **self._store.counters(),
         }
 
     def _request_stop(self) -> None:

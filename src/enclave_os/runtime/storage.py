@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, Protocol
 
-from enclave_os.errors import UsageError
+from enclave_os.errors import SealBroken, UsageError
 from enclave_os.kv.change import Change
 from enclave_os.kv.namespace import Namespace
 from enclave_os.kv.sealed import SealedKV
@@ -24,33 +24,65 @@ class StorageSource(Protocol):
         """The storage of one module."""
 
 
+class Watch(Protocol):
+    """Who looks after the store itself; `runtime.key_value.KeyValue` is the one there is."""
+
+    def written(self) -> None:
+        """Something was written."""
+
+    def tampered(self, error: SealBroken) -> None:
+        """What the host shows is not what was written."""
+
+
 class OwnedTable:
     """A table of the store that this worker owns; `modules.api.Table` says what its calls do."""
 
-    __slots__ = ("_kv", "namespace", "owner")
+    __slots__ = ("_kv", "_watch", "namespace", "owner")
 
-    def __init__(self, kv: SealedKV, owner: OwnedStorage, namespace: Namespace) -> None:
+    def __init__(self, kv: SealedKV, owner: OwnedStorage, namespace: Namespace, watch: Watch) -> None:
         self._kv = kv
+        self._watch = watch
         self.owner = owner
         self.namespace = namespace
 
     async def get(self, name: bytes) -> Item | None:
-        return await self._kv.get(self.namespace, name)
+        try:
+            return await self._kv.get(self.namespace, name)
+        except SealBroken as error:
+            self._watch.tampered(error)
+            raise
 
     async def multi_get(self, names: Sequence[bytes]) -> list[Item | None]:
-        return [*await self._kv.multi_get(self.namespace, names)]
+        try:
+            return [*await self._kv.multi_get(self.namespace, names)]
+        except SealBroken as error:
+            self._watch.tampered(error)
+            raise
 
     async def put(self, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0) -> int:
-        return await self._kv.put(self.namespace, name, value, expected, expires_ns)
+        version = await self._kv.put(self.namespace, name, value, expected, expires_ns)
+        self._watch.written()
+        return version
 
     async def delete(self, name: bytes, expected: int | None = None) -> int:
-        return await self._kv.delete(self.namespace, name, expected)
+        version = await self._kv.delete(self.namespace, name, expected)
+        self._watch.written()
+        return version
 
     async def scan(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[Item]:
-        return [*await self._kv.scan(self.namespace, start, end, limit)]
+        try:
+            return [*await self._kv.scan(self.namespace, start, end, limit)]
+        except SealBroken as error:
+            self._watch.tampered(error)
+            raise
 
-    def iterate(self) -> AsyncIterator[Item]:
-        return self._kv.iterate(self.namespace)
+    async def iterate(self) -> AsyncIterator[Item]:
+        try:
+            async for item in self._kv.iterate(self.namespace):
+                yield item
+        except SealBroken as error:
+            self._watch.tampered(error)
+            raise
 
 
 class OwnedStorage:
@@ -59,9 +91,10 @@ class OwnedStorage:
     Args: module: its name, of `modules.api.NAME_PATTERN`: without a slash, so no two modules meet.
     """
 
-    def __init__(self, kv: SealedKV, module: str) -> None:
+    def __init__(self, kv: SealedKV, module: str, watch: Watch) -> None:
         self._kv = kv
         self._module = module
+        self._watch = watch
         self._tables: OrderedDict[tuple[str, str, bytes | None], OwnedTable] = OrderedDict()
 
     def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> OwnedTable:
@@ -78,8 +111,8 @@ class OwnedStorage:
             raise UsageError(
                 f"a table's name has 1 to {TABLE_NAME_SIZE_MAX} bytes, an application's at most {APP_SIZE_MAX}"
             )
-        table = OwnedTable(self._kv, self, self._kv.namespace(app, f"{self._module}/{name}", brought_key))
-        self._tables[key] = table
+        namespace = self._kv.namespace(app, f"{self._module}/{name}", brought_key)
+        table = self._tables[key] = OwnedTable(self._kv, self, namespace, self._watch)
         if len(self._tables) > TABLES_KEPT_MAX:
             self._tables.popitem(last=False)
         return table
@@ -89,19 +122,11 @@ class OwnedStorage:
             Change(self._own(write.table), write.name, write.value, write.expected, write.expires_ns)
             for write in writes
         ]
-        return await self._kv.write(changes)
+        version = await self._kv.write(changes)
+        self._watch.written()
+        return version
 
     def _own(self, table: Table) -> Namespace:
         if not isinstance(table, OwnedTable) or table.owner is not self:
             raise UsageError("a batch writes to tables of this module's own storage")
         return table.namespace
-
-
-class OwnedStore:
-    """The store that this worker owns; a `StorageSource`."""
-
-    def __init__(self, kv: SealedKV) -> None:
-        self._kv = kv
-
-    def of(self, module: str) -> OwnedStorage:
-        return OwnedStorage(self._kv, module)

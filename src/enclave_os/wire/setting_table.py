@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, get_args
 
+from enclave_os.wire.kv_settings import KV, EnclaveKV
 from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
 from enclave_os.wire.setting_kinds import (
@@ -389,26 +390,6 @@ class Log(EnclaveLog):
     format: str = key(Choice(("text", "json")), "text", "host", "Lines for people or for machines.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KV:
-    """The host's store of sealed rows. It sees ciphertext only."""
-
-    sync: str = key(
-        Choice(("always", "group", "off")),
-        "group",
-        "host",
-        "When a write is acknowledged. always: after an fsync of its own; group: after an fsync that it shares with "
-        "what waited beside it; neither loses an acknowledged write. off: when the kernel has it, so a crash of the "
-        "machine (not of the server) loses the last seconds.",
-    )
-    cache: int = key(
-        Size(8 * MIB, 64 * GIB),
-        "64MiB",
-        "host",
-        "Memory for blocks of the store, with their indexes and filters.",
-    )
-
-
 ModuleTables = Mapping[str, Mapping[str, Json]]
 
 
@@ -428,7 +409,7 @@ class Settings:
     seal: Seal = Seal()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
-    kv: KV = KV()
+    kv: KV = field(default_factory=KV)
     log: Log = Log()
 
 
@@ -462,6 +443,7 @@ class EnclaveSettings:
     seal: EnclaveSeal = EnclaveSeal()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
+    kv: EnclaveKV = field(default_factory=EnclaveKV)
     log: EnclaveLog = EnclaveLog()
 
 
@@ -493,6 +475,7 @@ ENCLAVE_SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "simulated": Simulated,
         "seal": EnclaveSeal,
         "modules": Modules,
+        "kv": EnclaveKV,
         "log": EnclaveLog,
     }
 )

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
 from enclave_os.wire.errors import UsageError
+from enclave_os.wire.kv_settings import EnclaveKV
 from enclave_os.wire.layout import CONFIG_SIZE_MAX
 from enclave_os.wire.setting_kinds import (
     Integer,
@@ -158,6 +159,7 @@ def enclave_document(settings: Settings, worker_index: int, worker_count: int, c
             seal=EnclaveSeal(owner_public_key_pem=settings.seal.owner_public_key_pem, export=settings.seal.export),
             modules=settings.modules,
             module=settings.module,
+            kv=EnclaveKV(checkpoint=settings.kv.checkpoint),
             log=settings.log,
         )
     )

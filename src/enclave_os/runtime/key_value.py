@@ -1,0 +1,231 @@
+"""Worker 0's sealed key-value store in its life: read at start, checkpointed while it changes, and at the end.
+
+    sealed configuration opened -> every row read and held against it -> modules ... modules end -> last checkpoint
+
+The checkpoint, version and root, lies in the sealed configuration. It is sealed `kv.checkpoint` seconds after a write
+at the latest, and earlier when CHECKPOINT_BATCHES were written; while nothing is written nothing is sealed. One that
+the host does not store is tried again, and said; the store itself refuses writes before the journal grows beyond what
+a start would read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Final
+
+from enclave_os.errors import HostRefused, InternalError, SealBroken
+from enclave_os.kv.sealed import SealedKV
+from enclave_os.kv.store import Store
+from enclave_os.modules.api import NoStorage, Storage
+from enclave_os.runtime.clock import Clock
+from enclave_os.runtime.storage import OwnedStorage
+from enclave_os.sealing.keeper import SealKeeper
+from enclave_os.wire.errors import PeerProtocolError
+
+CHECKPOINT_BATCHES: Final = 4096
+PROGRESS_ROWS: Final = 100_000  # between two lines of a start's progress
+
+SEVERAL_WORKERS: Final = (
+    "the key-value store is kept by one worker: set server.workers = 1, or enable no module that needs it"
+)
+
+
+class SealedCheckpoint:
+    """Version and root in the sealed configuration; `kv.store.Checkpoint`."""
+
+    def __init__(self, keeper: SealKeeper) -> None:
+        self._keeper = keeper
+
+    @property
+    def state(self) -> tuple[int, bytes]:
+        config = self._keeper.config
+        return config.kv_version, config.kv_root
+
+    async def save(self, version: int, root: bytes) -> None:
+        await self._keeper.change(lambda config: replace(config, kv_version=version, kv_root=root))
+
+
+class KeyValue:
+    """The store that this worker owns. Event loop's thread only.
+
+    Args:
+        rows: what the host keeps.
+        keep: runs a coroutine beside everything else.
+        checkpoint_seconds: from a write to its checkpoint, at most.
+        workers: how many serve; a store for several is not there.
+    """
+
+    def __init__(
+        self,
+        rows: Store,
+        keeper: SealKeeper,
+        clock: Clock,
+        logger: logging.Logger,
+        *,
+        keep: Callable[[Coroutine[Any, Any, None]], None],
+        checkpoint_seconds: float,
+        workers: int,
+    ) -> None:
+        self._rows = rows
+        self._keeper = keeper
+        self._clock = clock
+        self._logger = logger
+        self._keep = keep
+        self._seconds = checkpoint_seconds
+        self._workers = workers
+        self._checkpoint = SealedCheckpoint(keeper)
+        self._kv: SealedKV | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sealing = False
+        self._late: str | None = None  # why the last checkpoint was not stored
+        self._checkpoints = 0
+        self._checkpoint_failures = 0
+        self._tampered = 0
+        self._tampering = ""
+        self._told = 0  # rows of a start that the log knows of
+
+    async def open(self) -> None:
+        """Read what the host has, and hold it against what is sealed.
+
+        Raises: SealBroken: the start is refused; the text says what can be done. HostRefused, HostProtocolError.
+        """
+        began = self._clock.monotonic()
+        try:
+            kv = await SealedKV.open(
+                self._rows,
+                self._keeper.config.master_key,
+                self._checkpoint,
+                self._clock.trusted_ns,
+                None,
+                self._progress,
+            )
+        except SealBroken as error:
+            raise SealBroken(f"the key-value store is refused: {error}") from error
+        except HostRefused as error:
+            raise HostRefused(f"the key-value store cannot be read: {error}", error.status) from error
+        self._kv = kv
+        if len(kv):
+            seconds = self._clock.monotonic() - began
+            self._logger.info(
+                "the key-value store is open: %d rows, version %d, read in %.1f s", len(kv), kv.state[0], seconds
+            )
+
+    def of(self, module: str) -> Storage:
+        """The storage of one module; see `runtime.storage.StorageSource`."""
+        if self._workers > 1:
+            return NoStorage(SEVERAL_WORKERS)
+        if self._kv is None:
+            raise InternalError("storage was asked for before the store was open")
+        return OwnedStorage(self._kv, module, self)
+
+    @property
+    def state(self) -> tuple[int, bytes] | None:
+        """Version and root, now; None before it is open."""
+        return None if self._kv is None else self._kv.state
+
+    # -- told by storage ----------------------------------------------------------------------------------------------
+
+    def written(self) -> None:
+        """A batch was written: a checkpoint is due."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._due)
+        elif not self._sealing and self._lag >= CHECKPOINT_BATCHES:
+            self._timer.cancel()
+            self._due()
+
+    def tampered(self, error: SealBroken) -> None:
+        """What the host shows is not what was written; the caller gets the error."""
+        self._tampered += 1
+        self._tampering = str(error)
+        if self._tampered == 1:
+            self._logger.error("the host tampers with the key-value store, or its disk is damaged: %s", error)
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Seal version and root. Raises: HostRefused, HostProtocolError: not stored."""
+        if self._kv is None:
+            return
+        self._sealing = True
+        try:
+            await self._kv.checkpoint()
+        except HostRefused as error:
+            self._checkpoint_failures += 1
+            if self._late is None:
+                self._logger.warning(
+                    "a checkpoint of the key-value store was not stored, and is tried again: %s", error
+                )
+            self._late = str(error)
+            raise
+        finally:
+            self._sealing = False
+        self._checkpoints += 1
+        if self._late is not None:
+            self._late = None
+            self._logger.info("checkpoints of the key-value store are stored again")
+
+    async def close(self, seconds: float) -> None:
+        """The last checkpoint, in so much time; what it misses the next start finds in the journal."""
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            async with asyncio.timeout(seconds):
+                await self.checkpoint()
+        except (HostRefused, PeerProtocolError, TimeoutError) as error:
+            self._logger.warning("the last checkpoint of the key-value store was not stored: %s", error)
+
+    @property
+    def _lag(self) -> int:
+        """Batches that no checkpoint knows of."""
+        return 0 if self._kv is None else self._kv.state[0] - self._checkpoint.state[0]
+
+    def _due(self) -> None:
+        self._sealing = True
+        self._keep(self._checkpoint_now())
+
+    async def _checkpoint_now(self) -> None:
+        try:
+            await self.checkpoint()
+        except HostRefused:
+            pass  # said and counted
+        except PeerProtocolError:
+            return  # the client told `on_lie`
+        self._timer = None
+        if self._lag:
+            self.written()
+
+    # -- what an operator sees ----------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, int | float]:
+        """Counters and gauges, named as in Prometheus."""
+        kv = self._kv
+        if kv is None:
+            return {}
+        return {
+            "kv_rows": len(kv),
+            "kv_version": kv.state[0],
+            "kv_checkpoint_lag": self._lag,
+            "kv_checkpoints_total": self._checkpoints,
+            "kv_checkpoint_failures_total": self._checkpoint_failures,
+            "kv_tampering_total": self._tampered,
+        }
+
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should do something about."""
+        found = []
+        if self._tampered:
+            found.append(
+                f"the host tampered with the key-value store, or its disk is damaged, {self._tampered} times: "
+                f"{self._tampering}"
+            )
+        if self._late is not None:
+            found.append(f"no checkpoint of the key-value store can be stored: {self._late}; look at the disk")
+        return tuple(found)
+
+    def _progress(self, rows: int) -> None:
+        if rows >= self._told + PROGRESS_ROWS:
+            self._told = rows
+            self._logger.info("reading the key-value store: %d rows so far", rows)

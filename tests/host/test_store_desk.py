@@ -1,0 +1,82 @@
+"""Which store is read and written: that of the measurement that was loaded, beside its sealed configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from enclave_os.wire import kv
+from enclave_os.wire.kv import Scan
+from enclave_os.wire.kv_settings import KV
+from enclave_os.wire.rpc import Method, SealLoadFlag, Status
+from enclave_os_host.handlers import Refused
+from enclave_os_host.handlers.seal import SealStore
+from enclave_os_host.handlers.store_desk import StoreDesk
+from enclave_os_host.kv_store import KVStore, StoreSync
+
+from .test_seal_handlers import MINE, OTHER, outcome
+
+TABLE = bytes(16)
+
+
+class Rig:
+    def __init__(self, folder: Path, sync: StoreSync = "group") -> None:
+        self.said: list[str] = []
+        self.reads: list[None] = []
+        self.seal = SealStore(folder, self.said.append, lambda: self.desk.make_durable())
+        self.desk = StoreDesk(self.seal, KV(sync=sync), self.said.append)
+        self.handlers = self.desk.handlers(lambda: self.reads.append(None))
+
+    def put(self, key: bytes, value: bytes) -> Status:
+        return outcome(self.handlers[Method.KV_PUT](kv.encode_put(TABLE, key, value)))[0]
+
+    def get(self, key: bytes) -> bytes | None:
+        return kv.decode_get_reply(outcome(self.handlers[Method.KV_GET](kv.encode_get(TABLE, key)))[1])
+
+
+def test_each_measurement_has_its_own_and_says_whether_it_exists(tmp_path: Path) -> None:
+    """KV5: the host tells of a store as soon as anything lies there."""
+    rig = Rig(tmp_path)
+    with pytest.raises(Refused):
+        rig.put(b"k", b"early")
+    assert rig.desk.load(MINE) == bytes([0])
+    assert rig.desk.load(MINE) == bytes([0])  # nothing was stored
+    assert rig.put(b"k", b"mine") is Status.OK
+    assert rig.desk.load(MINE) == bytes([SealLoadFlag.STORE])
+    assert rig.get(b"k") == b"mine"
+    assert rig.desk.load(OTHER) == bytes([0])
+    assert rig.get(b"k") is None
+    assert rig.desk.load(MINE) == bytes([SealLoadFlag.STORE])
+    assert rig.get(b"k") == b"mine"
+    assert rig.reads == []
+    assert (tmp_path / "sealed" / MINE.hex() / "store" / "CURRENT").is_file()
+    scan = rig.handlers[Method.KV_SCAN](kv.encode_scan(Scan(TABLE, b"", b"", 10)))
+    assert kv.decode_scan_reply(outcome(scan)[1], Scan(TABLE, b"", b"", 10)) == ([(b"k", b"mine")], False)
+    assert rig.reads == [None]
+    rig.desk.close()
+    former = [line for line in rig.said if "the former state lies untouched" not in line]
+    assert former == []
+
+
+def test_a_blob_never_knows_of_more_than_the_disk_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sync = "off"`: a checkpoint that outlives a write that does not would refuse every start from then on."""
+    rig = Rig(tmp_path, "off")
+    rig.desk.load(MINE)
+    assert rig.put(b"k", b"mine") is Status.OK
+    order: list[str] = []
+    durable, whole = KVStore.make_durable, "enclave_os_host.handlers.seal.write_whole"
+    monkeypatch.setattr(KVStore, "make_durable", lambda store: (order.append("store"), durable(store))[1])
+    monkeypatch.setattr(whole, lambda path, data, mode: (order.append("blob"), path.write_bytes(data))[1])
+    assert outcome(rig.seal.store(MINE + b"sealed")) == (Status.OK, b"")
+    assert order == ["store", "blob"]
+    rig.desk.close()
+
+
+def test_a_log_that_cannot_be_made_durable_keeps_the_blob_from_being_written(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise OSError("no disk")
+
+    store = SealStore(tmp_path, print, refuse)
+    assert outcome(store.store(MINE + b"sealed")) == (Status.FAILED, b"")
+    assert store.load(MINE) == bytes([0])
