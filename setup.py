@@ -49,6 +49,7 @@ TABLE = [
         [],
         [f"{LLHTTP}/src/{name}.c" for name in ("llhttp", "api", "http")],
     ),
+    ("enclave_os.wasm._component", "src/enclave_os/wasm/_component.pyx", [], []),
     ("enclave_os.modules._routes", "src/enclave_os/modules/_routes.pyx", [], []),
     ("enclave_os.runtime._connection", "src/enclave_os/runtime/_connection.pyx", OPENSSL, []),
     ("enclave_os.runtime._ingress", "src/enclave_os/runtime/_ingress.pyx", OPENSSL, []),

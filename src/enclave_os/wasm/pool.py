@@ -1,0 +1,306 @@
+"""Calls on threads of their own, and who may use a core when.
+
+    submit -> queue of the app -> a thread -> turn at a core <-> wasm -> answer
+
+The event loop never waits: a call has a thread from begin to end (wasm lives on its stack), and wasmtime gives the GIL
+back while wasm runs. Threads may be more than cores; at most `cores` calls compute at once, and whose turn it is goes
+by the time that each app has used: on every tick of the epoch a call that is ahead of a waiting one steps aside. So an
+app at full load leaves the others their share, however many calls it has open (threat-model.md WA5).
+
+Bounds: threads in all, calls of one app at once, calls of one app that wait. A deadline counts from `submit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from enclave_os.errors import EnclaveError, UsageError
+from enclave_os.wasm.errors import GuestTrap
+
+_T = TypeVar("_T")
+
+THREAD_STACK_BYTES: Final = 2 << 20
+"""wasm takes at most 512 KiB of it (engine.SETTINGS), the rest is for converters and host functions."""
+
+
+class PoolFull(EnclaveError):
+    """An app has as many calls waiting as it may. Weather: try later."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """How much may happen at once.
+
+    Attributes:
+        cores: calls that compute at once.
+        threads: calls that are under way at once, of all apps; each takes a thread's stack and its app's memory.
+        app_calls: calls of one app that are under way at once.
+        app_waiting: calls of one app that wait for a thread; one more is refused.
+    """
+
+    cores: int = 2
+    threads: int = 16
+    app_calls: int = 4
+    app_waiting: int = 64
+
+
+@dataclass(eq=False, slots=True)
+class _App:
+    """What the pool knows of one app."""
+
+    used: float = 0.0  # seconds of core, ahead of what an idle app is brought up to
+    running: int = 0
+    waiting: deque[Turn] = field(default_factory=deque)
+
+
+class Turn:
+    """One call's place: in the queue, on a thread, at a core. Made by `Pool.submit`, handed to the work."""
+
+    def __init__(self, pool: Pool, app: str, work: Callable[[Turn], Any], deadline: float) -> None:
+        self.app = app
+        self.deadline = deadline
+        self.cancelled = False
+        self._pool = pool
+        self._work = work
+        self._since = 0.0
+        self.future: asyncio.Future[Any] | None = None
+
+    def remaining(self) -> float:
+        """Seconds to the deadline; at least 0."""
+        return max(0.0, self.deadline - self._pool.now())
+
+    def look_up(self) -> None:
+        """On each tick of the epoch: end if it is over, step aside if another app is behind. Raises: GuestTrap."""
+        if self.cancelled:
+            raise GuestTrap("the call was given up", "cancelled")
+        if self._pool.now() >= self.deadline:
+            raise GuestTrap("the call took longer than its deadline", "deadline")
+        self._pool.yield_core(self)
+
+    def wait_for(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do `work` on the event loop and wait for it here, without a core. For host functions.
+
+        Raises: GuestTrap: the deadline passed first; and what `work` raises.
+        """
+        self._pool.leave_core(self)
+        try:
+            waiting = asyncio.run_coroutine_threadsafe(work, self._pool.loop)
+            try:
+                return waiting.result(self.remaining())
+            except TimeoutError:
+                if not waiting.done():
+                    waiting.cancel()
+                    raise GuestTrap("the call took longer than its deadline", "deadline") from None
+                raise
+            except CancelledError:
+                raise GuestTrap("the call was given up", "cancelled") from None
+        finally:
+            self._pool.take_core(self)
+
+
+class Pool:
+    """The threads.
+
+    Args:
+        loop: where answers and the coroutines of host functions go.
+        limits: see there.
+        now: a monotonic clock in seconds, readable from any thread.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: PoolLimits, now: Callable[[], float]) -> None:
+        if min(limits.cores, limits.threads, limits.app_calls) < 1:
+            raise UsageError("a pool has at least one core and one thread, and an app one call")
+        self.loop = loop
+        self.now = now
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._turns = threading.Condition(self._lock)
+        self._apps: dict[str, _App] = {}
+        self._threads: list[threading.Thread] = []
+        self._running: set[Turn] = set()
+        self._idle = 0  # threads without a call
+        self._busy = 0  # threads with one
+        self._cores_free = limits.cores
+        self._at_gate: list[Turn] = []  # on a thread, waiting for a core
+        self._ended = False
+
+    def submit(self, app: str, work: Callable[[Turn], _T], seconds: float) -> asyncio.Future[_T]:
+        """Run `work(turn)` on a thread. On the loop's thread. Cancelling the future ends the call at its next tick.
+
+        Raises: PoolFull: the app has as many waiting as it may.
+        """
+        turn = Turn(self, app, work, self.now() + seconds)
+        future: asyncio.Future[_T] = self.loop.create_future()
+        turn.future = future
+        with self._lock:
+            known = self._apps.get(app)
+            if known is None:
+                known = self._apps[app] = _App()
+            if len(known.waiting) >= self._limits.app_waiting:
+                raise PoolFull(f"{app}: {self._limits.app_waiting} calls wait already")
+            if not known.running and not known.waiting:
+                known.used = max(known.used, self._least_used())
+            known.waiting.append(turn)
+            # A thread that was woken for another call is not idle, though it may not have run since.
+            if sum(len(app.waiting) for app in self._apps.values()) > self._idle < self._limits.threads - self._busy:
+                self._start_thread()
+            self._work.notify()
+        future.add_done_callback(lambda done: self._given_up(turn) if done.cancelled() else None)
+        return future
+
+    def used_seconds(self, app: str) -> float:
+        """How much core time an app is charged with, on the pool's scale."""
+        with self._lock:
+            known = self._apps.get(app)
+            return 0.0 if known is None else known.used
+
+    def forget(self, app: str) -> None:
+        """An app is gone: what is known of it goes, unless calls of it are still under way."""
+        with self._lock:
+            known = self._apps.get(app)
+            if known is not None and not known.running and not known.waiting:
+                del self._apps[app]
+
+    def close(self) -> None:
+        """Refuse what waits, end what runs at its next tick, and wait for the threads."""
+        with self._lock:
+            self._ended = True
+            for known in self._apps.values():
+                for turn in known.waiting:
+                    turn.cancelled = True
+                    self._answer(turn, None, GuestTrap("the server is ending", "cancelled"))
+                known.waiting.clear()
+            for turn in self._running:
+                turn.cancelled = True
+            self._work.notify_all()
+            self._turns.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+
+    # -- at a core, from the threads ----------------------------------------------------------------------------------
+
+    def take_core(self, turn: Turn) -> None:
+        """Wait for a core. Whoever's app has used least comes first."""
+        with self._lock:
+            self._take(turn)
+
+    def leave_core(self, turn: Turn) -> None:
+        """Give the core back and be charged for it."""
+        with self._lock:
+            self._leave(turn)
+
+    def yield_core(self, turn: Turn) -> None:
+        """Let one that is behind go first."""
+        with self._lock:
+            self._charge(turn)
+            mine = self._apps[turn.app].used
+            if any(self._apps[other.app].used < mine and other.app != turn.app for other in self._at_gate):
+                self._leave(turn)
+                self._take(turn)
+
+    def _take(self, turn: Turn) -> None:
+        self._at_gate.append(turn)
+        # Bounded: who holds a core gives it back at the next tick, or with its deadline.
+        while not (self._cores_free and self._first() is turn):
+            self._turns.wait()
+        self._at_gate.remove(turn)
+        self._cores_free -= 1
+        turn._since = self.now()
+        if self._cores_free and self._at_gate:
+            self._turns.notify_all()
+
+    def _leave(self, turn: Turn) -> None:
+        self._charge(turn)
+        self._cores_free += 1
+        self._turns.notify_all()
+
+    def _first(self) -> Turn:
+        return min(self._at_gate, key=lambda turn: self._apps[turn.app].used)
+
+    def _charge(self, turn: Turn) -> None:
+        now = self.now()
+        self._apps[turn.app].used += now - turn._since
+        turn._since = now
+
+    def _least_used(self) -> float:
+        """What an app that comes from idleness is brought up to: it gets its share from now on, not of the past."""
+        return min((known.used for known in self._apps.values() if known.running or known.waiting), default=0.0)
+
+    # -- the threads --------------------------------------------------------------------------------------------------
+
+    def _start_thread(self) -> None:
+        size = threading.stack_size(THREAD_STACK_BYTES)
+        try:
+            thread = threading.Thread(target=self._serve, name=f"wasm-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            self._idle += 1
+            thread.start()
+        finally:
+            threading.stack_size(size)
+
+    def _serve(self) -> None:
+        while (turn := self._next()) is not None:
+            answer: Any = None
+            failure: BaseException | None = None
+            try:
+                self.take_core(turn)
+                try:
+                    turn.look_up()
+                    answer = turn._work(turn)
+                finally:
+                    self.leave_core(turn)
+            except BaseException as error:  # noqa: BLE001  # whatever it is belongs to who asked, on the loop
+                failure = error
+            with self._lock:
+                self._running.discard(turn)
+                self._idle += 1
+                self._busy -= 1
+                known = self._apps[turn.app]
+                known.running -= 1
+                if known.waiting:
+                    self._work.notify()
+                self._answer(turn, answer, failure)
+
+    def _next(self) -> Turn | None:
+        with self._lock:
+            while True:
+                ready = [app for app in self._apps.values() if app.waiting and app.running < self._limits.app_calls]
+                if ready:
+                    known = min(ready, key=lambda app: (app.running, app.used))
+                    known.running += 1
+                    self._idle -= 1
+                    self._busy += 1
+                    turn = known.waiting.popleft()
+                    self._running.add(turn)
+                    return turn
+                if self._ended:
+                    return None
+                self._work.wait()
+
+    def _given_up(self, turn: Turn) -> None:
+        with self._lock:
+            turn.cancelled = True
+            known = self._apps[turn.app]
+            if turn in known.waiting:
+                known.waiting.remove(turn)
+
+    def _answer(self, turn: Turn, answer: Any, failure: BaseException | None) -> None:
+        future = turn.future
+
+        def settle() -> None:
+            if future is None or future.done():
+                return
+            if failure is not None:
+                future.set_exception(failure)
+            else:
+                future.set_result(answer)
+
+        self.loop.call_soon_threadsafe(settle)
