@@ -68,7 +68,7 @@ def test_calls_and_queue_of_an_app_are_bounded() -> None:
             running[0] -= 1
             return 1
 
-        waiting = [pool.submit("a", work, 5) for _ in range(5)]
+        waiting = [pool.submit("a", work, 5) for _ in range(3)]
         while pool._apps["a"].running < 2:
             await asyncio.sleep(0)
         while len(pool._apps["a"].waiting) < 4:

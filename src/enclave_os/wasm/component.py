@@ -22,7 +22,7 @@ from enclave_os.wasm.errors import ComponentRefused
 from enclave_os.wasm.types import Function, TypeReader
 
 COMPONENT_HEADER: Final = b"\0asm\x0d\0\x01\0"
-"""Magic, version 13 and layer 1 (component-model, Binary.md): a core module has layer 0."""
+"""Magic, version 13 and layer 1 (the component model's binary format): a core module has layer 0."""
 
 EXPORTS_MAX: Final = 1000
 IMPORTS_MAX: Final = 1000
@@ -206,7 +206,9 @@ def _define(instance: int, wanted: _Import, interface: Interface) -> None:
     for name in wanted.resources:
         define_resource(instance, name.encode(), interface.resources[name])
     for name, function in wanted.functions.items():
-        implementation = interface.functions.get(name, interface.otherwise)
+        implementation = interface.functions.get(name) or interface.otherwise
+        if implementation is None:
+            raise InternalError("an interface is linked before it is compared")
         full = f"{wanted.name}#{name}"
         define_function(
             instance, name.encode(), HostFunction(full, implementation, function.param_plans, function.result_plan)

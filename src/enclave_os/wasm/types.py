@@ -55,7 +55,7 @@ class WitType:
     @cached_property
     def plan(self) -> Plan:
         """How its values cross."""
-        return Plan(self.kind, tuple(part and part.plan for part in self.parts), self.names)
+        return Plan(self.kind, tuple(None if part is None else part.plan for part in self.parts), self.names)
 
     @property
     def is_bytes(self) -> bool:
