@@ -36,6 +36,7 @@ OPENSSL = ["ssl", "crypto"]
 TABLE = [
     ("enclave_os._ring", "src/enclave_os/_ring.pyx", [], []),
     ("enclave_os._codec", "src/enclave_os/_codec.pyx", [], []),
+    ("enclave_os._rows", "src/enclave_os/_rows.pyx", [], []),
     ("enclave_os._aead", "src/enclave_os/_aead.pyx", ["crypto"], []),
     ("enclave_os.kv._freshness", "src/enclave_os/kv/_freshness.pyx", ["crypto"], []),
     ("enclave_os.kv._record", "src/enclave_os/kv/_record.pyx", ["crypto"], []),

@@ -259,15 +259,19 @@ class KVStore:
 
     def _batch(self, group: Sequence[_Write]) -> rocksdict.WriteBatch:
         batch = rocksdict.WriteBatch(raw_mode=True)
+        put = batch.put
+        handles: dict[bytes, rocksdict.ColumnFamily] = {}
         for write in group:
-            for operation in write.operations:
-                _, handle = self._own_family(operation.namespace)
-                if operation.kind is OperationKind.PUT:
-                    batch.put(operation.key, operation.value, handle)
-                elif operation.kind is OperationKind.DELETE:
-                    batch.delete(operation.key, handle)
+            for kind, namespace, key, value in write.operations:
+                handle = handles.get(namespace)
+                if handle is None:
+                    handle = handles[namespace] = self._own_family(namespace)[1]
+                if kind is OperationKind.PUT:
+                    put(key, value, handle)
+                elif kind is OperationKind.DELETE:
+                    batch.delete(key, handle)
                 else:
-                    batch.delete_range(operation.key, operation.value, handle)
+                    batch.delete_range(key, value, handle)
         return batch
 
     def _make_durable(self) -> Status:

@@ -13,7 +13,7 @@ import pytest
 from tests.house.layers import ROOTS, modules, unplaced, violations
 
 ROOT = Path(__file__).parents[2]
-WIRE_LOADED = ("enclave_os", "enclave_os.wire", "enclave_os._ring", "enclave_os._codec")
+WIRE_LOADED = ("enclave_os", "enclave_os.wire", "enclave_os._ring", "enclave_os._codec", "enclave_os._rows")
 
 
 def test_no_import_breaks_the_table() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclave_os._rows import limits
 from enclave_os.wire import kv
 from enclave_os.wire.errors import PeerProtocolError, UsageError
 from enclave_os.wire.kv import Operation, OperationKind, Scan
@@ -27,6 +28,10 @@ def operations(draw: st.DrawFn) -> Operation:
     kind, key = draw(st.sampled_from(OperationKind)), draw(keys)
     value = {OperationKind.PUT: draw(values), OperationKind.DELETE: b"", OperationKind.DELETE_RANGE: b"\xff" * 64}[kind]
     return Operation(kind, draw(namespaces), key if key < value or kind != OperationKind.DELETE_RANGE else b"a", value)
+
+
+def test_the_natives_know_the_same_limits() -> None:
+    assert {name: getattr(kv, name) for name in limits()} == limits()
 
 
 @given(namespaces, keys, values, flags)

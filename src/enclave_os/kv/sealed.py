@@ -163,7 +163,8 @@ class SealedKV:
     async def _get(self, namespace: Namespace, token: bytes) -> Item | None:
         place = (namespace.table, token)
         for _ in range(READS_MAX):
-            await self._wait_for(place)
+            if place in self._in_flight:
+                await self._wait_for(place)
             known = self._fresh.find(place)
             if known is None:
                 return None
@@ -184,7 +185,8 @@ class SealedKV:
     async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
         places = [(namespace.table, token) for token in tokens]
         for place in places:
-            await self._wait_for(place)
+            if place in self._in_flight:
+                await self._wait_for(place)
         known = [self._fresh.find(place) for place in places]
         asked = [(index, latest) for index, latest in enumerate(known) if latest is not None]
         items: list[Item | None] = [None] * len(tokens)

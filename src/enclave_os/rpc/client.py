@@ -105,6 +105,13 @@ class RPCClient:
             self._leave(req_id)
             raise
 
+    def start(self, method: Method, payload: bytes, reply: asyncio.Future[bytes]) -> None:
+        """Like `call`, for who waits in another way: the payload or the error comes to `reply`, which may be cancelled.
+
+        Raises: as `call`, for what fails at once; `reply` is then left alone.
+        """
+        self._start(method, payload, reply, None)
+
     def cast(self, method: Method, payload: bytes = b"") -> bool:
         """Like `call`, but nobody waits for the reply. False: no room now, nothing was sent (a log line is dropped)."""
         if self._broken is not None or self._unsent or not self._may_send():
@@ -205,8 +212,13 @@ class RPCClient:
             self._on_blocked(full)
 
     def _ring_soon(self) -> None:
-        """Once for all that this turn of the loop sends: to ring is a system call, and may cost us the core."""
-        if not self._ringing:
+        """Once for all that this turn of the loop sends: to ring is a system call, and may cost us the core.
+
+        At once for a call that is alone: nothing would share its ring.
+        """
+        if len(self._pending) <= 1 and not self._ringing:
+            self._ring_host()
+        elif not self._ringing:
             self._ringing = True
             self._loop.call_soon(self._ring)
 

@@ -3,21 +3,31 @@
 All raise HostRefused (the host says no, or nothing in time), HostProtocolError (its answer is absurd: the channel is
 poisoned) and UsageError (our caller's value). A write that was refused, or not answered in time, may be there or not
 until it is read. That a row is there, is absent, or has a value is the host's word: who knows better judges it.
+
+Gets that come together share calls: what is asked for within one turn of the loop goes out as multi-gets, each of as
+many keys as its reply will probably hold. A get that nothing else is under way with goes out at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from enclave_os.errors import HostRefused
 from enclave_os.rpc.client import RPCClient
 from enclave_os.wire import kv
-from enclave_os.wire.errors import PeerProtocolError
+from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, UsageError
 from enclave_os.wire.kv import Operation, Row, Scan
 from enclave_os.wire.rpc import Method
 
 Answer = TypeVar("Answer")
+
+SIZE_FIRST: Final = 512  # what a value is taken to have before one was read
+SIZE_WEIGHT: Final = 8  # how slowly that follows what is read
+
+_Get = tuple[bytes, asyncio.Future[bytes | None]]  # key, and who waits
 
 
 class KVCalls:
@@ -25,10 +35,20 @@ class KVCalls:
 
     def __init__(self, client: RPCClient) -> None:
         self._client = client
+        self._gets: dict[bytes, list[_Get]] = {}  # of this turn, by namespace
+        self._sizes: dict[bytes, int] = {}  # of values, about, by namespace
 
     async def get(self, namespace: bytes, key: bytes) -> bytes | None:
         """A row's value; None: the host has none."""
-        return self._read(await self._client.call(Method.KV_GET, kv.encode_get(namespace, key)), kv.decode_get_reply)
+        request = kv.encode_get(namespace, key)
+        if not self._gets and not self._client.in_flight:
+            return self._read(await self._client.call(Method.KV_GET, request), kv.decode_get_reply)
+        loop = asyncio.get_running_loop()
+        if not self._gets:
+            loop.call_soon(self._send_gets)
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        self._gets.setdefault(namespace, []).append((key, future))
+        return await future
 
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of all keys, in their order; as many calls as their size makes necessary."""
@@ -55,6 +75,45 @@ class KVCalls:
     async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
         """All of the operations or none, in their order."""
         await self._client.call(Method.KV_BATCH, kv.encode_batch(operations, flags))
+
+    def _send_gets(self) -> None:
+        gets, self._gets = self._gets, {}
+        for namespace, waiting in gets.items():
+            size = kv.KV_FOUND_HEADER_SIZE + self._sizes.get(namespace, SIZE_FIRST)
+            step = max(1, min(kv.KV_MESSAGE_SIZE_MAX // max(size, 2 + kv.KV_KEY_SIZE_MAX), kv.KV_OPERATIONS_MAX))
+            for start in range(0, len(waiting), step):
+                self._get_together(namespace, waiting[start : start + step])
+
+    def _get_together(self, namespace: bytes, waiting: list[_Get]) -> None:
+        request = kv.encode_multi_get(namespace, [key for key, _ in waiting])
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        reply.add_done_callback(partial(self._got_together, namespace, waiting))
+        try:
+            self._client.start(Method.KV_MULTI_GET, request, reply)
+        except (HostRefused, HostProtocolError, UsageError) as error:
+            reply.set_exception(error)
+
+    def _got_together(self, namespace: bytes, waiting: list[_Get], reply: asyncio.Future[bytes]) -> None:
+        error = reply.exception()
+        values: list[bytes | None] = []
+        if error is None:
+            try:
+                values = self._read(reply.result(), partial(kv.decode_multi_get_reply, asked=len(waiting)))
+            except HostProtocolError as lie:
+                error = lie
+        if error is not None:
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        read = sum(len(value or b"") for value in values) // len(values)
+        size = self._sizes.get(namespace, read)
+        self._sizes[namespace] = size + (read - size) // SIZE_WEIGHT
+        for (_, future), value in zip(waiting, values, strict=False):
+            if not future.done():
+                future.set_result(value)
+        if len(values) < len(waiting):
+            self._get_together(namespace, waiting[len(values) :])
 
     def _read(self, payload: bytes, decode: Callable[[bytes], Answer]) -> Answer:
         try:

@@ -15,6 +15,14 @@ from enclave_os._codec import (
     is_frame_allowed,
 )
 from enclave_os._ring import EMPTY, FULL, READY, Consumer, Producer, create_ring
+from enclave_os._rows import (
+    decode_keys,
+    decode_operations,
+    decode_values,
+    encode_keys,
+    encode_operations,
+    encode_values,
+)
 
 __all__ = [
     "EMPTY",
@@ -26,10 +34,16 @@ __all__ = [
     "Producer",
     "create_ring",
     "decode_frame",
+    "decode_keys",
+    "decode_operations",
     "decode_rpc_reply",
     "decode_rpc_request",
+    "decode_values",
     "encode_frame",
+    "encode_keys",
+    "encode_operations",
     "encode_rpc_reply",
     "encode_rpc_request",
+    "encode_values",
     "is_frame_allowed",
 ]

@@ -14,9 +14,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
-from enclave_os.wire import FrameReader, FrameWriter
+from enclave_os.wire import (
+    FrameReader,
+    FrameWriter,
+    decode_keys,
+    decode_operations,
+    decode_values,
+    encode_keys,
+    encode_operations,
+    encode_values,
+)
 from enclave_os.wire.errors import PeerProtocolError, UsageError
 from enclave_os.wire.limits import RING_CAPACITY_MIN, RPC_HEADER_SIZE, record_size_max
 
@@ -61,21 +70,17 @@ class OperationKind(IntEnum):
     DELETE_RANGE = 3  # from the key, inclusive, to the value, exclusive
 
 
-_VALUE_SIZES_MAX: Final = {
-    OperationKind.PUT: KV_VALUE_SIZE_MAX,
-    OperationKind.DELETE: 0,
-    OperationKind.DELETE_RANGE: KV_KEY_SIZE_MAX,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """One change; `value` is the exclusive end of a DELETE_RANGE, and empty in a DELETE."""
 
     kind: OperationKind
     namespace: bytes
     key: bytes
     value: bytes = b""
+
+
+_KINDS: Final = (OperationKind.PUT, *OperationKind)  # by number: there is none 0
+_FLAGS: Final = (WriteFlag(0), WriteFlag.DEFERRED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,75 +152,23 @@ def batch_size(operations: Sequence[Operation]) -> int:
 
 def encode_batch(operations: Sequence[Operation], flags: int = 0) -> bytes:
     """BATCH's request: all of the operations or none, in their order."""
-    if not 1 <= len(operations) <= KV_OPERATIONS_MAX:
-        raise UsageError(f"a batch has 1 to {KV_OPERATIONS_MAX} operations, not {len(operations)}")
-    places: dict[bytes, int] = {}
-    for operation in operations:
-        _own_operation(operation)
-        places.setdefault(operation.namespace, len(places))
-    writer = FrameWriter(KV_MESSAGE_SIZE_MAX)
-    writer.write_u8(_own_flags(flags))
-    writer.write_u8(len(places))
-    writer.write_u16(len(operations))
-    writer.write_bytes(b"".join(places))
-    for operation in operations:
-        writer.write_u8(operation.kind)
-        writer.write_u8(places[operation.namespace])
-        writer.write_u16(len(operation.key))
-        writer.write_u32(len(operation.value))
-        writer.write_bytes(operation.key)
-        writer.write_bytes(operation.value)
-    return writer.finish()
+    return encode_operations(operations, flags)
 
 
 def decode_batch(payload: bytes) -> tuple[list[Operation], WriteFlag]:
     """BATCH's request."""
-    reader = FrameReader(payload)
-    flags = _flags(reader.read_u8())
-    namespace_count, count = reader.read_u8(), reader.read_u16()
-    _bounded_count(count)
-    namespaces = [reader.read_bytes(KV_NAMESPACE_SIZE) for _ in range(namespace_count)]
-    operations: list[Operation] = []
-    for _ in range(count):
-        kind, place, key_size, value_size = reader.read_u8(), reader.read_u8(), reader.read_u16(), reader.read_u32()
-        if kind not in OperationKind._value2member_map_:
-            raise PeerProtocolError(f"operation {kind}, which does not exist")
-        if place >= len(namespaces):
-            raise PeerProtocolError("an operation in a namespace that the batch does not name")
-        if value_size > _VALUE_SIZES_MAX[OperationKind(kind)]:
-            raise PeerProtocolError("a value larger than its declared maximum")
-        key = _key(reader, key_size)
-        operation = Operation(OperationKind(kind), namespaces[place], key, reader.read_bytes(value_size))
-        if operation.kind is OperationKind.DELETE_RANGE and operation.value <= operation.key:
-            raise PeerProtocolError("a range that ends before it begins")
-        operations.append(operation)
-    reader.end()
-    return operations, flags
+    operations, flags = decode_operations(payload, _KINDS, Operation)
+    return operations, _FLAGS[flags]
 
 
 def encode_multi_get(namespace: bytes, keys: Sequence[bytes]) -> bytes:
     """MULTI_GET's request: 1 to KV_OPERATIONS_MAX keys."""
-    _own_namespace(namespace)
-    if not 1 <= len(keys) <= KV_OPERATIONS_MAX:
-        raise UsageError(f"a multi-get has 1 to {KV_OPERATIONS_MAX} keys, not {len(keys)}")
-    writer = FrameWriter(KV_MESSAGE_SIZE_MAX)
-    writer.write_bytes(namespace)
-    writer.write_u16(len(keys))
-    for key in keys:
-        _own_key(key)
-        writer.write_u16(len(key))
-        writer.write_bytes(key)
-    return writer.finish()
+    return encode_keys(namespace, keys)
 
 
 def decode_multi_get(payload: bytes) -> tuple[bytes, list[bytes]]:
     """MULTI_GET's request: namespace and keys."""
-    reader = FrameReader(payload)
-    namespace, count = reader.read_bytes(KV_NAMESPACE_SIZE), reader.read_u16()
-    _bounded_count(count)
-    keys = [_key(reader, reader.read_u16()) for _ in range(count)]
-    reader.end()
-    return namespace, keys
+    return decode_keys(payload)
 
 
 def encode_scan(scan: Scan) -> bytes:
@@ -270,33 +223,12 @@ def decode_get_reply(payload: bytes) -> bytes | None:
 
 def encode_multi_get_reply(values: Sequence[bytes | None]) -> tuple[bytes, int]:
     """MULTI_GET's reply with as many of the values as fit, and how many those are, at least one."""
-    count, size = 0, 2
-    for value in values:
-        size += KV_FOUND_HEADER_SIZE + len(value or b"")
-        if size > KV_MESSAGE_SIZE_MAX:
-            break
-        count += 1
-    writer = FrameWriter(KV_MESSAGE_SIZE_MAX)
-    writer.write_u16(count)
-    for value in values[:count]:
-        writer.write_u8(value is not None)
-        writer.write_sized(value or b"")
-    return writer.finish(), count
+    return encode_values(values)
 
 
 def decode_multi_get_reply(payload: bytes, asked: int) -> list[bytes | None]:
     """MULTI_GET's reply: the first values of those asked for, in that order; the rest is to be asked for again."""
-    reader = FrameReader(payload)
-    count = reader.read_u16()
-    if not 1 <= count <= asked:
-        raise PeerProtocolError(f"{count} values in answer to {asked} keys")
-    values: list[bytes | None] = []
-    for _ in range(count):
-        found = _found(reader.read_u8())
-        value = reader.read_sized(KV_VALUE_SIZE_MAX if found else 0)
-        values.append(value if found else None)
-    reader.end()
-    return values
+    return decode_values(payload, asked)
 
 
 def encode_scan_reply(rows: Sequence[Row], more: bool) -> bytes:
@@ -362,16 +294,6 @@ def _own_flags(flags: int) -> int:
     if flags not in (0, WriteFlag.DEFERRED):
         raise UsageError(f"no such flags: {flags}")
     return flags
-
-
-def _own_operation(operation: Operation) -> None:
-    _own_namespace(operation.namespace)
-    _own_key(operation.key)
-    size_max = _VALUE_SIZES_MAX[operation.kind]
-    if len(operation.value) > size_max:
-        raise UsageError(f"the value of a {operation.kind.name} has at most {size_max} bytes")
-    if operation.kind is OperationKind.DELETE_RANGE and operation.value <= operation.key:
-        raise UsageError("a range ends after it begins")
 
 
 def _write_header(namespace: bytes, key: bytes, flags: int) -> bytes:

@@ -1,0 +1,22 @@
+# The key-value payloads that hold many things: batches, multi-gets and their replies. Layouts: docs/wire.md.
+cimport cython
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+cdef enum:
+    NAMESPACE_SIZE = 16
+    KEY_MAX = 64
+    VALUE_MAX = 31 * 1024
+    MESSAGE_MAX = 32736         # record_size_max(RING_CAPACITY_MIN) - RPC_HEADER_SIZE
+    COUNT_MAX = 1024            # operations of a batch, keys of a multi-get
+    NAMESPACES_MAX = 255        # of a batch, which counts them in a byte
+    KIND_PUT = 1
+    KIND_DELETE = 2
+    KIND_DELETE_RANGE = 3
+    FLAG_DEFERRED = 1
+
+# A cursor over a private copy of a payload: one bounds check for each read.
+cdef struct rows_reader_t:
+    const uint8_t *at
+    size_t left
+
+cdef const uint8_t *rows_take(rows_reader_t *reader, size_t size) except NULL
