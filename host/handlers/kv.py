@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Final
 
 from enclave_os.wire import kv
 from enclave_os.wire.kv import Operation, WriteFlag
@@ -11,9 +14,41 @@ from enclave_os.wire.rpc import Method, Status
 from ..kv_store import KVStore, StoreError
 from . import Handler, Later, Refused
 
+PIECED_MAX: Final = 8  # batches that wait for their end; a worker has one, and one more for each try that it gave up
+PIECED_BYTES_MAX: Final = 2 << 20  # of one of them
+
+
+class PiecedBatches:
+    """Batches that come in several messages, until the last one. The dispatcher's thread only."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[int, list[Sequence[Operation]]] = OrderedDict()
+
+    def add(self, batch_id: int, index: int, operations: Sequence[Operation]) -> None:
+        """Keep a piece. Raises: Refused: it does not follow the one before, or is one too many."""
+        if index == 0:
+            self._open[batch_id] = []
+            if len(self._open) > PIECED_MAX:
+                self._open.popitem(last=False)
+        pieces = self._open.get(batch_id)
+        if pieces is None or len(pieces) != index:
+            raise Refused(Status.BAD_REQUEST)
+        pieces.append(operations)
+        if sum(len(one.key) + len(one.value) for piece in pieces for one in piece) > PIECED_BYTES_MAX:
+            del self._open[batch_id]
+            raise Refused(Status.TOO_BIG)
+
+    def end(self, batch_id: int, count: int, operations: Sequence[Operation]) -> list[Operation]:
+        """All operations of a batch, in order. Raises: Refused: pieces are missing."""
+        pieces = self._open.pop(batch_id, [])
+        if not 1 <= count == len(pieces):
+            raise Refused(Status.BAD_REQUEST)
+        return [*chain.from_iterable(pieces), *operations]
+
 
 def kv_handlers(store: KVStore) -> dict[Method, Handler]:
     """The handlers of one store, for any number of workers."""
+    pieced = PiecedBatches()
 
     def get(request: bytes) -> bytes:
         return kv.encode_get_reply(store.get(*kv.decode_get(request)))
@@ -44,6 +79,17 @@ def kv_handlers(store: KVStore) -> dict[Method, Handler]:
     def batch(request: bytes) -> Later:
         return write(*kv.decode_batch(request))
 
+    def piece(request: bytes) -> bytes:
+        batch_id, index, operations, flags = kv.decode_piece(request)
+        if flags:
+            raise Refused(Status.BAD_REQUEST)
+        pieced.add(batch_id, index, operations)
+        return b""
+
+    def end(request: bytes) -> Later:
+        batch_id, count, operations, flags = kv.decode_piece(request)
+        return write(pieced.end(batch_id, count, operations), flags)
+
     def write(operations: Sequence[Operation], flags: WriteFlag) -> Later:
         later = Later()
 
@@ -61,6 +107,8 @@ def kv_handlers(store: KVStore) -> dict[Method, Handler]:
         Method.KV_PUT: put,
         Method.KV_DELETE: delete,
         Method.KV_BATCH: batch,
+        Method.KV_BATCH_PIECE: piece,
+        Method.KV_BATCH_END: end,
         Method.KV_MULTI_GET: _read(multi_get),
         Method.KV_SCAN: _read(scan),
     }

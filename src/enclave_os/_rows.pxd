@@ -6,7 +6,7 @@ cdef enum:
     NAMESPACE_SIZE = 16
     KEY_MAX = 64
     VALUE_MAX = 31 * 1024
-    MESSAGE_MAX = 32736         # record_size_max(RING_CAPACITY_MIN) - RPC_HEADER_SIZE
+    MESSAGE_MAX = 32744         # record_size_max(RING_CAPACITY_MIN) - RPC_HEADER_SIZE
     COUNT_MAX = 1024            # operations of a batch, keys of a multi-get
     NAMESPACES_MAX = 255        # of a batch, which counts them in a byte
     KIND_PUT = 1

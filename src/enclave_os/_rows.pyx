@@ -74,6 +74,29 @@ def encode_operations(operations not None, uint8_t flags):
     return payload
 
 
+def split_operations(operations not None, size_t size_max):
+    """The operations in their order, as lists of which each fits a payload of `size_max` bytes. Raises: UsageError."""
+    cdef list pieces = [], piece = []
+    cdef set seen = set()
+    cdef size_t size = 4, more
+    for one in operations:
+        _, namespace, key, value = one
+        more = 8 + <size_t>len(key) + <size_t>len(value) + (0 if namespace in seen else NAMESPACE_SIZE)
+        if piece and (size + more > size_max or len(piece) == COUNT_MAX or len(seen) == NAMESPACES_MAX):
+            pieces.append(piece)
+            piece, seen = [], set()
+            size, more = 4, 8 + <size_t>len(key) + <size_t>len(value) + NAMESPACE_SIZE
+        if size + more > size_max:
+            raise UsageError(f"an operation of {more} bytes, more than one message takes")
+        piece.append(one)
+        seen.add(namespace)
+        size += more
+    if not piece:
+        raise UsageError("a batch has at least one operation")
+    pieces.append(piece)
+    return pieces
+
+
 def decode_operations(bytes payload not None, tuple kinds not None, make not None):
     """BATCH's request: what `make(kind, namespace, key, value)` returns for each, and the flags.
 

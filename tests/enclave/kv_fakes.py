@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 
 from enclave_os.errors import HostRefused
-from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, encode_batch
+from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, encode_batch, split_batch
 
 
 class MemoryStore:
@@ -43,7 +43,8 @@ class MemoryStore:
         await self.batch([Operation(OperationKind.PUT, namespace, key, value)], flags)
 
     async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
-        encode_batch(operations, flags)  # what fits no message never reaches the host
+        for piece in split_batch(operations):
+            encode_batch(piece, flags)  # what fits no message never reaches the host
         refused = self.refuse > 0
         if refused:
             self.refuse -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -20,6 +21,7 @@ from .test_rpc_client import Harness
 
 NS = bytes(16)
 Ask = Callable[[KVCalls], Awaitable[object]]
+Answer = TypeVar("Answer")
 
 
 @pytest.fixture
@@ -69,36 +71,136 @@ def test_writes_go_out_as_asked(host: FakeHost) -> None:
     ]
 
 
-def test_a_multi_get_asks_again_for_what_did_not_fit(host: FakeHost) -> None:
+def serve(h: Harness, answer: Callable[[int, bytes], tuple[int, bytes]]) -> int:
+    """Answer all that was asked since; how many requests those were."""
+    asked = h.requests()
+    h.reply(*(encode_rpc_reply(req_id, *answer(method, request)) for req_id, method, request in asked))
+    return len(asked)
+
+
+async def served(h: Harness, call: Awaitable[Answer], answer: Callable[[int, bytes], tuple[int, bytes]]) -> Answer:
+    """The outcome of calls that a host answers as they come."""
+    task = asyncio.ensure_future(call)
+    while not task.done():
+        await asyncio.sleep(0)
+        serve(h, answer)
+    return await task
+
+
+def some(counts: list[int], most: int) -> Callable[[int, bytes], tuple[int, bytes]]:
+    """A host whose replies hold so many values: each key is its own value. Notes how many each request asks for."""
+
+    def answer(method: int, request: bytes) -> tuple[int, bytes]:
+        if method == Method.KV_GET:
+            counts.append(1)
+            return 0, kv.encode_get_reply(kv.decode_get(request)[1])
+        _, wanted = kv.decode_multi_get(request)
+        counts.append(len(wanted))
+        return 0, kv.encode_multi_get_reply(wanted[:most])[0]
+
+    return answer
+
+
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_a_multi_get_asks_again_for_what_did_not_fit(host: FakeHost, most: int) -> None:
     keys = [bytes((number,)) * 64 for number in range(200)]
     counts: list[int] = []
 
-    def some(most: int) -> Callable[[int, bytes], tuple[int, bytes]]:
-        def answer(_: int, request: bytes) -> tuple[int, bytes]:
-            _, wanted = kv.decode_multi_get(request)
-            counts.append(len(wanted))
-            return 0, kv.encode_multi_get_reply(wanted[:most])[0]
+    async def body() -> None:
+        h = Harness(host, asyncio.get_running_loop())
+        calls = KVCalls(h.client)
+        assert await served(h, calls.multi_get(NS, keys), some(counts, most)) == keys
+        assert await served(h, calls.multi_get(NS, []), some(counts, most)) == []
 
-        return answer
-
-    got, _ = asked(host, lambda calls: calls.multi_get(NS, keys), some(1), some(100), some(1000))
-    assert got == keys
-    assert counts == [200, 199, 99]
+    asyncio.run(body())
+    assert len(counts) >= 200 // most
 
 
 def test_a_multi_get_of_many_keys_is_cut_at_what_a_request_takes(host: FakeHost) -> None:
-    keys = [number.to_bytes(2, "big") * 32 for number in range(600)]  # 600 * 66 bytes: more than one message
+    keys = [number.to_bytes(2, "big") * 32 for number in range(600)]
     counts: list[int] = []
 
-    def answer(_: int, request: bytes) -> tuple[int, bytes]:
-        _, wanted = kv.decode_multi_get(request)
-        counts.append(len(wanted))
-        return 0, kv.encode_multi_get_reply([None] * len(wanted))[0]
+    async def body() -> None:
+        h = Harness(host, asyncio.get_running_loop())
+        calls = KVCalls(h.client)
+        for _ in range(2):  # the second time it knows how small the values are
+            assert await served(h, calls.multi_get(NS, keys), some(counts, 600)) == keys
 
-    got, _ = asked(host, lambda calls: calls.multi_get(NS, keys), answer, answer)
-    assert got == [None] * 600
-    assert counts == [495, 105]
-    assert asked(host, lambda calls: calls.multi_get(NS, []))[0] == []
+    asyncio.run(body())
+    assert max(counts) * 66 < kv.KV_MESSAGE_SIZE_MAX
+    assert sum(counts) == 1200
+
+
+def test_gets_of_one_turn_share_calls_and_each_gets_its_own(host: FakeHost) -> None:
+    """Also when the reply holds only some, when some were given up, and in two namespaces."""
+    counts: list[int] = []
+
+    async def body() -> None:
+        h = Harness(host, asyncio.get_running_loop())
+        calls = KVCalls(h.client)
+        tasks = [
+            asyncio.ensure_future(calls.get(NS if number % 2 else NS[:-1] + b"x", b"%d" % number))
+            for number in range(1, 41)
+        ]
+        await asyncio.sleep(0)
+        tasks[4].cancel()
+        gathered = asyncio.gather(*tasks, return_exceptions=True)
+        values = await served(h, gathered, some(counts, 7))
+        assert isinstance(values[4], asyncio.CancelledError)
+        assert [value for value in values if isinstance(value, bytes)] == [
+            b"%d" % number for number in range(1, 41) if number != 5
+        ]
+        assert counts[0] == 1, "the first goes out at once"
+        assert counts[1:3] in ([19, 20], [20, 19])
+        assert h.client.in_flight == 0
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_refusal_or_a_lie_reaches_all_who_shared_the_call(host: FakeHost, refused: bool) -> None:
+    async def body() -> None:
+        h = Harness(host, asyncio.get_running_loop())
+        calls = KVCalls(h.client)
+        gathered = asyncio.gather(*(calls.get(NS, b"%d" % number) for number in range(9)), return_exceptions=True)
+        answer = (Status.FAILED, b"") if refused else (0, b"\x63\0")
+        for outcome in await served(h, gathered, lambda *_: answer):
+            assert isinstance(outcome, HostRefused if refused else HostProtocolError)
+        assert len(h.lies) == (not refused)
+
+    asyncio.run(body())
+
+
+def test_a_batch_that_fits_no_message_goes_in_pieces(host: FakeHost) -> None:
+    operations = [Operation(OperationKind.PUT, NS, b"%d" % number, bytes(9_000)) for number in range(10)]
+    seen: list[int] = []
+    handlers: list[list[Operation]] = []
+
+    def answer(method: int, request: bytes) -> tuple[int, bytes]:
+        seen.append(method)
+        batch_id, index, piece, flags = kv.decode_piece(request)
+        assert (index, flags) == (len(handlers), method == Method.KV_BATCH_END)
+        handlers.append(piece)
+        ids.add(batch_id)
+        return (Status.NO_SPACE, b"") if full and method == Method.KV_BATCH_END else (0, b"")
+
+    async def body() -> None:
+        h = Harness(host, asyncio.get_running_loop())
+        await served(h, KVCalls(h.client).batch(operations, 1), answer)
+
+    for full in (True, False):
+        ids: set[int] = set()
+        seen.clear()
+        handlers.clear()
+        if full:
+            with pytest.raises(HostRefused) as refusal:
+                asyncio.run(body())
+            assert refusal.value.status == Status.NO_SPACE
+        else:
+            asyncio.run(body())
+        assert seen == [Method.KV_BATCH_PIECE] * 3 + [Method.KV_BATCH_END]
+        assert [one for piece in handlers for one in piece] == operations
+        assert len(ids) == 1
 
 
 SCAN = Scan(NS, b"b", b"y", 3)

@@ -14,7 +14,7 @@ from enclave_os.wire import kv
 from enclave_os.wire.kv import Operation, OperationKind, Scan
 from enclave_os.wire.rpc import METHODS, Method, Status
 from enclave_os_host import kv_store
-from enclave_os_host.handlers import Handler, Later
+from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.handlers.kv import kv_handlers
 from enclave_os_host.kv_store import KVStore, StoreError, StoreSync
 
@@ -296,4 +296,35 @@ def test_a_multi_get_reads_about_what_fits_its_reply(tmp_path: Path, monkeypatch
     assert sum(read) <= 4
     _, reply = settled(handlers, Method.KV_MULTI_GET, kv.encode_multi_get(NS, [b"none"] * 1000))
     assert kv.decode_multi_get_reply(reply, 1000) == [None] * 1000
+    rig.store.close()
+
+
+def test_a_batch_in_pieces_is_done_at_its_end_or_not_at_all(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", "group")
+    handlers = kv_handlers(rig.store)
+
+    def send(batch_id: int, index: int, end: bool, *operations: Operation) -> Status:
+        method = Method.KV_BATCH_END if end else Method.KV_BATCH_PIECE
+        try:
+            return settled(handlers, method, kv.encode_piece(batch_id, index, operations))[0]
+        except Refused as refusal:
+            return refusal.status
+
+    assert send(1, 0, False, put(b"a", b"1"), put(b"b", b"1")) == Status.OK
+    assert send(2, 0, False, put(b"c", b"2")) == Status.OK, "another, in between"
+    assert send(1, 1, False, put(b"c", b"1")) == Status.OK
+    assert rig.store.multi_get(NS, [b"a", b"b", b"c"]) == [None] * 3
+    assert send(1, 2, True, delete(b"b")) == Status.OK
+    assert rig.store.multi_get(NS, [b"a", b"b", b"c"]) == [b"1", None, b"1"]
+    for batch_id, index, end in [(1, 2, True), (3, 1, False), (2, 2, True), (2, 0, True)]:
+        assert send(batch_id, index, end, put(b"a", b"wrong")) == Status.BAD_REQUEST
+    assert send(4, 0, False, put(b"a", b"wrong")) == Status.OK
+    assert send(4, 0, False, put(b"a", b"begun again")) == Status.OK
+    assert send(4, 1, True, put(b"b", b"4")) == Status.OK
+    assert rig.store.multi_get(NS, [b"a", b"b"]) == [b"begun again", b"4"]
+    for batch_id in range(10, 10 + 9):  # one more than are kept
+        assert send(batch_id, 0, False, put(b"x", b"y")) == Status.OK
+    assert send(10, 1, True, put(b"x", b"y")) == Status.BAD_REQUEST
+    assert send(11, 1, True, put(b"x", b"y")) == Status.OK
+    assert [send(99, index, False, put(b"x", bytes(31_000))) for index in range(68)].count(Status.TOO_BIG) == 1
     rig.store.close()

@@ -67,6 +67,7 @@ def test_every_structure_is_there() -> None:
         "KV_GET request",
         "KV_PUT and KV_DELETE request",
         "KV_BATCH request",
+        "KV_BATCH_PIECE and KV_BATCH_END request",
         "Operation of a batch",
         "KV_MULTI_GET request",
         "Value of a KV_MULTI_GET reply",

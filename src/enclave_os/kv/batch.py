@@ -12,16 +12,16 @@ from enclave_os.kv.freshness import Latest, Place
 from enclave_os.kv.namespace import Parts, needs_parts
 from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX
 from enclave_os.wire.errors import UsageError
-from enclave_os.wire.kv import KV_MESSAGE_SIZE_MAX, KV_OPERATIONS_MAX, Operation
+from enclave_os.wire.kv import Operation
 
-_OVERHEAD: Final = 256  # what the journal adds to a batch, with its table, and a deletion of its past
-BATCH_SIZE_MAX: Final = KV_MESSAGE_SIZE_MAX - _OVERHEAD
-TABLES_MAX: Final = 200  # that one batch writes to, catalog and journal apart: the message counts them in a byte
+BATCH_SIZE_MAX: Final = 512 << 10  # in as many messages as it takes: what waits for one fsync, in an enclave's memory
+CHANGES_MAX: Final = 1024  # of one batch: how long the loop is held up by sealing them
+TABLES_MAX: Final = 200  # that one batch writes to
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A write that waits for its batch: `size` of a message, `held` bytes of values."""
+    """A write that waits for its batch: `size` of its messages, `held` bytes of values."""
 
     changes: Sequence[Change]
     places: list[Place]  # of the changes
@@ -43,7 +43,7 @@ class Batch:
 
 
 def checked(changes: Sequence[Change]) -> tuple[list[Place], int]:
-    """Where the changes go, and what they take of a message at most."""
+    """Where the changes go, and what they take of its messages at most."""
     places: list[Place] = []
     size = 0
     for change in changes:
@@ -60,8 +60,8 @@ def checked(changes: Sequence[Change]) -> tuple[list[Place], int]:
         raise UsageError("a batch has at least one change, and each key once")
     if len({table for table, _ in places}) > TABLES_MAX:
         raise UsageError(f"a batch writes to at most {TABLES_MAX} namespaces")
-    if size > BATCH_SIZE_MAX or 3 * len(changes) > KV_OPERATIONS_MAX - 2:
-        raise UsageError(f"a batch of {len(changes)} changes with {size} bytes is too large for one message")
+    if size > BATCH_SIZE_MAX or len(changes) > CHANGES_MAX:
+        raise UsageError(f"a batch has at most {CHANGES_MAX} changes and {BATCH_SIZE_MAX} bytes")
     return places, size
 
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
 from enclave_os.kv._record import Entry, read_head, tag_of
-from enclave_os.kv.batch import BATCH_SIZE_MAX, TABLES_MAX, Batch, Waiting, checked, checked_name
+from enclave_os.kv.batch import BATCH_SIZE_MAX, CHANGES_MAX, TABLES_MAX, Batch, Waiting, checked, checked_name
 from enclave_os.kv.change import Change, Item
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import decode_journal, encode_journal, journal_key, journal_version
@@ -39,6 +39,7 @@ from enclave_os.wire.kv import (
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
+PARTS_IN_FLIGHT: Final = 16  # of one value, on their way to the host
 PAGE: Final = 64  # keys of one multi-get of a scan
 ROWS_PER_SCAN: Final = 256
 JOURNAL_ROWS_MAX: Final = 1 << 20  # a start that finds more refuses: nobody writes so many without a checkpoint
@@ -269,8 +270,10 @@ class SealedKV:
         for index, (change, (table, token)) in enumerate(zip(changes, places, strict=True)):
             if change.value is not None and needs_parts(change.value):
                 parts[index] = change.namespace.seal_parts(token, change.value)
-                for key, record in parts[index].rows:
-                    await self._store.put(table, key, record, WriteFlag.DEFERRED)
+                rows = parts[index].rows
+                for start in range(0, len(rows), PARTS_IN_FLIGHT):
+                    some = rows[start : start + PARTS_IN_FLIGHT]
+                    await asyncio.gather(*(self._store.put(table, *row, WriteFlag.DEFERRED) for row in some))
         return parts
 
     async def _write_queue(self) -> None:
@@ -297,7 +300,7 @@ class SealedKV:
         while self._queue:
             own = set(self._queue[0].places)
             size += self._queue[0].size
-            if taken and (size > BATCH_SIZE_MAX or places & own or len(places) + len(own) > 300):
+            if taken and (size > BATCH_SIZE_MAX or places & own or len(places) + len(own) > CHANGES_MAX):
                 break
             more = tables | {table for table, _ in own}
             if len(more) > TABLES_MAX:

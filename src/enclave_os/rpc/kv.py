@@ -11,6 +11,7 @@ many keys as its reply will probably hold. A get that nothing else is under way 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
@@ -26,6 +27,7 @@ Answer = TypeVar("Answer")
 
 SIZE_FIRST: Final = 512  # what a value is taken to have before one was read
 SIZE_WEIGHT: Final = 8  # how slowly that follows what is read
+CHUNKS_MAX: Final = 16  # calls of one multi-get in flight: half a MiB of replies
 
 _Get = tuple[bytes, asyncio.Future[bytes | None]]  # key, and who waits
 
@@ -51,13 +53,38 @@ class KVCalls:
         return await future
 
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of all keys, in their order; as many calls as their size makes necessary."""
+        """The values of all keys, in their order; as many calls as their size makes necessary, at once."""
+        step = self._step(namespace)
+        if len(keys) <= step:
+            return await self._multi_get(namespace, keys)
+        chunks = [keys[start : start + step] for start in range(0, len(keys), step)]
+        values: list[bytes | None] = []
+        for start in range(0, len(chunks), CHUNKS_MAX):
+            for some in await asyncio.gather(
+                *(self._multi_get(namespace, chunk) for chunk in chunks[start : start + CHUNKS_MAX])
+            ):
+                values += some
+        return values
+
+    async def _multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         values: list[bytes | None] = []
         while len(values) < len(keys):
             asked = _first(keys[len(values) :])
             reply = await self._client.call(Method.KV_MULTI_GET, kv.encode_multi_get(namespace, asked))
-            values += self._read(reply, partial(kv.decode_multi_get_reply, asked=len(asked)))
+            found = self._read(reply, partial(kv.decode_multi_get_reply, asked=len(asked)))
+            self._note(namespace, found)
+            values += found
         return values
+
+    def _step(self, namespace: bytes) -> int:
+        """How many keys to ask for at once: as many as a reply will probably hold."""
+        size = kv.KV_FOUND_HEADER_SIZE + self._sizes.get(namespace, SIZE_FIRST)
+        return max(1, min(kv.KV_MESSAGE_SIZE_MAX // max(size, 2 + kv.KV_KEY_SIZE_MAX), kv.KV_OPERATIONS_MAX))
+
+    def _note(self, namespace: bytes, found: Sequence[bytes | None]) -> None:
+        read = sum(len(value or b"") for value in found) // len(found)
+        size = self._sizes.get(namespace, read)
+        self._sizes[namespace] = size + (read - size) // SIZE_WEIGHT
 
     async def scan(self, scan: Scan) -> tuple[list[Row], bool]:
         """Rows of the range, ascending, and whether the host says that there are more of them."""
@@ -73,14 +100,27 @@ class KVCalls:
         await self._client.call(Method.KV_DELETE, kv.encode_delete(namespace, key, flags))
 
     async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
-        """All of the operations or none, in their order."""
-        await self._client.call(Method.KV_BATCH, kv.encode_batch(operations, flags))
+        """All of the operations or none, in their order; in as many messages as they need."""
+        pieces = kv.split_batch(operations)
+        if len(pieces) == 1:
+            await self._client.call(Method.KV_BATCH, kv.encode_batch(operations, flags))
+            return
+        batch_id = int.from_bytes(os.urandom(8), "little")
+        calls = [
+            self._client.call(Method.KV_BATCH_PIECE, kv.encode_piece(batch_id, index, piece))
+            for index, piece in enumerate(pieces[:-1])
+        ]
+        end = kv.encode_piece(batch_id, len(calls), pieces[-1], flags)
+        # Sent in this order, and all waited for: a piece that is still on its way must not meet the next try.
+        outcomes = await asyncio.gather(*calls, self._client.call(Method.KV_BATCH_END, end), return_exceptions=True)
+        for outcome in reversed(outcomes):  # the end's first: it says why
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def _send_gets(self) -> None:
         gets, self._gets = self._gets, {}
         for namespace, waiting in gets.items():
-            size = kv.KV_FOUND_HEADER_SIZE + self._sizes.get(namespace, SIZE_FIRST)
-            step = max(1, min(kv.KV_MESSAGE_SIZE_MAX // max(size, 2 + kv.KV_KEY_SIZE_MAX), kv.KV_OPERATIONS_MAX))
+            step = self._step(namespace)
             for start in range(0, len(waiting), step):
                 self._get_together(namespace, waiting[start : start + step])
 
@@ -106,9 +146,7 @@ class KVCalls:
                 if not future.done():
                     future.set_exception(error)
             return
-        read = sum(len(value or b"") for value in values) // len(values)
-        size = self._sizes.get(namespace, read)
-        self._sizes[namespace] = size + (read - size) // SIZE_WEIGHT
+        self._note(namespace, values)
         for (_, future), value in zip(waiting, values, strict=False):
             if not future.done():
                 future.set_result(value)

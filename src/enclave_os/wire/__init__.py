@@ -22,6 +22,7 @@ from enclave_os._rows import (
     encode_keys,
     encode_operations,
     encode_values,
+    split_operations,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "encode_rpc_request",
     "encode_values",
     "is_frame_allowed",
+    "split_operations",
 ]

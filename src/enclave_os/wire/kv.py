@@ -25,6 +25,7 @@ from enclave_os.wire import (
     encode_keys,
     encode_operations,
     encode_values,
+    split_operations,
 )
 from enclave_os.wire.errors import PeerProtocolError, UsageError
 from enclave_os.wire.limits import RING_CAPACITY_MIN, RPC_HEADER_SIZE, record_size_max
@@ -47,6 +48,7 @@ KV_OPERATIONS_MAX: Final = 1024
 KV_GET_SIZE_MIN: Final = KV_NAMESPACE_SIZE + 1
 KV_WRITE_HEADER_SIZE: Final = 4 + KV_NAMESPACE_SIZE  # u8 flags, u8 zero, u16 key size, namespace
 KV_BATCH_HEADER_SIZE: Final = 4  # u8 flags, u8 namespace count, u16 operation count
+KV_PIECE_HEADER_SIZE: Final = 10  # u64 batch id, u16 index
 KV_OPERATION_HEADER_SIZE: Final = 8  # u8 kind, u8 namespace index, u16 key size, u32 value size
 KV_BATCH_SIZE_MIN: Final = KV_BATCH_HEADER_SIZE + KV_NAMESPACE_SIZE + KV_OPERATION_HEADER_SIZE + 1
 KV_MULTI_GET_HEADER_SIZE: Final = KV_NAMESPACE_SIZE + 2  # namespace, u16 key count
@@ -159,6 +161,27 @@ def decode_batch(payload: bytes) -> tuple[list[Operation], WriteFlag]:
     """BATCH's request."""
     operations, flags = decode_operations(payload, _KINDS, Operation)
     return operations, _FLAGS[flags]
+
+
+def split_batch(operations: Sequence[Operation]) -> list[list[Operation]]:
+    """The operations of a batch as one message's, if that takes them, or as those of several pieces."""
+    return split_operations(operations, KV_MESSAGE_SIZE_MAX - KV_PIECE_HEADER_SIZE)
+
+
+def encode_piece(batch_id: int, index: int, operations: Sequence[Operation], flags: int = 0) -> bytes:
+    """BATCH_PIECE's or BATCH_END's request. Args: batch_id: u64, another for each batch and each try. index: from 0."""
+    header = batch_id.to_bytes(8, "little") + index.to_bytes(2, "little")
+    payload = header + encode_operations(operations, flags)
+    if len(payload) > KV_MESSAGE_SIZE_MAX:
+        raise UsageError(f"a piece of {len(payload)} bytes, more than one message takes")
+    return payload
+
+
+def decode_piece(payload: bytes) -> tuple[int, int, list[Operation], WriteFlag]:
+    """BATCH_PIECE's or BATCH_END's request: id, index, operations, flags."""
+    reader = FrameReader(payload)
+    batch_id, index = reader.read_u64(), reader.read_u16()
+    return batch_id, index, *decode_batch(reader.read_rest())
 
 
 def encode_multi_get(namespace: bytes, keys: Sequence[bytes]) -> bytes:

@@ -40,6 +40,8 @@ class Method(IntEnum):
     KV_BATCH = 19
     KV_MULTI_GET = 20
     KV_SCAN = 21
+    KV_BATCH_PIECE = 28
+    KV_BATCH_END = 29
 
 
 class Status(IntEnum):
@@ -175,6 +177,24 @@ METHODS: Final = MappingProxyType(
                 Method.KV_BATCH,
                 "u8 flags, u8 namespace count, u16 operation count, namespaces, operations",
                 kv.KV_BATCH_SIZE_MIN,
+                kv.KV_MESSAGE_SIZE_MAX,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.KV_BATCH_PIECE,
+                "u64 batch id, u16 index, a batch without flags: kept until its end",
+                kv.KV_PIECE_HEADER_SIZE + kv.KV_BATCH_SIZE_MIN,
+                kv.KV_MESSAGE_SIZE_MAX,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.KV_BATCH_END,
+                "u64 batch id, u16 pieces before, a batch: done with the operations of those, all or none",
+                kv.KV_PIECE_HEADER_SIZE + kv.KV_BATCH_SIZE_MIN,
                 kv.KV_MESSAGE_SIZE_MAX,
                 "empty",
                 0,
