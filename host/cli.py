@@ -1,4 +1,4 @@
-"""The host's part of the command line: `serve`, `config` and `ca`.
+"""The host's part of the command line: `serve`, `config`, `ca` and `seal import`.
 
 `enclave-os` (the package `enclave_os_client`) executes this one for these commands and passes its arguments on, so
 that the client works where no server is installed. Exit codes are those of sysexits.h, as service managers know them.
@@ -23,6 +23,7 @@ from enclave_os.wire.settings import ConfigError
 
 from . import config, config_report
 from .commands import ca as ca_command
+from .commands import seal as seal_command
 from .commands.parser import Parser
 
 EX_OK: Final = os.EX_OK
@@ -100,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _config(parsed, loaded)
     if parsed.command == "ca":
         return ca_command.run(parsed, loaded.settings)
+    if parsed.command == "seal":
+        return _seal(parsed, loaded)
     return _serve(parsed, loaded)
 
 
@@ -119,7 +122,12 @@ def _config(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
     return EX_OK
 
 
-def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
+def _seal(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
+    return seal_command.run(parsed, loaded.settings) if _can_start(loaded) else EX_UNAVAILABLE
+
+
+def _can_start(loaded: config.Loaded) -> bool:
+    """Whether an enclave can be started as the configuration says; says either what not, or what it will be."""
     how = loaded.settings.server.enclave
     if how not in ("auto", "simulated"):
         print(
@@ -127,8 +135,14 @@ def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
             "only 'simulated' (or 'auto', which chooses it) is possible",
             file=sys.stderr,
         )
-        return EX_UNAVAILABLE
+        return False
     print(SIMULATED_LINE, file=sys.stderr, flush=True)
+    return True
+
+
+def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
+    if not _can_start(loaded):
+        return EX_UNAVAILABLE
     # Imported here: `config` must work where the natives were not built.
     from .supervisor import serve
 
@@ -195,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     names.add_parser("reference", help="print docs/configuration.md")
     names.add_parser("example", help="print a configuration file with every key and its default")
     names.add_parser("accept", help="let a manager accept its policy: enclave-os config accept --help")
-    for action in ca_command.describe(commands):
+    for action in (*ca_command.describe(commands), *seal_command.describe(commands)):
         _add_sources(action)
     return parser
 

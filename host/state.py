@@ -31,15 +31,16 @@ class StateFolder:
 
     Args:
         path: absolute; made if it does not exist.
+        lock: whose lock: a server's, or that of something else which may be done beside one.
     Attributes:
         path: the folder.
     Raises: StateTaken: another live process holds it. StateError: not a folder of ours. OSError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: str = LOCK_FILE) -> None:
         self.path = path
         make_private_folder(path)
-        self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._lock = os.open(path / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

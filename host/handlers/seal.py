@@ -34,14 +34,21 @@ class SealStore:
         say: a line for the operator. Any thread.
         before_write: called in the writer's thread before a blob is written: what the blob knows of must be durable
             first. OSError keeps it from being written.
+        importing: the enclave is there to take over what another one has sealed, and seals over nothing of its own.
     """
 
     def __init__(
-        self, folder: Path, say: Callable[[str], None], before_write: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        say: Callable[[str], None],
+        before_write: Callable[[], None] = lambda: None,
+        *,
+        importing: bool = False,
     ) -> None:
         self._folder = folder / FOLDER
         self._say = say
         self._before_write = before_write
+        self._importing = importing
         # One thread: it begins with the first write, and a late write never lands on a newer one.
         self._writer = ThreadPoolExecutor(1, "seal-store")
 
@@ -67,7 +74,8 @@ class SealStore:
             with (folder / BLOB_FILE).open("rb") as stream:
                 data = stream.read(SEALED_SIZE_MAX + 1)
         except FileNotFoundError:
-            self._tell_of_others(folder)
+            if not self._importing:
+                self._tell_of_others(folder)
             return bytes([flags])
         if len(data) > SEALED_SIZE_MAX:
             raise Refused(Status.TOO_BIG)
@@ -78,6 +86,9 @@ class SealStore:
         of the calls."""
         later = Later()
         measurement, data = payload[:MEASUREMENT_SIZE], payload[MEASUREMENT_SIZE:]
+        if self._importing and (self.folder_of(measurement) / BLOB_FILE).exists():
+            self._say("this measurement has made a first boot meanwhile: nothing is written over what it has sealed")
+            raise Refused(Status.FAILED)
         self._writer.submit(self._write, measurement, data, later)
         return later
 

@@ -25,6 +25,7 @@ from .commands.parser import Parser
 from .token import TokenError
 
 HOST_COMMANDS: Final = ("serve", "config", "ca")
+HOST_ACTIONS: Final = (("seal", "import"),)  # start an enclave, where the other actions talk to one
 OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
 COMMANDS: Final = (verify_command, seal_command, top_command, token_command, version_command)
 
@@ -53,7 +54,7 @@ exit codes: 0 done, 64 wrong arguments, 65 wrong data (a bad token or key), 66 a
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns: the process's exit code; those of the host do not return."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in HOST_COMMANDS and tuple(given[:2]) != OURS:
+    if tuple(given[:2]) in HOST_ACTIONS or (given and given[0] in HOST_COMMANDS and tuple(given[:2]) != OURS):
         return _execute_host(given)
     parsed = _parser().parse_args(given)
     try:

@@ -7,12 +7,29 @@ installed. So the tests make a venv of three files whose .pth leads to the inter
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
+import enclave_os
+
 MODULE_SOURCE = Path(__file__).with_name("e2e_module.py")
 NAME = "enclave_os_e2e"
+
+
+def install_changed(folder: Path) -> Path:
+    """Make another installation in `folder`, whose enclave package is a copy with one line more; returns its Python."""
+    executable = install(folder)
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    copy = packages / "enclave_os"
+    # Only what is measured, and so what a release ships.
+    shutil.copytree(
+        Path(enclave_os.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__", "*.pyx", "*.pxd")
+    )
+    with (copy / "runtime" / "stop.py").open("a") as stream:
+        stream.write("\n# the next release\n")
+    return executable
 
 
 def install(folder: Path) -> Path:

@@ -87,19 +87,19 @@ class Site:
         path.write_text(enclave_os("token", "issue", "--key", self.key, *wanted))
         return path
 
-    def blob(self) -> Path:
-        (found,) = self.state.glob("sealed/*/config.sealed")
+    def blob(self, measurement: str = "*") -> Path:
+        (found,) = self.state.glob(f"sealed/{measurement}/config.sealed")
         return found
 
-    def platform(self) -> FakePlatform:
+    def platform(self, of: str = "*") -> FakePlatform:
         """The simulated platform, as the enclave sees it: on hardware nobody could."""
-        measurement = bytes.fromhex(self.blob().parent.name)
+        measurement = bytes.fromhex(self.blob(of).parent.name)
         identity = SimulatedIdentity(mr_signer=bytes(32), isv_prod_id=1, isv_svn=1)
         attester = SimulatedAttester("simulated", self.state / "platform", identity, measurement)
         return FakePlatform(measurement, attester.sealing_key())
 
-    def sealed(self) -> SealedConfig:
-        return open_blob(self.blob().read_bytes(), self.platform())
+    def sealed(self, measurement: str = "*") -> SealedConfig:
+        return open_blob(self.blob(measurement).read_bytes(), self.platform(measurement))
 
 
 @pytest.fixture

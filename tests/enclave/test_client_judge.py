@@ -261,9 +261,16 @@ def test_a_chain_to_the_operators_ca(forge: Forge, now: int) -> None:
 
 @pytest.mark.parametrize("ca", [OTHER_CA, Authority.make("An operator's root")], ids=["another", "of the same name"])
 def test_a_chain_to_another_ca_is_refused(forge: Forge, now: int, ca: Authority) -> None:
-    for quote in (honest(forge), None):
-        with pytest.raises(AttestationError, match="client_ca_pem"):
-            judge(forge, now, WITH_CA).handshake(chain(leaf(now, quote, ca)), NONCE)
+    judged = judge(forge, now, WITH_CA)
+    with pytest.raises(AttestationError, match="client_ca_pem"):
+        judged.handshake(chain(leaf(now, honest(forge), ca)), NONCE)
+    # One that claims nothing shakes hands (it may be given what is sealed), and is no client whatever it presents.
+    identity = leaf(now, None, ca)
+    client = judged.handshake(chain(identity), NONCE)
+    assert client is not None
+    assert client.identity is None
+    with pytest.raises(AttestationError, match="client_ca_pem"):
+        judged.session(client, shown(forge, identity, now), hctx=HCTX, own_spki_sha256=bytes(32), now_ns=now * 10**9)
 
 
 @pytest.mark.parametrize("days", [-2, 2])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from enclave_os.http import HTTPError, Request, Response, error_response, make_request
+from enclave_os.http import Connection, HTTPError, Request, Response, error_response, make_request
 from enclave_os.modules.registry import Registry
 from enclave_os.modules.seal import SECONDS_MAX, SealRoutes
 from tests.enclave.module_services import LOGGER, DenyAll, answer, ask, make_services
@@ -47,13 +47,22 @@ class FakeService:
         return {"done": what[0]}
 
 
+class FakeExports:
+    """Gives to whoever says please."""
+
+    async def answer(self, connection: Connection, body: bytes) -> Response:
+        if body != b"please":
+            raise HTTPError(403, "say please")
+        return Response(200, b"all")
+
+
 @pytest.fixture
 def service() -> FakeService:
     return FakeService()
 
 
 def started(service: FakeService, authorizer: DenyAll) -> Registry:
-    made = Registry([SealRoutes(service)], authorizer, LOGGER)
+    made = Registry([SealRoutes(service, FakeExports())], authorizer, LOGGER)
     starting = made.start(lambda module: make_services(modules=made.names))
     with pytest.raises(StopIteration):
         starting.send(None)

@@ -13,7 +13,7 @@ from enclave_os.errors import UsageError
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.wire.setting_kinds import dump_table
-from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, CertificateAuthority, EnclaveSettings, Issuer
+from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, CertificateAuthority, EnclaveSettings, Issuer, Start
 
 CA = CertificateAuthority(certificate_pem="", key_pem="", key_origin="imported")
 SETTINGS = EnclaveSettings(worker_index=0, worker_count=2, ca=CA)
@@ -54,12 +54,19 @@ def test_every_key_of_every_section_moves_the_root(section: str, name: str) -> N
 
 def test_nothing_that_the_enclave_is_told_is_left_out() -> None:
     fields = {field.name for field in dataclasses.fields(EnclaveSettings)}
-    assert fields == {*ENCLAVE_SECTIONS, "module", "worker_index", "worker_count", "ca"}
+    assert fields == {*ENCLAVE_SECTIONS, "module", "worker_index", "worker_count", "ca", "start"}
 
 
 def test_all_workers_have_one_root() -> None:
     assert root(dataclasses.replace(SETTINGS, worker_index=1)) == root(SETTINGS)
     assert root(dataclasses.replace(SETTINGS, worker_count=3)) != root(SETTINGS)
+
+
+def test_a_start_that_does_not_serve_says_so() -> None:
+    assert "start" not in settings_leaves(SETTINGS)
+    for start in (Start(kind="recover"), Start(kind="import", giver="77" * 32)):
+        leaves = settings_leaves(dataclasses.replace(SETTINGS, start=start))
+        assert json.loads(leaves["start"]) == {"kind": start.kind, "giver": start.giver}
 
 
 def test_a_module_s_section_is_a_leaf_whether_the_module_names_it_or_not() -> None:

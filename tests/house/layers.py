@@ -97,6 +97,7 @@ HOST_RANKS: dict[str, int] = {
     "enclave_os_host.tcp_proxy": 4,
     "enclave_os_host.enclave_process": 4,
     "enclave_os_host.supervisor": 6,
+    "enclave_os_host.importer": 5,
     "enclave_os_host.commands": 6,
     "enclave_os_host.cli": 7,
     "enclave_os_host.__main__": 8,

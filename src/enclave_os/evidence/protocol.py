@@ -12,6 +12,8 @@ import re
 from typing import Final
 
 ATTEST_PATH: Final = "/__privasys/attest"
+EXPORT_PATH: Final = "/seal/export"
+"""Where another enclave proves itself to be given what is sealed: the same messages, for this one purpose."""
 VERSION: Final = 2
 TEE: Final = "sgx"
 

@@ -5,6 +5,7 @@ POST   /seal/policy    manager      {"policy": TEXT}    the next start may have 
 POST   /seal/clock     manager      {"time": SECONDS}   a clock in doubt is right (enclave-os seal clock)
 POST   /seal/exports   manager      {"mr_enclave": HEX} that measurement may be given all that is sealed
 DELETE /seal/exports   manager      {"mr_enclave": HEX} it may not any more
+POST   /seal/export    an enclave   RA-TLS v2: challenge, then present; the answer to that is all that is sealed
 
 Worker 0 alone writes: the others answer 503 and say so, and a new connection may reach it.
 
@@ -19,8 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from enclave_os.evidence.protocol import read_hex
-from enclave_os.http import HTTPError, Request, Response, json_response
+from enclave_os.evidence.protocol import EXPORT_PATH, read_hex
+from enclave_os.http import Connection, HTTPError, Request, Response, json_response
 from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Module, Route
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
 
@@ -47,19 +48,28 @@ class SealService(Protocol):
         """Let a measurement be given all this, or no longer. Raises: HTTPError."""
 
 
+class ExportService(Protocol):
+    """What gives away what is sealed; `runtime.exporting.Exporting` is the one there is."""
+
+    async def answer(self, connection: Connection, body: bytes) -> Response:
+        """Answer one message of an enclave that wants to be given it. Raises: HTTPError."""
+
+
 class SealRoutes(Module):
-    """Serves the routes from the service that it is given."""
+    """Serves the routes from the services that it is given."""
 
     name = "seal"
 
-    def __init__(self, service: SealService) -> None:
+    def __init__(self, service: SealService, exports: ExportService) -> None:
         self._service = service
+        self._exports = exports
         self.routes = [
             Route("GET", "/seal", self.status, MONITORING),
             Route("POST", "/seal/policy", self.accept_policy, MANAGER),
             Route("POST", "/seal/clock", self.confirm_clock),  # judges the token itself: see above
             Route("POST", "/seal/exports", self.approve, MANAGER),
             Route("DELETE", "/seal/exports", self.disapprove, MANAGER),
+            Route("POST", EXPORT_PATH, self.export),  # who may, its evidence decides: no token does
         ]
 
     def status(self, request: Request) -> Response:
@@ -81,6 +91,10 @@ class SealRoutes(Module):
             raise HTTPError(400, "time is the present, in whole seconds since the Unix epoch")
         refused = self._service.may_confirm(request, claimed)
         return refused if refused is not None else _answer(await self._service.confirm_clock(claimed))
+
+    async def export(self, request: Request) -> Response:
+        """One message of an enclave that wants to be given what is sealed."""
+        return await self._exports.answer(request.connection, request.body)
 
     async def approve(self, request: Request) -> Response:
         """Approve a measurement."""

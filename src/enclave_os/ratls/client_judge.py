@@ -20,7 +20,7 @@ from typing import Final, Literal
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from enclave_os.errors import AttestationError, ConfigError, InternalError, UsageError
+from enclave_os.errors import AttestationError, ConfigError, UsageError
 from enclave_os.evidence import oids
 from enclave_os.evidence.appraise import Appraisal, appraise
 from enclave_os.evidence.binding import certificate_challenge, parse_minute, session_challenge
@@ -49,11 +49,13 @@ class ShownClient:
 
     Attributes:
         leaf: what stands in it, the quote left out.
-        identity: whom its own quote proves, by tier `handshake`; None: it carries none.
+        identity: whom its own quote proves, by tier `handshake`; None: it carries none, or nobody is believed here.
+        refusal: why it can be no attested client whatever it presents; empty: it can.
     """
 
     leaf: LeafEvidence
     identity: PeerIdentity | None
+    refusal: str = ""
 
 
 class ClientJudge:
@@ -101,26 +103,31 @@ class ClientJudge:
         Args:
             chain_der: its certificates, leaf first; that it holds the leaf's key TLS proves after this.
             nonce: the 32 bytes that our CertificateRequest carried.
-        Returns: None where no policy says whom to believe: whatever is shown then means nothing.
+        Returns: what was shown; None where no policy says whom to believe and it cannot be read.
         Raises:
             AttestationError: it claims to be an enclave and does not prove it, or its chain leads elsewhere; `busy`:
                 too many others do.
             ClockUntrusted: nothing can be judged.
         """
         if self._policy is None:
-            return None
+            return _bare(chain_der[0])
         now_ns = self._trusted_ns()
-        self._check_chain(chain_der, now_ns)
         leaf = read_leaf(chain_der[0], needs_quote=False)
-        identity = None
+        identity, refusal = None, ""
+        try:
+            self._check_chain(chain_der, now_ns)
+        except AttestationError as error:
+            if leaf.quote:
+                raise
+            refusal = str(error)  # it claims nothing so far: another enclave that is to be given what is sealed, say
         if leaf.quote:
             if self.verifications.take():
                 raise AttestationError("too many clients show evidence: try again later", "busy")
             expected = certificate_challenge(leaf.spki_sha256, nonce)
-            appraisal = self._appraise(leaf.quote, None, expected, leaf, now_ns)
+            appraisal = self._appraise(leaf.quote, None, expected, leaf, now_ns, self._policy)
             identity = _identity("handshake", appraisal, leaf, now_ns)
         # Without the quote: some kilobytes that nobody needs while the connection lives.
-        return ShownClient(leaf=dataclasses.replace(leaf, quote=b""), identity=identity)
+        return ShownClient(leaf=dataclasses.replace(leaf, quote=b""), identity=identity, refusal=refusal)
 
     def session(
         self, shown: ShownClient | None, message: Present, *, hctx: bytes, own_spki_sha256: bytes, now_ns: int
@@ -139,6 +146,27 @@ class ClientJudge:
                 "no client can be attested here: the operator names none (attestation.client_mr_enclaves or "
                 "attestation.client_mr_signer)"
             )
+        if shown.refusal:
+            raise AttestationError(shown.refusal)
+        return self.bound_to_session(
+            shown, message, (self._policy,), hctx=hctx, own_spki_sha256=own_spki_sha256, now_ns=now_ns
+        )
+
+    def bound_to_session(
+        self,
+        shown: ShownClient,
+        message: Present,
+        policies: Sequence[Policy],
+        *,
+        hctx: bytes,
+        own_spki_sha256: bytes,
+        now_ns: int,
+    ) -> PeerIdentity:
+        """Judge evidence for this session by whatever policies, any one of which will do; arguments as `session`.
+
+        Args: policies: at least one.
+        Raises: AttestationError: it meets none; the text is of the last.
+        """
         leaf = shown.leaf
         if hmac.compare_digest(leaf.spki_sha256, own_spki_sha256):
             raise AttestationError("the client shows our own certificate")
@@ -147,21 +175,28 @@ class ClientJudge:
             raise AttestationError("quote_time is not within the last 24 hours")
         collateral = None if message.collateral is None else Collateral.from_document(message.collateral)
         expected = session_challenge(leaf.spki_sha256, message.context, hctx)
-        appraisal = self._appraise(message.quote, collateral, expected, leaf, now_ns)
+        for policy in policies:
+            appraisal = self._appraise(message.quote, collateral, expected, leaf, now_ns, policy)
+            if appraisal.accepted:
+                break
         return _identity("session", appraisal, leaf, now_ns)
 
     def _appraise(
-        self, quote: bytes, collateral: Collateral | None, report_data: bytes, leaf: LeafEvidence, now_ns: int
+        self,
+        quote: bytes,
+        collateral: Collateral | None,
+        report_data: bytes,
+        leaf: LeafEvidence,
+        now_ns: int,
+        policy: Policy,
     ) -> Appraisal:
-        if self._policy is None:
-            raise InternalError("evidence was judged without a policy")
         collateral = collateral or self._own_collateral()
         if collateral is None:
             raise AttestationError(
                 "there is no collateral to verify the client's quote with: send it along as the member "
                 '"collateral" of the present message'
             )
-        return appraise(quote, collateral, now=now_ns // _NS, report_data=report_data, policy=self._policy, leaf=leaf)
+        return appraise(quote, collateral, now=now_ns // _NS, report_data=report_data, policy=policy, leaf=leaf)
 
     def _check_chain(self, chain_der: Sequence[bytes], now_ns: int) -> None:
         """That the client's chain leads to the operator's CA, where one is configured."""
@@ -196,6 +231,14 @@ def client_policy(settings: Attestation, *, simulated: bool, simulated_root_der:
         )
     except (UsageError, ValueError) as error:
         raise ConfigError(f"attestation: {error}") from error
+
+
+def _bare(leaf_der: bytes) -> ShownClient | None:
+    """A certificate where no policy says whom to believe: its key may still be what a session's evidence names."""
+    try:
+        return ShownClient(leaf=dataclasses.replace(read_leaf(leaf_der, needs_quote=False), quote=b""), identity=None)
+    except AttestationError:
+        return None
 
 
 def _store(pem: str) -> Store:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hmac
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -37,6 +37,7 @@ from enclave_os.evidence.binding import (
     session_deterministic,
 )
 from enclave_os.evidence.identity import PeerIdentity
+from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.protocol import EVIDENCE_S, TEE, VERSION, b64, b64url
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import AttestationTag, Connection, HTTPError, parse_json
@@ -70,6 +71,14 @@ class Reply:
     retry_after_s: int = 0
 
 
+class _Busy(AttestationError):
+    """Too many clients present evidence; `wait_s` is when to come again."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__("too many clients present evidence", "busy")
+        self.wait_s = wait_s
+
+
 class _Pending(NamedTuple):
     context: bytes
     at_ns: int
@@ -78,7 +87,7 @@ class _Pending(NamedTuple):
 class _Record:
     """What happened on one connection. Lives in its `attested` slot, and ends with it."""
 
-    __slots__ = ("__weakref__", "at_ns", "connection", "generation", "messages", "mode", "peer", "pending")
+    __slots__ = ("__weakref__", "at_ns", "connection", "generation", "messages", "mode", "peer", "pending", "receiver")
 
     def __init__(self, connection: Connection, messages: TokenBucket) -> None:
         self.connection = connection
@@ -87,6 +96,7 @@ class _Record:
         self.generation = -1  # of the tree, when `mode` and `peer` were set
         self.at_ns = 0
         self.pending: _Pending | None = None
+        self.receiver: _Pending | None = None  # the same, for who wants to be given what is sealed
         self.peer: PeerIdentity | None = None
 
 
@@ -162,7 +172,52 @@ class SessionAttestation:
         wait = self._quotes.take() if quote else 0.0
         return self._too_many(wait, "too many quotes are asked for") if wait else None
 
-    def _attest(self, connection: Connection, record: _Record, ask: Ask) -> Reply:
+    # -- for who wants to be given what is sealed ---------------------------------------------------------------------
+
+    def answer_receiver(self, connection: Connection, body: bytes) -> Reply | Present:
+        """Answer a message on the path of exports: a challenge, always with a context for the receiver's own evidence.
+
+        That context is of no use on the attest path, and the one of the attest path of none here: who is a receiver is
+        no attested client.
+
+        Returns: for a `present` message, the message: `judge_receiver` says what it is worth.
+        Raises: ConnectionGone.
+        """
+        refused = self.admit(connection)
+        if refused is not None:
+            return refused
+        record = self._record(connection)
+        try:
+            message = _read(body)
+        except MessageError as error:
+            self._counts["malformed"] += 1
+            return _error(400, str(error))
+        if connection.evidence is None:
+            return _error(400, "this connection has no client certificate to which evidence could belong")
+        if isinstance(message, Present):
+            return message
+        if message.context is None:
+            return _error(400, 'what is sealed is given by evidence for this session alone: "mode" is challenge here')
+        return self._attest(connection, record, message, receiver=True)
+
+    def judge_receiver(self, connection: Connection, message: Present, policies: Sequence[Policy]) -> PeerIdentity:
+        """Who presents evidence for this session, under the context that `answer_receiver` gave, if any of `policies`
+        lets it in.
+
+        Raises: AttestationError: nobody who may; ClockUntrusted; ConnectionGone.
+        """
+        record = self._record(connection)
+        pending, record.receiver = record.receiver, None
+        shown: ShownClient | None = connection.evidence
+        now_ns = self._trusted_ns()
+        hctx = self._admit_present(connection, record, message, pending, now_ns)
+        if shown is None:
+            raise AttestationError("this connection has no client certificate to which evidence could belong")
+        return self._judge.bound_to_session(
+            shown, message, policies, hctx=hctx, own_spki_sha256=connection.leaf_spki_sha256, now_ns=now_ns
+        )
+
+    def _attest(self, connection: Connection, record: _Record, ask: Ask, *, receiver: bool = False) -> Reply:
         spki = connection.leaf_spki_sha256
         if not hmac.compare_digest(ask.leaf, spki):
             return _error(400, '"leaf" is not the certificate of this connection: somebody may stand in between')
@@ -185,7 +240,7 @@ class SessionAttestation:
             quote = self._attester.quote(report_data)
         except AttestationError as error:
             return _error(503, f"no quote could be made: {error}")
-        client_context = self._take_note(connection, record, ask, now_ns)
+        client_context = self._take_note(connection, record, ask, now_ns, receiver=receiver)
         document: dict[str, Any] = {
             "v": VERSION,
             "mode": ask.mode,
@@ -201,7 +256,9 @@ class SessionAttestation:
             document["collateral"] = self._collateral()
         return Reply(200, document)
 
-    def _take_note(self, connection: Connection, record: _Record, ask: Ask, now_ns: int) -> bytes | None:
+    def _take_note(
+        self, connection: Connection, record: _Record, ask: Ask, now_ns: int, *, receiver: bool
+    ) -> bytes | None:
         """Write down that we attested; the context under which the client is to present its own evidence, if any."""
         self._counts[ask.mode] += 1
         if record.generation != self._tree.generation:
@@ -210,7 +267,10 @@ class SessionAttestation:
             record.mode, record.at_ns = ask.mode, now_ns
         self._attested.add(record)
         context = None
-        if ask.mode == "challenge":
+        if receiver:
+            context = self._random(CONTEXT_SIZE)
+            record.receiver = _Pending(context, now_ns)
+        elif ask.mode == "challenge":
             wanted = self._judge.asks and connection.peer_spki_sha256 is not None
             context = self._random(CONTEXT_SIZE) if wanted else None
             record.pending = None if context is None else _Pending(context, now_ns)
@@ -223,28 +283,38 @@ class SessionAttestation:
         pending, record.pending = record.pending, None  # single use, whatever comes of it
         try:
             now_ns = self._trusted_ns()
-            if pending is None or not hmac.compare_digest(message.context, pending.context):
-                raise AttestationError('"context" is none that is open on this connection: ask by a challenge first')
-            if now_ns - pending.at_ns > CONTEXT_NS or record.generation != self._tree.generation:
-                raise AttestationError('"context" has expired: ask by a challenge again')
-            if message.tee != TEE:
-                raise AttestationError("evidence of another kind than sgx cannot be judged here")
-            wait = self._judge.verifications.take()
-            if wait:
-                return self._too_many(wait, "too many clients present evidence")
+            hctx = self._admit_present(connection, record, message, pending, now_ns)
             record.peer = self._judge.session(
                 connection.evidence,
                 message,
-                hctx=connection.export(EXPORTER_LABEL_CLIENT, pending.context, EXPORTER_SIZE),
+                hctx=hctx,
                 own_spki_sha256=connection.leaf_spki_sha256,
                 now_ns=now_ns,
             )
+        except _Busy as busy:
+            return self._too_many(busy.wait_s, str(busy))
         except (AttestationError, ClockUntrusted) as error:
             self._counts["present_refused"] += 1
             return _error(403, str(error))
         self._counts["present"] += 1
         connection.tag = self._tag(record, now_ns)
         return Reply(204)
+
+    def _admit_present(
+        self, connection: Connection, record: _Record, message: Present, pending: _Pending | None, now_ns: int
+    ) -> bytes:
+        """What this session exports for evidence under the context that was open. Raises: AttestationError: none was,
+        it has expired, or too many are judged (`_Busy`)."""
+        if pending is None or not hmac.compare_digest(message.context, pending.context):
+            raise AttestationError('"context" is none that is open on this connection: ask by a challenge first')
+        if now_ns - pending.at_ns > CONTEXT_NS or record.generation != self._tree.generation:
+            raise AttestationError('"context" has expired: ask by a challenge again')
+        if message.tee != TEE:
+            raise AttestationError("evidence of another kind than sgx cannot be judged here")
+        wait = self._judge.verifications.take()
+        if wait:
+            raise _Busy(wait)
+        return connection.export(EXPORTER_LABEL_CLIENT, pending.context, EXPORTER_SIZE)
 
     # -- what counts --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ state folder) never reaches the enclave and is no leaf: it can cost availability
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from enclave_os.evidence.config_leaf import canonical_json
@@ -14,7 +15,8 @@ from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings, Key
 
 
 def settings_leaves(settings: EnclaveSettings) -> dict[str, bytes]:
-    """Name and data of the leaf of each section, of each module's own section, and of the number of workers.
+    """Name and data of the leaf of each section, of each module's own section, of the number of workers, and of what
+    this start is for where that is not to serve.
 
     The worker's own index is left out, so that all workers have one root.
 
@@ -25,6 +27,8 @@ def settings_leaves(settings: EnclaveSettings) -> dict[str, bytes]:
     }
     leaves |= {f"module.{name}": canonical_json(section) for name, section in settings.module.items()}
     leaves["workers"] = canonical_json(settings.worker_count)
+    if settings.start.kind != "serve":
+        leaves["start"] = canonical_json(dataclasses.asdict(settings.start))
     return leaves
 
 

@@ -203,6 +203,8 @@ def seal_leaves(config: SealedConfig) -> dict[str, bytes | None]:
         "seal.policy_changes": canonical_json(config.policy_changes),
         "seal.next_policy": config.next_policy,
         "seal.exports": canonical_json([measurement.hex() for measurement in config.exports]),
+        "seal.given_to": canonical_json([one.hex() for one in config.given_to]) if config.given_to else None,
+        "seal.recovered": canonical_json(config.recoveries) if config.recoveries else None,
         "seal.imported_from": None if config.provenance is None else config.provenance.measurement,
     }
 

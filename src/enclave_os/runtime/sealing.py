@@ -80,6 +80,7 @@ class Sealing:
             "second_wrap": _second_wrap(config),
             "ca": _ca(config),
             "exports": [measurement.hex() for measurement in config.exports],
+            "given_to": [measurement.hex() for measurement in config.given_to],
             "imported_from": None
             if config.provenance is None
             else {

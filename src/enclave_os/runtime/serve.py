@@ -34,6 +34,8 @@ from enclave_os.runtime.attestation import Attestation
 from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
+from enclave_os.runtime.exporting import Exporting
+from enclave_os.runtime.importing import import_sealed
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.sealing import FOLLOW_SECONDS, Sealing
@@ -41,6 +43,7 @@ from enclave_os.runtime.stop import Stop
 from enclave_os.sealing.authority import warning as expiry_warning
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority
+from enclave_os.sealing.transfer import Giver
 from enclave_os.wire import EMPTY
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import SLOT_STATE, EntryResult, Slot, slot_offset
@@ -121,7 +124,16 @@ class Server:
             checkpoint_seconds=settings.kv.checkpoint,
             workers=settings.worker_count,
         )
-        own = [Core(), AttestationRoutes(self._attestation), SealRoutes(self._sealing)]
+        exporting = Exporting(
+            worker_index=settings.worker_index,
+            own=Giver(context.attester.body, context.attester.simulated, context.attester.simulated_root_der),
+            keeper=self._keeper,
+            sessions=self._attestation.sessions,
+            clock=self._clock,
+            logger=logging.getLogger("seal"),
+            changed=lambda config: self._tree.update(seal_leaves(config)),
+        )
+        own = [Core(), AttestationRoutes(self._attestation), SealRoutes(self._sealing, exporting)]
         self._registry = Registry(
             [*own, *load_modules(settings.modules.enabled)], authenticator, logging.getLogger("module")
         )
@@ -412,4 +424,6 @@ class Server:
 
 async def serve(context: Context) -> ExitCode:
     """Run one attached enclave process to its end."""
+    if context.settings.start.kind == "import":
+        return await import_sealed(context)
     return await Server(context).run()

@@ -42,19 +42,34 @@ class SealKeeper:
             raise SealBroken("the sealed configuration is not open")
         return self._config
 
+    async def load(self) -> Loaded:
+        """What the host alleges to have. Raises: SealBroken, HostRefused, HostProtocolError: it did not answer."""
+        reply = await self._rpc.call(Method.SEAL_LOAD, self._platform.measurement)
+        flags, data = SealLoadFlag(reply[0] & KNOWN_FLAGS), reply[1:]
+        if reply[0] & ~KNOWN_FLAGS or bool(flags & SealLoadFlag.BLOB) != bool(data):
+            raise SealBroken("the host answered with flags that contradict what came with them")
+        return Loaded(data or None, bool(flags & SealLoadFlag.STORE))
+
     async def open(self) -> Opening:
         """Load and open, or make it at a first boot; nothing is stored yet.
 
         Raises: SealBroken, ConfigError: the start is refused. HostRefused, HostProtocolError: the host did not answer.
         """
-        reply = await self._rpc.call(Method.SEAL_LOAD, self._platform.measurement)
-        flags, data = SealLoadFlag(reply[0] & KNOWN_FLAGS), reply[1:]
-        if reply[0] & ~KNOWN_FLAGS or bool(flags & SealLoadFlag.BLOB) != bool(data):
-            raise SealBroken("the host answered with flags that contradict what came with them")
-        loaded = Loaded(data or None, bool(flags & SealLoadFlag.STORE))
-        opening = open_sealed(loaded, self._platform, self._policy)
+        opening = open_sealed(await self.load(), self._platform, self._policy)
         self._config = opening.config
         return opening
+
+    async def begin(self, config: SealedConfig) -> None:
+        """Seal what did not come from a blob of this platform: taken over, or opened by the owner. Then it is open.
+
+        Raises: HostRefused, HostProtocolError: it is not stored, and not open.
+        """
+        self._config = config
+        try:
+            await self.change(lambda held: held)
+        except BaseException:
+            self._config = None
+            raise
 
     async def change(
         self, change: Callable[[SealedConfig], SealedConfig], *, deadline: float | None = None

@@ -26,6 +26,7 @@ NONCE_SIZE: Final = 32
 ROOT_SIZE: Final = 32
 COUNT_MAX: Final = 2**63 - 1
 EXPORTS_MAX: Final = 16
+GIVEN_MAX: Final = 16
 MODULE_DATA_MAX: Final = 64
 
 
@@ -71,6 +72,8 @@ class SealedConfig:
         authority: None until a certificate came in.
         pending_key_der: PKCS#8 of a key whose request waits for its certificate.
         exports: measurements that a manager approved to be given all this.
+        given_to: the last GIVEN_MAX measurements that were.
+        recoveries: how often the owner opened it, since the platform's key did not.
         module_data: by module name, what it keeps here.
         kv_root, kv_version: of the key-value store's state.
     """
@@ -85,6 +88,8 @@ class SealedConfig:
     authority: Authority | None = None
     pending_key_der: bytes | None = field(default=None, repr=False)
     exports: tuple[bytes, ...] = ()
+    given_to: tuple[bytes, ...] = ()
+    recoveries: int = 0
     module_data: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     kv_root: bytes = bytes(ROOT_SIZE)
     kv_version: int = 0
@@ -97,6 +102,12 @@ class SealedConfig:
     def booted(self) -> SealedConfig:
         """The same in its next boot."""
         return replace(self, boot_count=self.boot_count + 1, boot_nonce=os.urandom(NONCE_SIZE))
+
+    def given(self, measurement: bytes) -> SealedConfig:
+        """The same, once it was given to an enclave of that measurement."""
+        if measurement in self.given_to:
+            return self
+        return replace(self, given_to=(*self.given_to, measurement)[-GIVEN_MAX:])
 
     def with_floor(self, now_ns: int) -> SealedConfig:
         """The same, its clock's floor raised to `now_ns` if that is later."""
@@ -161,6 +172,8 @@ def _encode(config: SealedConfig) -> bytes:
         },
         "pending_key": _optional_text(config.pending_key_der),
         "exports": [_text(measurement) for measurement in config.exports],
+        "given_to": [_text(measurement) for measurement in config.given_to],
+        "recoveries": config.recoveries,
         "module_data": {name: _text(data) for name, data in config.module_data.items()},
         "kv_root": _text(config.kv_root),
         "kv_version": config.kv_version,
@@ -174,7 +187,8 @@ def _encode(config: SealedConfig) -> bytes:
 def _decode(document: Any) -> SealedConfig:
     names = (
         "format", "master_key", "boot_count", "boot_nonce", "clock_floor_ns", "policy", "next_policy",
-        "policy_changes", "authority", "pending_key", "exports", "module_data", "kv_root", "kv_version", "provenance",
+        "policy_changes", "authority", "pending_key", "exports", "given_to", "recoveries", "module_data", "kv_root",
+        "kv_version", "provenance",
     )  # fmt: skip
     _members(document, names)
     if document["format"] != FORMAT:
@@ -194,6 +208,8 @@ def _decode(document: Any) -> SealedConfig:
         authority=_authority(document["authority"]),
         pending_key_der=_optional_bytes(document["pending_key"]),
         exports=tuple(_bytes(item, MEASUREMENT_SIZE) for item in _list(document["exports"], EXPORTS_MAX)),
+        given_to=tuple(_bytes(item, MEASUREMENT_SIZE) for item in _list(document["given_to"], GIVEN_MAX)),
+        recoveries=_count(document["recoveries"]),
         module_data=_module_data(document["module_data"]),
         kv_root=_bytes(document["kv_root"], ROOT_SIZE),
         kv_version=_count(document["kv_version"]),

@@ -38,7 +38,7 @@ NO_SIGNER: Final = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Giver:
-    """The enclave that is asked.
+    """One end of a transfer, as it knows itself: the enclave that is asked, or the one that asks.
 
     Attributes:
         body: its own report.
@@ -92,18 +92,44 @@ def hand_over(config: SealedConfig, giver: Giver, peer: PeerIdentity | None, now
     if peer.simulated and not giver.simulated:
         raise AttestationError("an enclave on hardware gives nothing to simulated evidence")
     if peer.mr_enclave not in config.exports and not (rule == "signer" and _is_successor(peer, giver.body)):
-        raise AttestationError(
-            f"measurement {peer.mr_enclave.hex()} is not approved: a manager approves it with "
-            f"enclave-os seal approve {peer.mr_enclave.hex()}"
-        )
+        raise AttestationError(not_approved(peer.mr_enclave), "measurement")
     return sealed_config.encode(config)
+
+
+def not_approved(mr_enclave: bytes) -> str:
+    """Why an enclave is given nothing, and what would change that."""
+    return (
+        f"measurement {mr_enclave.hex()} is not approved: a manager approves it with "
+        f"enclave-os seal approve {mr_enclave.hex()}"
+    )
+
+
+def giver_policy(mr_enclave: bytes, own: Giver) -> Policy:
+    """What the enclave that gives must prove before anything of its is taken.
+
+    The measurement that the operator named, and our own signer and product: the host writes what the operator names,
+    and could name an enclave of its own, which would hand over a master key that the host knows. It has no enclave of
+    our signer's. Hardware takes nothing from what is simulated, nobody from a debug enclave.
+
+    Args: own: the enclave that receives.
+    Raises: AttestationError: we have no signer, so nobody can be told from the host's own.
+    """
+    if own.body.mr_signer == NO_SIGNER:
+        raise AttestationError("this enclave has no signer, so nothing tells a giver from an enclave of the host's")
+    return Policy(
+        mr_enclaves=frozenset({mr_enclave}),
+        mr_signer=own.body.mr_signer,
+        isv_prod_id=own.body.isv_prod_id,
+        **peer_kind(simulated=own.simulated, simulated_root_der=own.simulated_root_der),
+    )
 
 
 def take_over(content: bytes, source: bytes, policy: bytes) -> SealedConfig:
     """What a receiver makes of what it was given: its own content, not sealed yet, in its next boot.
 
     The boot count goes on, so that a client that remembers sees no step back. What was said of the giver's future is
-    not ours: approvals for export and an accepted policy are left behind, and a manager gives them anew.
+    not ours: approvals for export and an accepted policy are left behind, and a manager gives them anew. So is the list
+    of those that it gave to.
 
     Args:
         content: what `hand_over` made, over an attested session.
@@ -121,7 +147,7 @@ def take_over(content: bytes, source: bytes, policy: bytes) -> SealedConfig:
             "start with the configuration that the giving enclave has; a manager can accept another afterwards",
         )  # fmt: skip
     provenance = Provenance(source, given.boot_count)
-    return replace(given.booted(), next_policy=None, exports=(), provenance=provenance)
+    return replace(given.booted(), next_policy=None, exports=(), given_to=(), provenance=provenance)
 
 
 def _common(policy: Mapping[str, Any], giver: Giver) -> dict[str, Any]:

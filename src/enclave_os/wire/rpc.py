@@ -16,6 +16,8 @@ from enclave_os.wire import kv
 LOG_LINE_SIZE_MAX: Final = 4096  # one line for a person; longer ones are cut by the logger, with a mark
 MEASUREMENT_SIZE: Final = 32  # MRENCLAVE (Intel SDM 3D, 38.7)
 SEALED_SIZE_MAX: Final = 96 << 10  # keys, a chain, two policies and what modules keep; one record of the RPC rings
+CARRY_HEADER_SIZE: Final = 5  # which connection to the other enclave, as ours counts them, and whether to wait
+CARRY_SIZE_MAX: Final = 64 << 10  # TLS bytes of one turn; the sealed content takes two or three
 PEER_INDEX_SIZE: Final = 2  # u16 LE: a worker
 PEER_LETTER_SIZE_MAX: Final = 100 << 10  # the sealed content, opened, and what a worker says with it
 CSR_SIZE_MAX: Final = 4096  # one P-256 key and a name, with room
@@ -34,6 +36,7 @@ class Method(IntEnum):
     CA_REQUEST = 6
     PEER_SEND = 7
     PEER_TAKE = 8
+    SEAL_CARRY = 9
     KV_GET = 16
     KV_PUT = 17
     KV_DELETE = 18
@@ -145,6 +148,15 @@ METHODS: Final = MappingProxyType(
                 "u16 LE worker that sent it, letter; replied to when there is one",
                 PEER_INDEX_SIZE + 1,
                 PEER_INDEX_SIZE + PEER_LETTER_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.SEAL_CARRY,
+                "u32 LE connection (a new number is a new one), u8 1 to wait for an answer, TLS bytes to the giver",
+                CARRY_HEADER_SIZE,
+                CARRY_HEADER_SIZE + CARRY_SIZE_MAX,
+                "u8 1 if it hung up, TLS bytes that came, at least one if it was waited for and did not hang up",
+                1,
+                1 + CARRY_SIZE_MAX,
             ),
             MethodSpec(
                 Method.KV_GET,

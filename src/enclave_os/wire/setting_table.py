@@ -42,6 +42,8 @@ QUOTES_PER_SECOND_MAX: Final = 1_000_000
 DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339e1096653b2a96"
 """MRSIGNER of simulated enclaves unless another is given: SHA-256 of `Enclave OS development signer`, of no key."""
 PEM_SIZE_MAX: Final = 16 * KIB
+StartKind = Literal["serve", "import", "recover"]
+START_KINDS: Final[tuple[StartKind, ...]] = get_args(StartKind)
 KeyOrigin = Literal["generated", "imported"]
 KEY_ORIGINS: Final[tuple[KeyOrigin, ...]] = get_args(KeyOrigin)
 EXPORTS: Final = ("none", "approved", "signer")
@@ -427,12 +429,27 @@ class CertificateAuthority:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What this start is for.
+
+    Attributes:
+        kind: `serve`; or `import`: take what another enclave has sealed, seal it and end; or `recover`: serve nothing
+            but the route by which the owner opens what the platform's key no longer opens, and end.
+        giver: for an import, MRENCLAVE of that other enclave in hexadecimal; else empty.
+    """
+
+    kind: StartKind = "serve"
+    giver: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnclaveSettings:
     """What one worker's enclave was told at `run`: alleged by the host, but well-formed and within the bounds."""
 
     worker_index: int
     worker_count: int
     ca: CertificateAuthority
+    start: Start = Start()
     rings: EnclaveRings = EnclaveRings()
     timeouts: EnclaveTimeouts = EnclaveTimeouts()
     limits: EnclaveLimits = EnclaveLimits()

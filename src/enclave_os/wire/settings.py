@@ -18,7 +18,9 @@ from typing import Any, Final, TypeVar, cast
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv_settings import EnclaveKV
 from enclave_os.wire.layout import CONFIG_SIZE_MAX
+from enclave_os.wire.rpc import MEASUREMENT_SIZE
 from enclave_os.wire.setting_kinds import (
+    Hex,
     Integer,
     Json,
     Text,
@@ -34,6 +36,7 @@ from enclave_os.wire.setting_table import (
     KEY_ORIGINS,
     PEM_SIZE_MAX,
     SECTIONS,
+    START_KINDS,
     WORKERS_MAX,
     CertificateAuthority,
     EnclaveSeal,
@@ -41,6 +44,7 @@ from enclave_os.wire.setting_table import (
     Issuer,
     ModuleTables,
     Settings,
+    Start,
 )
 
 __all__ = [
@@ -48,6 +52,7 @@ __all__ = [
     "ConfigError",
     "EnclaveSettings",
     "Settings",
+    "Start",
     "check",
     "enclave_document",
     "parse_enclave_document",
@@ -55,6 +60,7 @@ __all__ = [
 
 Value = TypeVar("Value")
 
+SERVE: Final = Start()
 DOCUMENT_FORMAT: Final = 1
 DOCUMENT_DEPTH_MAX: Final = 16  # the deepest of ours is a module's section: 3 above it, 8 within
 PUBLIC_KEY_LINE: Final = "-----BEGIN PUBLIC KEY-----"
@@ -134,7 +140,9 @@ def check(document: Mapping[str, object]) -> Settings:
     return dataclasses.replace(settings, server=dataclasses.replace(settings.server, listen=listen))
 
 
-def enclave_document(settings: Settings, worker_index: int, worker_count: int, ca: CertificateAuthority) -> bytes:
+def enclave_document(
+    settings: Settings, worker_index: int, worker_count: int, ca: CertificateAuthority, start: Start = SERVE
+) -> bytes:
     """The argument of `run` for one worker: JSON with sorted members and no spaces, at most CONFIG_SIZE_MAX bytes.
 
     It holds the key of an imported CA: it may be written into the region and nowhere else.
@@ -149,6 +157,7 @@ def enclave_document(settings: Settings, worker_index: int, worker_count: int, c
             worker_index=worker_index,
             worker_count=worker_count,
             ca=ca,
+            start=start,
             rings=settings.rings,
             timeouts=settings.timeouts,
             limits=settings.limits,
@@ -178,7 +187,7 @@ def parse_enclave_document(data: bytes) -> EnclaveSettings:
     """
     document = _load_json(data)
     problems: dict[str, str] = {}
-    top = _members(document, "", ("format", "worker", "enclave", "ca"), problems)
+    top = _members(document, "", ("format", "worker", "enclave", "ca", "start"), problems)
     if top.get("format") != DOCUMENT_FORMAT or isinstance(top.get("format"), bool):
         problems["format"] = f"{shown(top.get('format'))} is not {DOCUMENT_FORMAT}"
         raise ConfigError(problems)
@@ -186,13 +195,16 @@ def parse_enclave_document(data: bytes) -> EnclaveSettings:
     count = _read(Integer(1, WORKERS_MAX).read, worker.get("count"), "worker.count", problems)
     index = _read(Integer(0, (count or 1) - 1).read, worker.get("index"), "worker.index", problems)
     ca = _read_ca(top.get("ca"), problems)
+    start = _read_start(top.get("start"), problems)
     enclave = _members(top.get("enclave"), "enclave.", (*ENCLAVE_SECTIONS, "module"), problems)
     sections = _read_sections(ENCLAVE_SECTIONS, enclave, problems, complete=True)
     sections["module"] = _read_modules(enclave.get("module"), sections.get("modules"), problems)
     _check_relations(sections, problems)
-    if problems or ca is None or index is None or count is None:
+    if problems or ca is None or start is None or index is None or count is None:
         raise ConfigError(problems)
-    settings = EnclaveSettings(worker_index=index, worker_count=count, ca=ca, **cast(dict[str, Any], sections))
+    settings = EnclaveSettings(
+        worker_index=index, worker_count=count, ca=ca, start=start, **cast(dict[str, Any], sections)
+    )
     if _encode(settings) != data:
         raise ConfigError({"": "the document says the same in another form than the host's side writes"})
     return settings
@@ -316,6 +328,19 @@ def _read_ca(document: object, problems: dict[str, str]) -> CertificateAuthority
     return CertificateAuthority(certificate_pem=certificate, key_pem=private_key, key_origin=origin)
 
 
+def _read_start(document: object, problems: dict[str, str]) -> Start | None:
+    members = _members(document, "start.", ("kind", "giver"), problems)
+    kind = members.get("kind")
+    if kind not in START_KINDS:
+        problems["start.kind"] = f"{shown(kind)} is not one of {', '.join(START_KINDS)}"
+        return None
+    reader = Hex("an MRENCLAVE", MEASUREMENT_SIZE, empty=kind != "import")
+    giver = _read(reader.read, members.get("giver"), "start.giver", problems)
+    if giver and kind != "import":
+        problems["start.giver"] = "is for an import alone"
+    return None if giver is None else Start(kind=kind, giver=giver)
+
+
 def _read(reader: Callable[[object], Value], value: object, path: str, problems: dict[str, str]) -> Value | None:
     try:
         return reader(value)
@@ -347,6 +372,7 @@ def _encode(settings: EnclaveSettings) -> bytes:
             **{name: dump_table(table, getattr(settings, name)) for name, table in ENCLAVE_SECTIONS.items()},
         },
         "ca": dataclasses.asdict(settings.ca),
+        "start": dataclasses.asdict(settings.start),
     }
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return text.encode()

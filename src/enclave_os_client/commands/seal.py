@@ -22,6 +22,8 @@ examples:
       the server was off for more than a day, denies every token, and its clock is right all the same
   enclave-os seal approve 77ab...03 --url https://enclave.example --token manager.token --mrenclave 4f3c...e1
       the enclave of that measurement may be given all that is sealed (seal.export = "approved")
+  enclave-os seal import --from https://enclave.example --giver 4f3c...e1 --config site.toml
+      an upgrade that keeps the data: the new code takes it from the running server (enclave-os seal import --help)
 
 {TRUST}
 {EXIT_CODES}"""
@@ -41,7 +43,7 @@ here, and --collateral FILE has to come with --mrenclave; or use --ca.
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     group = commands.add_parser("seal", description="What a server has sealed.", epilog=EPILOG)
-    names = group.add_subparsers(dest="action", required=True, metavar="status|clock|approve")
+    names = group.add_subparsers(dest="action", required=True, metavar="status|clock|approve|import")
     status = names.add_parser("status", description="Print how it stands.", epilog=f"{TRUST}\n{EXIT_CODES}")
     add_server(status, "monitoring")
     status.add_argument("--json", action="store_true", help="for machines")
@@ -56,6 +58,7 @@ def add(commands: Subparsers) -> None:
     approve.add_argument("--revoke", action="store_true", help="take the approval back")
     add_server(approve, "manager")
     approve.set_defaults(run=lambda parsed: run(parsed, lambda given: _approve(approve, given)))
+    names.add_parser("import", add_help=False)  # the host's, executed before parsing; here so that a typo is answered
 
 
 def _status(parser: Parser, parsed: argparse.Namespace) -> int:
@@ -107,6 +110,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         ("  export", policy["export"]),
         ("next policy", found["next_policy_sha256"] or "none accepted"),
         *[("approved for export", measurement) for measurement in found["exports"]],
+        *[("was given to", measurement) for measurement in found["given_to"]],
     ]
     if found["imported_from"] is not None:
         source = found["imported_from"]

@@ -1,0 +1,124 @@
+"""One enclave process that takes what another enclave has sealed, and ends: no port, no proxy, no worker beside it.
+
+It runs beside the server that gives, also on the same state folder: each measurement has a folder of its own there, and
+this one writes to no other. What goes between the two enclaves is TLS that ends inside both; here it is only carried.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from enclave_os.wire.errors import PeerProtocolError
+from enclave_os.wire.layout import plan_region
+from enclave_os.wire.rpc import LogLevel, Method
+from enclave_os.wire.setting_table import CertificateAuthority, Settings, Start
+from enclave_os.wire.settings import enclave_document
+
+from .doorbell import Doorbell
+from .enclave_process import COMMAND, EnclaveProcess, describe_exit
+from .handlers.carry import Carrier
+from .handlers.log import Log, log_handler
+from .handlers.seal import SealStore
+from .handlers.time import tell_time
+from .rpc_dispatcher import Registry, RPCDispatcher
+from .shared_memory import Region, region_folder, region_label
+from .simulated_platform import FOLDER as PLATFORM_FOLDER
+from .simulated_platform import open_simulated_platform
+from .state import StateFolder
+
+LOCK_FILE: Final = "import.lock"
+SECONDS_MAX: Final = 300.0
+"""For all of it: up to 64 connections until worker 0 of the giver is reached, each with a quote of either side."""
+INDEX: Final = 0
+
+
+def run(
+    settings: Settings,
+    host: str,
+    port: int,
+    giver: str,
+    *,
+    command: Sequence[str] = COMMAND,
+    folder: Path | None = None,
+) -> tuple[int, str]:
+    """Have an enclave import from the server at `host`:`port`.
+
+    Args:
+        settings: the configuration that the new enclave will serve with.
+        giver: MRENCLAVE of the enclave there, hexadecimal.
+        command: the enclave process, and `folder` where regions lie: only tests give others.
+    Returns: its exit code, 0 for done (the enclave said why not on standard error), and what the host saw go wrong.
+    Raises: StateTaken, StateError, ConfigError, OSError.
+    """
+    log = Log(json_lines=settings.log.format == "json", level=LogLevel[settings.log.level.upper()])
+    with StateFolder(Path(settings.server.state_dir), LOCK_FILE) as state:
+        platform = open_simulated_platform(
+            Path(settings.server.platform_dir) if settings.server.platform_dir else state.path / PLATFORM_FOLDER
+        )
+        # Who signs the CA of the receiver is a question for its first start: what is taken has a CA.
+        document = enclave_document(settings, INDEX, 1, CertificateAuthority(), Start(kind="import", giver=giver))
+        rings = settings.rings
+        layout = plan_region(
+            data_to_enclave=rings.data_to_enclave, data_to_host=rings.data_to_host,
+            rpc_to_host=rings.rpc_to_host, rpc_to_enclave=rings.rpc_to_enclave,
+        )  # fmt: skip
+        regions = region_folder(folder) if folder else region_folder()
+        region = Region(regions, region_label(state.path, INDEX), layout)
+        try:
+            region.call_channels()
+            region.call_run(document)
+            return _run(region, settings, log, state.path, Carrier(host, port), command, platform.folder)
+        finally:
+            region.unlink()
+            log.flush()
+
+
+def _run(
+    region: Region, settings: Settings, log: Log, state: Path, carrier: Carrier, command: Sequence[str], platform: Path
+) -> tuple[int, str]:
+    seal = SealStore(state, log.warning, importing=True)
+    problems: list[str] = []
+    doorbell = Doorbell()
+    dispatcher = RPCDispatcher(
+        lambda _, error: problems.append(str(PeerProtocolError.from_peer(error, "the RPC channel"))),
+        lambda: problems.append("the RPC dispatcher ended by a bug of the host"),
+    )
+    try:
+        dispatcher.start()
+        registry = Registry(
+            {
+                Method.TIME: tell_time,
+                Method.SEAL_LOAD: seal.load,
+                Method.SEAL_STORE: seal.store,
+                Method.SEAL_CARRY: carrier.carry,
+                Method.LOG: log_handler(log, INDEX),
+            }
+        )
+        dispatcher.add_worker(INDEX, region, doorbell, registry)
+        process = EnclaveProcess(command, region=region.name, doorbell=doorbell, mode="simulated", platform=platform)
+        code = _wait(process, problems)
+    finally:
+        dispatcher.stop()
+        carrier.close()
+        doorbell.close()
+    if carrier.problem:
+        problems.append(carrier.problem)
+    if code < 0:
+        problems.append(f"the enclave {describe_exit(code)}")
+    return (code if code >= 0 else os.EX_SOFTWARE), "; ".join(problems)
+
+
+def _wait(process: EnclaveProcess, problems: list[str]) -> int:
+    """Its exit code. It is reaped whatever happens, ^C for one."""
+    code = os.EX_SOFTWARE
+    try:
+        if not select.select([process.pidfd], [], [], SECONDS_MAX)[0]:
+            problems.append(f"it did not end within {SECONDS_MAX:.0f} s")
+    finally:
+        process.kill()  # which is nothing to one that has ended
+        code = process.reap()
+    return code

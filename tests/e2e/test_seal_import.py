@@ -1,0 +1,105 @@
+"""An upgrade that keeps the data: what is sealed goes from a running server to other code, which goes on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from tests.e2e.installation import install_changed
+from tests.e2e.server import END_SECONDS, Server
+from tests.e2e.test_attestation import manifest
+from tests.e2e.test_sealing import Site, command, hello
+from tests.e2e.test_sealing import site as site
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an installation of changed code."""
+    return install_changed(tmp_path_factory.mktemp("changed") / "venv")
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A site, and the changed code that is to take over there."""
+
+    site: Site
+    python: Path
+
+    def take(self, port: int, giver: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """`enclave-os seal import` with the changed code."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
+        return subprocess.run(
+            [
+                self.python, "-I", "-m", "enclave_os_host", "seal", "import", "--from", f"https://localhost:{port}",
+                "--giver", giver, "--config", config or self.site.write(),
+            ],
+            capture_output=True, text=True, timeout=END_SECONDS, check=False, env=environment,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def upgrade(site: Site, changed: Path) -> Upgrade:
+    return Upgrade(site, changed)
+
+
+def status(server: Server, token: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(command(server, "seal", "status", "--json", "--token", token).stdout)
+    return found
+
+
+def leaves(server: Server) -> dict[str, str]:
+    return {leaf["name"]: leaf["sha256"] for leaf in manifest(server)["leaves"]}
+
+
+def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
+    site = upgrade.site
+    former = site.start()
+    known = manifest(former)
+    giver, token, master_key = known["mr_enclave"], site.token("manager"), site.sealed().master_key
+    assert "seal.given_to" not in leaves(former)
+
+    refused = upgrade.take(former.port, giver)
+    assert (refused.returncode, "no measurement is approved" in refused.stderr) == (os.EX_CONFIG, True), refused.stderr
+    command(former, "seal", "approve", "77" * 32, "--token", token)
+    refused = upgrade.take(former.port, giver)
+    found = re.search(r"measurement ([0-9a-f]{64}) is not approved: a manager approves it with", refused.stderr)
+    assert found, refused.stderr
+    command(former, "seal", "approve", found[1], "--token", token)
+    refused = upgrade.take(former.port, "77" * 32)  # another enclave stands where the operator meant this one
+    assert "MRENCLAVE: other code than was asked for" in refused.stderr
+    refused = upgrade.take(former.port, giver, site.write({"seal": {"export": "signer"}}))
+    assert "seal.export: sealed is approved; the configuration says signer" in refused.stderr
+    assert not (site.state / "sealed" / found[1] / "config.sealed").exists()
+
+    done = upgrade.take(former.port, giver)
+    assert (done.returncode, done.stdout[:19]) == (0, "imported and sealed"), done.stderr
+    former.wait_for_log(f"what is sealed was given to measurement {found[1]}")
+    assert leaves(former)["seal.given_to"] == sha256(f'["{found[1]}"]'.encode()).hexdigest()
+    refused = upgrade.take(former.port, giver)
+    assert "has a sealed configuration of its own already" in refused.stderr
+    hello(former)  # it serves on until it is stopped
+    before = status(former, site.token("monitoring"))
+    former.stop()
+
+    latter = Server(upgrade.python, site.folder / "latter", {"server": {"state_dir": str(site.state)}}, site.issuer)
+    site.started.append(latter)
+    hello(latter)
+    after = status(latter, site.token("monitoring"))
+    assert (after["measurement"], after["boot_count"]) == (found[1], before["boot_count"] + 2)
+    assert after["imported_from"] == {"mr_enclave": giver, "boot_count": before["boot_count"]}
+    assert after["exports"] == []
+    assert leaves(latter)["seal.imported_from"] == sha256(bytes.fromhex(giver)).hexdigest()
+    theirs, ours = (
+        x509.load_pem_x509_certificate(found["chain_pem"][0].encode()) for found in (known, manifest(latter))
+    )
+    assert ours.public_key() == theirs.public_key()
+    assert site.sealed(found[1]).master_key == master_key
