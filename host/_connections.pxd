@@ -1,17 +1,17 @@
 # Operations on one connection's memory: slots, queues, deadline lists and the bounded buffer of a slow client.
 #
-# Invariant: a connection is on the free list, or in use; in use it is in at most one deadline list, at most once in
+# Invariant: a client's connection is on the free list, or in use (a server's is made and freed); in use it is in at most one deadline list, at most once in
 # worker.ready and at most once in worker.owed; `unsent` exists only while unsent_start < unsent_end.
 # Cost: a slot is 104 bytes; all operations are O(1). It does not touch sockets or rings.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
 
-from enclave_os._limits cimport CONN_SLOT_BITS
+from enclave_os._limits cimport CONN_ID_INGRESS_MAX, CONN_SLOT_BITS
 from enclave_os._native cimport eos_store_relaxed
 from host._proxy cimport (
-    C_GOT_CLOSE, C_IN_OWED, C_IN_READY, C_SENT_CLOSE, CHUNK_BITS, CHUNK_SLOTS, CHUNKS_MAX, DEADLINE_NONE,
-    GENERATION_MAX, connection_t, proxy_t, queue_t, worker_t,
+    C_CONNECTING, C_EGRESS, C_GOT_CLOSE, C_IN_OWED, C_IN_READY, C_SENT_CLOSE, CHUNK_BITS, CHUNK_SLOTS, CHUNKS_MAX,
+    DEADLINE_NONE, EGRESS_SLOTS, GENERATION_MAX, QUICKACK_READS, connection_t, egress_t, proxy_t, queue_t, worker_t,
 )
 
 # A connection moves to the end of its deadline list at most every 2**26 ns (67 ms): deadlines are seconds, and a busy
@@ -30,9 +30,14 @@ cdef inline connection_t *slot_at(worker_t *worker, uint32_t slot) noexcept nogi
     return &worker.chunk[slot >> CHUNK_BITS][slot & (CHUNK_SLOTS - 1)]
 
 cdef inline connection_t *find(worker_t *worker, uint32_t conn_id) noexcept nogil:
-    # The connection that has this id now, or NULL: free, another generation, egress, never given.
+    # The connection that has this id now, or NULL: free, another generation, never given.
     cdef uint32_t slot = conn_id & ((1 << CONN_SLOT_BITS) - 1)
     cdef connection_t *connection
+    if conn_id > <uint32_t>CONN_ID_INGRESS_MAX:
+        if worker.egress == NULL or slot >= EGRESS_SLOTS or worker.egress[slot] == NULL:
+            return NULL
+        connection = &worker.egress[slot].connection
+        return connection if connection.conn_id == conn_id else NULL
     if slot >= worker.slots:
         return NULL
     connection = slot_at(worker, slot)
@@ -83,12 +88,39 @@ cdef inline connection_t *take_slot(proxy_t *p, worker_t *worker) noexcept nogil
     p.connections += 1
     return connection
 
+cdef inline connection_t *take_egress_slot(proxy_t *p, worker_t *worker, uint32_t conn_id) noexcept nogil:
+    # The slot that the enclave chose, which is free. NULL: no memory.
+    cdef egress_t *egress
+    if worker.egress == NULL:
+        worker.egress = <egress_t **>calloc(EGRESS_SLOTS, sizeof(egress_t *))
+        if worker.egress == NULL:
+            return NULL
+    egress = <egress_t *>calloc(1, sizeof(egress_t))
+    if egress == NULL:
+        return NULL
+    worker.egress[conn_id & (EGRESS_SLOTS - 1)] = egress
+    egress.connection.fd = -1
+    egress.connection.deadline = DEADLINE_NONE
+    egress.connection.conn_id = conn_id
+    egress.connection.flags = C_EGRESS | C_CONNECTING
+    egress.connection.reads = QUICKACK_READS    # a server waits for our requests, not for our ACKs
+    egress.connection.worker = worker
+    worker.egress_live += 1
+    p.egress += 1
+    return &egress.connection
+
 cdef inline void give_back_slot(proxy_t *p, connection_t *connection) noexcept nogil:
     # Frees the slot if nothing can name it any more: no socket, CLOSE went both ways, in no queue.
     cdef worker_t *worker = connection.worker
     if connection.fd >= 0 or connection.owed:
         return
     if connection.flags & (C_SENT_CLOSE | C_GOT_CLOSE | C_IN_READY | C_IN_OWED) != C_SENT_CLOSE | C_GOT_CLOSE:
+        return
+    if connection.flags & C_EGRESS:
+        worker.egress[connection.conn_id & (EGRESS_SLOTS - 1)] = NULL
+        worker.egress_live -= 1
+        p.egress -= 1
+        free(connection)
         return
     connection.worker = NULL
     connection.owed_next = worker.free_slots

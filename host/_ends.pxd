@@ -82,6 +82,12 @@ cdef inline void drop_all(proxy_t *p, worker_t *worker) noexcept nogil:
         connection = slot_at(worker, slot)
         if connection.worker != NULL:
             drop_socket(p, connection, not connection.flags & C_LINGER)
+    if worker.egress == NULL:
+        return
+    for slot in range(EGRESS_SLOTS):
+        if worker.egress[slot] != NULL:
+            connection = &worker.egress[slot].connection
+            drop_socket(p, connection, not connection.flags & C_LINGER)
 
 cdef inline void broke(proxy_t *p, worker_t *worker) noexcept nogil:
     # A lie. The worker's rings are not touched again; its connections end, the supervisor replaces it.

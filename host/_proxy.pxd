@@ -2,7 +2,11 @@
 # operations on one connection's memory, _proxy.pyx the loop and the Python class.
 #
 #   client ── socket ── connection_t ─┬─ worker_t: data.to_enclave (we produce) ──> enclave process
-#                                     └─ worker_t: data.to_host   (we consume) <──
+#   server ──┘                        └─ worker_t: data.to_host   (we consume) <──
+#
+# A client's connection is accepted here and has a slot of ours; one to a server is asked for by the enclave (CONNECT), has
+# a slot of its choice, and its socket is made by the connector, a thread of its own: names are looked up and connections
+# awaited there, never here. connect_t carries the question out and the answer in.
 #
 # One thread owns all of it and never holds the GIL; Python reaches it by one command at a time (see Proxy). Sockets
 # and doorbells are edge-triggered and registered once per connection: no epoll_ctl and no read of an eventfd per
@@ -14,7 +18,11 @@
 #                ├── enclave EOF ──> GOT_EOF          shutdown(SHUT_WR) once nothing waits in `unsent`
 #                ├── enclave CLOSE ─> GOT_CLOSE       our CLOSE is owed at once; flush, shutdown, LINGER, close
 #                └── reset, deadline ─> SENT_CLOSE    socket closed; waits for the enclave's CLOSE
+#   CONNECT ─> CONNECTING ─┬─ socket ─> CONNECTED is owed, then open
+#                          └─ none ───> SENT_CLOSE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from cpython.pythread cimport PyThread_type_lock
 
 from enclave_os._ring cimport ring_consumer_t, ring_producer_t
 
@@ -31,6 +39,9 @@ cdef enum:
     SEND_RECORDS_MAX = 16         # records of one connection that go out by one sendmsg
     QUICKACK_READS = 4            # ClientHello (twice after a HelloRetryRequest), Finished, first request
     REFUSALS_MAX = 256            # answers to CONNECT that wait for room
+    EGRESS_SLOTS = 4096           # as egress_settings.EGRESS_CONNECTIONS_MAX; tests/host/test_proxy_connect.py holds it
+    CONNECTS_MAX = 16384          # questions that wait for the connector; more are answered CLOSE(LIMIT)
+    CONNECT_HOST_SIZE_MAX = 259   # CONNECT_TARGET_SIZE_MAX less the deadline
     CONTROL_TAG = 0xFFFF0000      # epoll tags above every worker's index
     DOORBELL_TAG = 0xFFFF0001
     LISTENER_TAG = 0xFFFF0002
@@ -50,6 +61,8 @@ cdef enum:
     C_OUT_EDGE = 1024             # EPOLLOUT is registered
     C_IN_READY = 2048             # queued in worker.ready
     C_IN_OWED = 4096              # queued in worker.owed
+    C_EGRESS = 8192               # to a server: the enclave chose the slot, and egress_t holds it
+    C_CONNECTING = 16384          # the connector has not answered
 
 # Frames that a connection owes the enclave, kept as bits so that a full ring can never make us queue more.
 cdef enum:
@@ -57,6 +70,7 @@ cdef enum:
     OWE_CLOSE = 2
     OWE_PAUSE = 4
     OWE_RESUME = 8
+    OWE_CONNECTED = 16            # before everything else
 
 # Deadline lists.
 cdef enum:
@@ -103,6 +117,27 @@ cdef struct connection_t:
     connection_t *owed_next       # also the free list
     worker_t *worker
 
+cdef struct egress_t:
+    connection_t connection       # first, so that a pointer to one is a pointer to the other
+    uint32_t address_size
+    char address[64]              # reached, for CONNECTED
+
+cdef struct connect_t:            # a question to the connector (size 0: never mind), or its answer
+    connect_t *next
+    uint32_t worker
+    uint32_t life
+    uint32_t conn_id
+    uint32_t deadline_ms
+    uint32_t reason               # of a failure
+    int fd                        # the answer's socket, owned, or -1
+    uint32_t size
+    char text[259]                # host:port, or the address reached
+
+cdef struct connects_t:           # under `lock`: the loop's thread and the connector's
+    connect_t *first
+    connect_t *last
+    uint32_t count
+
 cdef struct queue_t:
     connection_t *first
     connection_t *last
@@ -125,7 +160,10 @@ cdef struct worker_t:
     uint32_t flushing             # connections with bytes in `unsent`
     uint32_t slots                # slots that exist
     uint32_t refusals
-    uint32_t refusal[REFUSALS_MAX]    # egress conn_ids that are owed CLOSE(REFUSED)
+    uint32_t refusal[REFUSALS_MAX]    # egress conn_ids that are owed CLOSE and have no slot
+    uint16_t refusal_reason[REFUSALS_MAX]
+    egress_t **egress             # EGRESS_SLOTS pointers, from the first CONNECT on
+    uint32_t egress_live
     uint64_t events               # EVENT_* not yet fetched; atomic
     connection_t *free_slots
     queue_t ready                 # may have something to read
@@ -156,6 +194,9 @@ cdef struct counters_t:           # written by the proxy thread, read by any; al
     uint64_t timeouts
     uint64_t floods
     uint64_t broken
+    uint64_t connects             # CONNECTs taken
+    uint64_t connected
+    uint64_t connects_failed      # answered CLOSE, for whatever reason
 
 cdef struct deadline_list_t:
     uint64_t after_ns
@@ -178,7 +219,13 @@ cdef struct proxy_t:
     uint32_t next_worker          # where the search for the least loaded starts: spreads ties
     uint32_t next_life
     worker_t *worker[WORKERS_MAX]
-    uint32_t connections          # slots in use, all workers
+    uint32_t connections          # clients' slots in use, all workers
+    uint32_t egress               # servers' slots in use, all workers
+    uint32_t egress_max           # of one worker; 0: CONNECT is refused
+    PyThread_type_lock lock       # over the two lists below, held for a few instructions
+    connects_t asked              # by the loop
+    connects_t answered           # by the connector
+    int asked_bell                # eventfd: the connector sleeps on it
     uint32_t sockets              # open, all workers
     uint32_t unsent_connections
     uint64_t unsent_bytes

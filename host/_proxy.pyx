@@ -3,7 +3,8 @@
 # Read straight into the claimed ring space, sent straight from the ring: no copy of our own unless a client is slow.
 # Per request: one recv, one send, a share of one epoll_wait, and a doorbell only if the enclave sleeps. Structures and
 # states: _proxy.pxd. Memory of a connection: _connections.pxd. The two directions: _to_enclave.pxd, _to_clients.pxd;
-# how connections end: _ends.pxd. Listening sockets are made by tcp_proxy.py.
+# how connections end: _ends.pxd; those that the enclave asks for: _connects.pxd. Listening sockets are made by tcp_proxy.py,
+# sockets to servers by connector.py.
 #
 # A turn: accept and read sockets (bounded), publish, drain data.to_host (bounded), deadlines, publish, release, ring
 # doorbells; then arm the rings, look once more, and sleep in epoll_wait. data.to_host is drained in every turn, also
@@ -12,11 +13,15 @@
 # The enclave is trusted with its own clients only: a ring or a frame that breaks the contract costs the worker, one
 # that names no connection is counted and dropped.
 cimport cython
+from cpython.pythread cimport (
+    PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, WAIT_LOCK,
+)
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
 
-from enclave_os._limits cimport FRAME_HEADER_SIZE, RING_HEADER_SIZE, TCP_READ_SIZE_MAX
+from enclave_os._limits cimport FRAME_HEADER_SIZE, PEER_ADDRESS_SIZE_MAX, RING_HEADER_SIZE, TCP_READ_SIZE_MAX
 from enclave_os._native cimport (
     eos_cpu_pause, eos_exchange, eos_fence, eos_load_acquire, eos_load_relaxed, eos_monotonic_ns, eos_store_release,
 )
@@ -25,6 +30,7 @@ from enclave_os._ring cimport (
     ring_producer_attach, ring_wait_for_room,
 )
 from host._connections cimport count, find, queue_ready
+from host._connects cimport append, drop_connects, take_all, take_answers
 from host._ends cimport REASON_PEER_GONE, broke, drop_all, end, expire, sleep_ms
 from host._proxy cimport *
 from host._sockets cimport *
@@ -110,6 +116,7 @@ cdef void turn(proxy_t *p) noexcept nogil:
     p.more = False
     p.forwarded = False
     count(&p.count.turns, 1)
+    take_answers(p)
     for i in range(p.workers_high):
         worker = p.worker[i]
         if worker != NULL and worker.state != W_BROKEN and worker.blocked:
@@ -187,6 +194,7 @@ cdef void remove(proxy_t *p, uint32_t index) noexcept nogil:
     drop_all(p, worker)
     epoll_ctl(p.epoll, EPOLL_CTL_DEL, worker.host_doorbell, NULL)
     p.connections -= worker.live
+    p.egress -= worker.egress_live
     count(&p.count.closed, worker.live)
     p.worker[index] = NULL
     while p.workers_high and p.worker[p.workers_high - 1] == NULL:
@@ -198,6 +206,10 @@ cdef void free_worker(worker_t *worker) noexcept nogil:
     for i in range(worker.slots >> CHUNK_BITS):
         free(worker.chunk[i])
     free(worker.chunk)
+    if worker.egress != NULL:
+        for i in range(EGRESS_SLOTS):
+            free(worker.egress[i])
+        free(worker.egress)
     free(worker)
 
 cdef void start_drain(proxy_t *p) noexcept nogil:
@@ -276,10 +288,13 @@ cdef class Proxy:
     cdef dict _regions
 
     def __cinit__(self, listeners, *, connections_max, pause_above, resume_below, idle_ms, stall_ms, linger_ms,
-                  spin_us=0, read_size=TCP_READ_SIZE_MAX):
+                  spin_us=0, read_size=TCP_READ_SIZE_MAX, egress_max=0):
         cdef epoll_event_t event
         cdef uint32_t i
-        self.p.epoll = self.p.control = self.p.answer = self.p.event = self.p.reserve = -1
+        self.p.epoll = self.p.control = self.p.answer = self.p.event = self.p.reserve = self.p.asked_bell = -1
+        self.p.lock = PyThread_allocate_lock()
+        if self.p.lock == NULL:
+            raise MemoryError
         listeners = tuple(listeners)
         if len(listeners) > LISTENERS_MAX:
             raise UsageError(f"{len(listeners)} listening sockets are more than {LISTENERS_MAX}")
@@ -287,7 +302,7 @@ cdef class Proxy:
             ("connections_max", connections_max, 1, 1 << 20), ("pause_above", pause_above, 1, 1 << 26),
             ("resume_below", resume_below, 1, pause_above), ("idle_ms", idle_ms, 1, 1 << 31),
             ("stall_ms", stall_ms, 1, 1 << 31), ("linger_ms", linger_ms, 1, 1 << 31), ("spin_us", spin_us, 0, 1000000),
-            ("read_size", read_size, 1, TCP_READ_SIZE_MAX),
+            ("read_size", read_size, 1, TCP_READ_SIZE_MAX), ("egress_max", egress_max, 0, EGRESS_SLOTS),
         ):
             if not low <= value <= high:
                 raise UsageError(f"{name}: {value} is not in {low} .. {high}")
@@ -297,6 +312,7 @@ cdef class Proxy:
         self.p.pause_above = pause_above
         self.p.resume_below = resume_below
         self.p.read_size = read_size
+        self.p.egress_max = egress_max
         self.p.spin_ns = <uint64_t>spin_us * 1000
         self.p.deadline[DEADLINE_IDLE].after_ns = <uint64_t>idle_ms * 1000000
         self.p.deadline[DEADLINE_STALL].after_ns = <uint64_t>stall_ms * 1000000
@@ -306,6 +322,7 @@ cdef class Proxy:
         self.p.control = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
         self.p.answer = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
         self.p.event = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+        self.p.asked_bell = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
         self.p.reserve = checked(open("/dev/null", O_RDONLY | O_CLOEXEC))
         event.events = EPOLLIN | EPOLLET
         event.data.u64 = <uint64_t>CONTROL_TAG << 32
@@ -322,7 +339,11 @@ cdef class Proxy:
             if self.p.worker[i] != NULL:
                 drop_all(&self.p, self.p.worker[i])
                 free_worker(self.p.worker[i])
-        for fd in (self.p.epoll, self.p.control, self.p.answer, self.p.event, self.p.reserve):
+        if self.p.lock != NULL:
+            drop_connects(&self.p, &self.p.asked)
+            drop_connects(&self.p, &self.p.answered)
+            PyThread_free_lock(self.p.lock)
+        for fd in (self.p.epoll, self.p.control, self.p.answer, self.p.event, self.p.reserve, self.p.asked_bell):
             if fd >= 0:
                 close(fd)
 
@@ -413,6 +434,64 @@ cdef class Proxy:
             self._command(COMMAND_DETACH)
             del self._regions[index]
 
+    # -- for the connector's thread ------------------------------------------------------------------------------------
+
+    @property
+    def connects_fd(self):
+        """Readable when `take_connects` has something to say. Owned by the proxy."""
+        return self.p.asked_bell
+
+    def take_connects(self):
+        """The enclaves' wishes since the last call, in order: (ticket, deadline in ms, target).
+
+        A ticket names one connection, and is what `connected` or `connect_failed` answers, once. An empty target: the
+        answer to this ticket is awaited no longer.
+        """
+        cdef connect_t *item
+        cdef connect_t *next
+        cdef uint64_t drop = 0
+        if read(self.p.asked_bell, &drop, sizeof(drop)) < 0 and errno != EAGAIN:
+            raise OSError(errno, os.strerror(errno))
+        item = take_all(&self.p, &self.p.asked)
+        taken = []
+        while item != NULL:
+            next = item.next
+            taken.append(((item.worker, item.life, item.conn_id), item.deadline_ms, item.text[:item.size]))
+            free(item)
+            item = next
+        return taken
+
+    def connected(self, ticket, int fd, bytes address not None):
+        """Hand over a connected, non-blocking socket, which is the proxy's from here on.
+
+        Args: address: `ip:port` reached, 1 to 64 bytes.
+        """
+        if not 1 <= len(address) <= PEER_ADDRESS_SIZE_MAX:
+            raise UsageError(f"an address has 1 to {PEER_ADDRESS_SIZE_MAX} bytes")
+        self._answer_connect(ticket, fd, 0, address)
+
+    def connect_failed(self, ticket, uint32_t reason):
+        """Nobody was reached. Args: reason: a CloseReason."""
+        self._answer_connect(ticket, -1, reason, b"")
+
+    cdef int _answer_connect(self, ticket, int fd, uint32_t reason, bytes address) except -1:
+        cdef connect_t *item
+        cdef uint32_t worker, life, conn_id
+        worker, life, conn_id = ticket
+        if worker >= WORKERS_MAX:
+            raise UsageError(f"there is no worker {worker}")
+        item = <connect_t *>malloc(sizeof(connect_t))
+        if item == NULL:
+            raise MemoryError
+        item.worker, item.life, item.conn_id = worker, life, conn_id
+        item.fd, item.reason, item.size = fd, reason, <uint32_t>len(address)
+        memcpy(item.text, <const char *>address, item.size)
+        PyThread_acquire_lock(self.p.lock, WAIT_LOCK)
+        append(&self.p.answered, item)
+        PyThread_release_lock(self.p.lock)
+        write_one(self.p.control)
+        return 0
+
     def drain(self):
         """Accept nothing more and ask every ready worker to drain; each one says `drained` in `events` when done."""
         with self._lock:
@@ -460,6 +539,7 @@ cdef class Proxy:
         """Free-running counters and present amounts by name; each is read by itself, so sums may be off by a few."""
         counters = dict(self.p.count)
         counters["connections"] = self.p.connections
+        counters["egress"] = self.p.egress
         counters["sockets"] = self.p.sockets
         counters["unsent_connections"] = self.p.unsent_connections
         counters["unsent_bytes"] = self.p.unsent_bytes

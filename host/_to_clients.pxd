@@ -7,7 +7,9 @@ from enclave_os._codec cimport (
     FRAME_CLOSE, FRAME_CONNECT, FRAME_DATA, FRAME_DRAIN, FRAME_EOF, FRAME_PAUSE, FRAME_READY, FRAME_RESUME,
     frame_decode, frame_t,
 )
-from enclave_os._limits cimport CONN_ID_INGRESS_MAX, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX
+from enclave_os._limits cimport (
+    CONN_ID_INGRESS_MAX, CONNECT_TARGET_SIZE_MAX, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX,
+)
 from enclave_os._native cimport eos_load_relaxed
 from enclave_os._ring cimport LIE_FRAME, RING_READY, ring_advance, ring_peek
 from host._connections cimport (
@@ -18,6 +20,7 @@ from host._ends cimport (
     REASON_FLOOD, REASON_INTERNAL, REASON_LIMIT, REASON_NORMAL, REASON_PEER_GONE, REASON_REFUSED, broke, drop_socket,
     end, finish, owe_close, tell,
 )
+from host._connects cimport ask_connector, never_mind
 from host._proxy cimport *
 from host._sockets cimport *
 from host._to_enclave cimport connection_tag, publish, put_all_owed, release, ring_doorbell
@@ -151,6 +154,8 @@ cdef inline void enclave_closed(proxy_t *p, connection_t *connection, uint16_t r
         return
     connection.flags |= C_GOT_CLOSE
     owe_close(connection, REASON_NORMAL)
+    if connection.flags & C_CONNECTING:
+        never_mind(p, connection)
     if connection.fd < 0:
         give_back_slot(p, connection)
     elif (
@@ -186,11 +191,10 @@ cdef inline void frame_to_host(proxy_t *p, worker_t *worker, frame_t frame, cons
         worker.drain_got = True
         return
     if frame.kind == FRAME_CONNECT:
-        if frame.conn_id <= CONN_ID_INGRESS_MAX or worker.refusals == REFUSALS_MAX:
+        if frame.conn_id <= CONN_ID_INGRESS_MAX or not 5 <= size <= <uint32_t>CONNECT_TARGET_SIZE_MAX:
             lied(p, worker)
-            return
-        worker.refusal[worker.refusals] = frame.conn_id
-        worker.refusals += 1
+        elif not ask_connector(p, worker, frame.conn_id, payload, size):
+            lied(p, worker)
         return
     if frame.kind == FRAME_CLOSE:
         if size != 2:

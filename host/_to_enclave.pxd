@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from enclave_os._codec cimport (
-    FRAME_CLOSE, FRAME_DATA, FRAME_DRAIN, FRAME_EOF, FRAME_NEW, FRAME_PAUSE, FRAME_RESUME, frame_word,
+    FRAME_CLOSE, FRAME_CONNECTED, FRAME_DATA, FRAME_DRAIN, FRAME_EOF, FRAME_NEW, FRAME_PAUSE, FRAME_RESUME, frame_word,
 )
 from enclave_os._limits cimport FRAME_HEADER_SIZE, PEER_ADDRESS_SIZE_MAX
 from enclave_os._native cimport eos_store_relaxed
@@ -17,7 +17,7 @@ from enclave_os._ring cimport (
 from host._connections cimport (
     count, deadline_set, deadline_touch, give_back_slot, pop_owed, pop_ready, queue_ready, take_slot,
 )
-from host._ends cimport REASON_PEER_GONE, REASON_REFUSED, broke, drop_socket, end
+from host._ends cimport REASON_PEER_GONE, broke, drop_socket, end
 from host._proxy cimport *
 from host._sockets cimport *
 
@@ -80,6 +80,13 @@ cdef inline bint put_owed(proxy_t *p, worker_t *worker, connection_t *connection
     # All that one connection owes; False when the ring is full. CLOSE says all that the others could say.
     if connection.owed & OWE_CLOSE:
         connection.owed = OWE_CLOSE
+    if connection.owed & OWE_CONNECTED:
+        if not put_frame(p, worker, FRAME_CONNECTED, connection.conn_id, (<egress_t *>connection).address,
+                         (<egress_t *>connection).address_size):
+            return False
+        connection.owed &= ~<int>OWE_CONNECTED
+        if connection.flags & C_READABLE:
+            queue_ready(connection)
     if connection.owed & OWE_PAUSE:
         if not put_frame(p, worker, FRAME_PAUSE, connection.conn_id, NULL, 0):
             return False
@@ -113,7 +120,7 @@ cdef inline void put_all_owed(proxy_t *p, worker_t *worker) noexcept nogil:
         worker.drain_owed = False
         worker.drain_sent = True
     while worker.refusals:
-        if not put_close(p, worker, worker.refusal[worker.refusals - 1], REASON_REFUSED):
+        if not put_close(p, worker, worker.refusal[worker.refusals - 1], worker.refusal_reason[worker.refusals - 1]):
             return
         worker.refusals -= 1
     while worker.owed.first != NULL:
@@ -198,8 +205,8 @@ cdef inline void read_sockets(proxy_t *p, worker_t *worker) noexcept nogil:
             budget -= 1
             discard(p, connection)
             continue
-        if connection.flags & (C_STOPPED | C_SENT_EOF | C_GOT_CLOSE):
-            pop_ready(connection)       # RESUME, or the end of flushing, queues it again
+        if connection.flags & (C_STOPPED | C_SENT_EOF | C_GOT_CLOSE) or connection.owed & OWE_CONNECTED:
+            pop_ready(connection)       # RESUME, the end of flushing, or CONNECTED queues it again
             continue
         if worker.blocked or claim(p, worker, FRAME_HEADER_SIZE + p.read_size, &payload) != RING_READY:
             return                      # it keeps its place

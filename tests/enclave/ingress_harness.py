@@ -242,6 +242,7 @@ class IngressHarness:
         start: bool = True,
         choose: Callable[[ClientHello], Identity] | None = None,
         judge_client: Callable[[tuple[bytes, ...], bytes], object] | None = None,
+        egress_max: int = 0,
     ) -> None:
         self.host = FakeHost(folder, capacity)
         self.region = Region(self.host.name, str(folder))
@@ -286,6 +287,7 @@ class IngressHarness:
             limits={**LIMITS, **(limits or {})},
             timeouts=TIMEOUTS,
             spin_us=spin_us,
+            egress_max=egress_max,
         )
         if start:
             self.ingress.start()

@@ -14,6 +14,7 @@ from typing import Self
 from enclave_os.wire.frames import FrameKind
 from enclave_os.wire.layout import RegionLayout, RingGeometry, plan_region
 from enclave_os_host._proxy import Proxy
+from enclave_os_host.connector import Connector
 from tests.host.fake_enclave import FakeEnclave
 
 KIB = 1 << 10
@@ -38,6 +39,7 @@ class Rig:
         spin_us: int = 0,
         backlog: int = 1024,
         ready: bool = True,
+        egress_max: int = 0,
     ) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -54,7 +56,11 @@ class Rig:
             stall_ms=stall_ms,
             linger_ms=linger_ms,
             spin_us=spin_us,
+            egress_max=egress_max,
         )
+        self.connector = Connector(self.proxy) if egress_max else None
+        if self.connector is not None:
+            self.connector.start()
         self.clients: list[socket.socket] = []
         self.enclaves: dict[int, FakeEnclave] = {}
         self._bells: dict[int, tuple[int, int]] = {}
@@ -134,6 +140,8 @@ class Rig:
     def close(self) -> None:
         for client in self.clients:
             client.close()
+        if self.connector is not None:
+            self.connector.stop()
         self.proxy.stop()
         self.thread.join(SECONDS_MAX)
         assert not self.thread.is_alive()
@@ -142,7 +150,9 @@ class Rig:
             self.remove_worker(index)
         stats = self.proxy.stats()
         self.listener.close()
-        assert [stats[name] for name in ("connections", "sockets", "unsent_connections", "unsent_bytes")] == [0] * 4
+        assert [stats[name] for name in ("connections", "egress", "sockets", "unsent_connections", "unsent_bytes")] == [
+            0
+        ] * 5
         assert stats["closed"] == stats["accepted"]
 
     def __enter__(self) -> Self:
@@ -154,6 +164,8 @@ class Rig:
         if kind is None:
             self.close()
         else:
+            if self.connector is not None:
+                self.connector.stop()
             self.proxy.stop()
             self.thread.join(SECONDS_MAX)
 

@@ -30,7 +30,7 @@ def test_kinds_are_those_of_the_c_code() -> None:
 
 
 def test_close_reasons_fit_their_field() -> None:
-    assert [reason.value for reason in CloseReason] == list(range(10))
+    assert [reason.value for reason in CloseReason] == list(range(11))
 
 
 def test_rules_are_those_of_the_c_code() -> None:

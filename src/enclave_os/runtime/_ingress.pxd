@@ -7,6 +7,7 @@ from enclave_os._tls cimport TLSContext
 from enclave_os.http._message cimport Response
 from enclave_os.http._parser cimport http_limits_t
 from enclave_os.runtime._connection cimport TAG_COUNT, conn_t, deadlines_t, out_t
+from enclave_os.runtime._egress cimport Outgoings
 
 cdef enum:
     LINES_ROOM = 96                 # Date, 37 bytes, and X-Privasys-Attestation, at most 39
@@ -37,6 +38,7 @@ cdef class Ingress:
     cdef int _doorbell_in
     cdef int _doorbell_out
     cdef uint64_t *_shutdown_word
+    cdef readonly Outgoings outgoings   # connections to servers; None: there are none
     # limits
     cdef http_limits_t _limits
     cdef uint64_t _body_memory_max

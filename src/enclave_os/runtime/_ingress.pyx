@@ -32,10 +32,12 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from enclave_os._codec cimport (
-    FRAME_CLOSE, FRAME_CONNECTED, FRAME_DATA, FRAME_DRAIN, FRAME_NEW, FRAME_PAUSE, FRAME_READY, FRAME_RESUME,
+    FRAME_CLOSE, FRAME_DATA, FRAME_DRAIN, FRAME_NEW, FRAME_PAUSE, FRAME_READY, FRAME_RESUME,
     frame_allowed, frame_decode, frame_t,
 )
-from enclave_os._limits cimport CONN_SLOT_BITS, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX, PEER_ADDRESS_SIZE_MAX
+from enclave_os._limits cimport (
+    CONN_ID_INGRESS_MAX, CONN_SLOT_BITS, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX, PEER_ADDRESS_SIZE_MAX,
+)
 from enclave_os._native cimport eos_copy_in, eos_cpu_pause, eos_load_acquire, eos_load_relaxed, eos_monotonic_ns
 from enclave_os._ring cimport (
     LIE_FRAME, RING_EMPTY, RING_POISONED, RING_READY, ring_advance, ring_arm, ring_peek, ring_publish, ring_release,
@@ -52,6 +54,7 @@ from enclave_os.http._parser cimport (
     http_parser_init, http_parser_next, http_take_request,
 )
 from enclave_os.runtime._connection cimport *
+from enclave_os.runtime._egress cimport make_outgoings
 
 from collections.abc import Coroutine
 from typing import get_args
@@ -102,6 +105,7 @@ cdef class Ingress:
         tls: server context; respond: `Registry.respond`; loop: the running event loop.
         http_date: gives 29 bytes of IMF-fixdate. on_rpc, on_stop, report: see the .pxd.
         limits, timeouts: mappings of ints (bytes, counts) and seconds, as wire.settings names them.
+        egress_max: connections to servers at once; 0: there are none, and `outgoings` is None.
     """
 
     def __cinit__(self, *args, **kwargs):
@@ -114,7 +118,8 @@ cdef class Ingress:
 
     def __init__(self, *, Consumer from_host not None, Producer to_host not None, Consumer rpc_from_host not None,
                  region not None, size_t shutdown_offset, int doorbell_in, int doorbell_out, TLSContext tls not None,
-                 respond, loop, http_date, on_rpc, on_stop, report, limits, timeouts, uint64_t spin_us=0):
+                 respond, loop, http_date, on_rpc, on_stop, report, limits, timeouts, uint64_t spin_us=0,
+                 uint32_t egress_max=0):
         cdef uint8_t[::1] view = region
         cdef int index
         self._from_host, self._to_host, self._rpc_from_host = from_host, to_host, rpc_from_host
@@ -139,6 +144,9 @@ cdef class Ingress:
         self._deadlines.timeout_ns[DEADLINE_WARM] = WARM_NS
         self._spin_ns = spin_us * 1000
         self._out.ring = &self._to_host.ring
+        if egress_max:
+            self.outgoings = make_outgoings(self, &self._out, self._leave_publicly, egress_max,
+                                            self._from_host.ring.capacity)
         self._now = eos_monotonic_ns()
 
     def __dealloc__(self):
@@ -262,6 +270,7 @@ cdef class Ingress:
             "bytes_in_total": self._bytes_in, "bytes_out_total": self._out.bytes,
             "ring_full_total": self._out.full, "doorbell_wakes_total": self._wakes,
             "doorbell_rings_total": self._rings, "turns_total": self._turns, "body_memory_bytes": self._body_memory,
+            **({} if self.outgoings is None else self.outgoings.counters()),
         }
 
     @property
@@ -334,6 +343,11 @@ cdef class Ingress:
         if not frame_allowed(&frame, size, True):
             self._from_host.ring.lie = LIE_FRAME
             return 0
+        if frame.conn_id > <uint32_t>CONN_ID_INGRESS_MAX:
+            if self.outgoings is None:
+                self._dropped += 1
+                return 0
+            return self.outgoings.frame(&frame, payload, size)
         if frame.kind == FRAME_DATA:
             conn = self._find(frame.conn_id)
             if conn == NULL or conn.phase == PHASE_GONE:
@@ -348,7 +362,7 @@ cdef class Ingress:
                 self.begin_drain()
             return 0
         conn = self._find(frame.conn_id)
-        if conn == NULL or frame.kind == FRAME_CONNECTED:
+        if conn == NULL:
             self._dropped += 1
             return 0
         if frame.kind == FRAME_CLOSE:
@@ -744,6 +758,8 @@ cdef class Ingress:
                 break
             if result == FLUSH_PARKED:
                 connection_block(conn)          # its own window is full, not the ring: the others go on
+            elif conn.conn_id > <uint32_t>CONN_ID_INGRESS_MAX:
+                self.outgoings.flushed(conn)
             elif conn.phase == PHASE_GONE:
                 self._forget(conn)
             else:
@@ -981,6 +997,10 @@ cdef class Ingress:
         if self._out.ring.lie:
             self._again()
         return 0
+
+    def _leave_publicly(self):
+        # For the outgoing connections, whose work begins in no turn of ours.
+        self._leave()
 
     cdef void _ring_host(self, bint owed=False) noexcept:
         # Publish what was committed; one ring of the doorbell if the proxy sleeps, or is owed one for room given back.

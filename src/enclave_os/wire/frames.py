@@ -55,6 +55,8 @@ class CloseReason(IntEnum):
     """A bug of the closing side."""
     REFUSED = 9
     """The connection was never taken."""
+    UNRESOLVED = 10
+    """The answer to a CONNECT whose name has no address."""
 
 
 class FrameRule(NamedTuple):
