@@ -114,6 +114,11 @@ ROUNDS ?= 1000
 crash-store: $(STAMPS)/fast $(STAMPS)/test ## kill -9 the host's store ROUNDS=1000 times, and look for what it acknowledged
 	$(PY) -m tests.host.store_crash --rounds $(ROUNDS)
 
+PUTS ?= 10000000
+.PHONY: nonces
+nonces: $(STAMPS)/fast $(STAMPS)/test ## no key and nonce twice in PUTS=1e7 records through a hundred kills and restores
+	$(PY) -m tests.hostile.nonces --puts $(PUTS)
+
 N ?= 1000
 .PHONY: mitm
 mitm: $(STAMPS)/fast $(STAMPS)/test ## a thief of the leaf's key in the middle, over sockets: N=1000 refused, 1000 accepted

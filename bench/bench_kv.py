@@ -97,10 +97,15 @@ class Field:
         sealed.gather = True
         figures["sealed, multi_get", "get"] = measured(sealed, lambda: sealed.get(names), count)
         sealed.gather = False
-        figures["sealed, one at a time", "get"] = _alone(sealed.latencies(names[: count // 4 + 1]))
+        alone = names[: count // 4 + 1]
+        figures["sealed, one at a time", "get"] = _alone(sealed.latencies(alone))
+        sealed.toggle_awake()
+        sealed.latencies(alone[:10])
+        figures["the same, dispatcher awake, one at a time", "get"] = _alone(sealed.latencies(alone))
+        sealed.toggle_awake()
         direct = self.stores["rocksdict"]
         took = []
-        for name in names[: count // 4 + 1]:
+        for name in alone:
             began = time.perf_counter_ns()
             direct.get_one(name)
             took.append(time.perf_counter_ns() - began)
@@ -119,11 +124,11 @@ def _alone(took: Sequence[int]) -> Figure:
 
 def report(rounds: Sequence[dict[tuple[str, str], Figure]]) -> list[str]:
     """Lines of a table: medians, and ratios to rocksdict."""
-    lines = [f"{'':4}{'':26}{'us':>9}{'enclave':>9}{'host':>9}   {'rate x rocksdict':22}CPU x (busier, both)"]
+    lines = [f"{'':4}{'':42}{'us':>9}{'enclave':>9}{'host':>9}   {'rate x rocksdict':22}CPU x (busier, both)"]
     for name, what in rounds[0]:
         each = [one[name, what] for one in rounds]
         middle = [statistics.median(getattr(one, part) for one in each) for part in ("wall", "own", "other")]
-        line = f"{what:4}{name:26}{middle[0]:9.2f}{middle[1]:9.2f}{middle[2]:9.2f}"
+        line = f"{what:4}{name:42}{middle[0]:9.2f}{middle[1]:9.2f}{middle[2]:9.2f}"
         if not name.endswith("at a time"):
             base = [one["rocksdict", what] for one in rounds]
             rates = sorted(peer.wall / own.wall for own, peer in zip(each, base, strict=True))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from enclave_os_host.rpc_dispatcher import Registry, RPCDispatcher
 
 RING = 1 << 20
 CACHE_BYTES = 64 << 20
+AWAKE_SECONDS = 0.01
 
 
 def layout() -> RegionLayout:
@@ -43,6 +45,8 @@ def main() -> None:
     dispatcher = RPCDispatcher(lambda *_: os._exit(1), lambda: os._exit(2))
     dispatcher.add_worker(0, region, bell, Registry(kv_handlers(store)))
     dispatcher.start()
+    # SIGUSR1: stay awake between calls, or sleep again.
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(dispatcher, "_spin", 0.0 if dispatcher._spin else AWAKE_SECONDS))
     print("ready", flush=True)
     sys.stdin.read()
     dispatcher.stop()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import rocksdict
 import uvloop
@@ -35,6 +36,7 @@ from .processes import cpu_ns
 
 IN_FLIGHT: Final = 64
 MASTER: Final = bytes(range(32))
+Answer = TypeVar("Answer")
 Pairs = Sequence[tuple[bytes, bytes]]
 
 
@@ -52,15 +54,30 @@ class Bench(Protocol):
 
 
 class Sealed:
-    """SealedKV here, as in the enclave; rings, dispatcher and RocksDB in a host process."""
+    """SealedKV here, as in the enclave; rings, dispatcher and RocksDB in a host process.
 
-    def __init__(self, folder: Path, sync: StoreSync) -> None:
-        folder.mkdir()
+    Args:
+        deadline: seconds that a call may take.
+        checkpoint: where an earlier one ended.
+        before: words before the host's command.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sync: StoreSync,
+        *,
+        deadline: float = 30.0,
+        checkpoint: tuple[int, bytes] = (0, bytes(32)),
+        before: Sequence[str] = (),
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self._fake = FakeHost(folder, RING)
         self.gather = False  # `get` asks for IN_FLIGHT at once
         fake = self._fake
         bells = fake.to_enclave_bell, fake.rpc_bell
-        command = [sys.executable, "-m", "bench.kv_host", str(fake.path), *map(str, bells), str(folder / "store"), sync]
+        command = [*before, sys.executable, "-m", "bench.kv_host", str(fake.path), *map(str, bells)]
+        command += [str(folder / "store"), sync]
         self._host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=bells, text=True)
         assert self._host.stdout is not None
         assert self._host.stdout.readline() == "ready\n"
@@ -75,13 +92,23 @@ class Sealed:
             ring_host=lambda: os.eventfd_write(fake.rpc_bell, 1),
             on_lie=self._lie,
             on_blocked=lambda _: None,
-            deadline=30.0,
+            deadline=deadline,
         )
         self._loop.add_reader(fake.to_enclave_bell, self._on_bell)
         self._replies.arm()
-        opening = SealedKV.open(KVCalls(self.client), MASTER, MemoryCheckpoint(), lambda: 0)
+        self.checkpoint = MemoryCheckpoint(*checkpoint)
+        opening = SealedKV.open(KVCalls(self.client), MASTER, self.checkpoint, lambda: 0)
         self.kv = self._loop.run_until_complete(opening)
         self.place = self.kv.namespace("", "bench")
+
+    @property
+    def host_pid(self) -> int:
+        """The host's process."""
+        return self._host.pid
+
+    def run(self, work: Coroutine[object, object, Answer]) -> Answer:
+        """Do this in the loop."""
+        return self._loop.run_until_complete(work)
 
     def put(self, pairs: Pairs) -> None:
         async def one(pair: tuple[bytes, bytes]) -> None:
@@ -101,6 +128,10 @@ class Sealed:
 
     def get_one(self, name: bytes) -> None:
         assert self._loop.run_until_complete(self.kv.get(self.place, name)) is not None
+
+    def toggle_awake(self) -> None:
+        """The dispatcher stays awake between calls, or sleeps again."""
+        os.kill(self.host_pid, signal.SIGUSR1)
 
     def latencies(self, names: Sequence[bytes]) -> list[int]:
         """Nanoseconds of each of these gets, one after the other."""

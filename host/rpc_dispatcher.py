@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -104,13 +105,17 @@ class RPCDispatcher:
     """Answers the RPC channels of any number of workers from one thread.
 
     Args:
+        spin_us: how long to look again before sleeping, without keeping the GIL from other threads.
         on_lie: called in the dispatcher's thread, once per worker, when its channel is poisoned.
         on_failure: called in the dispatcher's thread when it ends without `stop`, by a bug of ours.
     """
 
-    def __init__(self, on_lie: Callable[[int, PeerProtocolError], None], on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self, on_lie: Callable[[int, PeerProtocolError], None], on_failure: Callable[[], None], *, spin_us: int = 0
+    ) -> None:
         self._on_lie = on_lie
         self._on_failure = on_failure
+        self._spin = spin_us / 1e6
         self._epoll = select.epoll()
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._control, select.EPOLLIN)
@@ -166,25 +171,32 @@ class RPCDispatcher:
 
     def _run(self) -> None:
         try:
+            until = 0.0
+            rung: set[int] = set()
             while not self._stopping:
                 with self._lock:
-                    sleep = self._turn()
-                self._epoll.poll(-1 if sleep else 0)
-                silence(self._control)
+                    calls = self.calls
+                    sleep = self._turn(rung, arm=not self._spin or time.monotonic() >= until)
+                    if self._spin and self.calls != calls:
+                        until = time.monotonic() + self._spin
+                rung = {descriptor for descriptor, _ in self._epoll.poll(-1 if sleep else 0)}
+                if self._control in rung:
+                    silence(self._control)
         finally:
             if not self._stopping:
                 self._on_failure()
 
-    def _turn(self) -> bool:
-        """Serve every worker once; whether all of them are armed."""
+    def _turn(self, rung: Container[int], *, arm: bool) -> bool:
+        """Serve every worker once; whether all of them are armed. Args: rung: descriptors that woke us."""
         self._take_done()
-        sleep = True
+        sleep = arm
         for worker in list(self._workers.values()):
             try:
-                silence(worker.doorbell.rpc_to_host)
+                if worker.doorbell.rpc_to_host in rung:
+                    silence(worker.doorbell.rpc_to_host)
                 worker.requests.disarm()
                 self._serve(worker)
-                sleep = self._arm(worker) and sleep
+                sleep = arm and self._arm(worker) and sleep
             except PeerProtocolError as error:
                 del self._workers[worker.index]
                 self._epoll.unregister(worker.doorbell.rpc_to_host)

@@ -179,6 +179,7 @@ class Supervisor:
         self._dispatcher = RPCDispatcher(
             lambda index, error: self._ask(lambda: self._rpc_lie(index, error)),
             lambda: self._ask(self._dispatcher_failed),
+            spin_us=settings.rings.spin_us,
         )
         self._proxy = TCPProxy(settings, lambda error: self._ask(lambda: self._proxy_failed(error)))
         self._selector = selectors.DefaultSelector()

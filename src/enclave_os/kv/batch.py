@@ -14,7 +14,7 @@ from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation
 
-BATCH_SIZE_MAX: Final = 512 << 10  # in as many messages as it takes: what waits for one fsync, in an enclave's memory
+BATCH_SIZE_MAX: Final = 1 << 20  # in as many messages as it takes: what waits for one fsync, in an enclave's memory
 CHANGES_MAX: Final = 1024  # of one batch: how long the loop is held up by sealing them
 TABLES_MAX: Final = 200  # that one batch writes to
 
