@@ -1,6 +1,6 @@
 """Add up the JUnit files of several pytest runs, as the last line of `make test`.
 
-    python .ci/total.py FOLDER NAME...      FOLDER/NAME.xml for each run that there must have been
+python .ci/total.py FOLDER NAME...      FOLDER/NAME.xml for each run that there must have been
 """
 
 import sys

@@ -41,7 +41,7 @@ from .doorbell import Doorbell, ring, silence
 from .enclave_process import COMMAND, EnclaveProcess, describe_exit
 from .handlers.ca import CertificateDesk
 from .handlers.log import Log, log_handler
-from .handlers.peers import Mailboxes
+from .handlers.peers import Carrier, Mailboxes
 from .handlers.seal import SealStore
 from .handlers.stop import stop_handler
 from .handlers.store_desk import StoreDesk
@@ -173,6 +173,7 @@ class Supervisor:
             self._seal.folder_of, self._ca.sign if self._ca else None, self._ca.root if self._ca else None
         )
         self._mail = Mailboxes(count)
+        self._carrier = Carrier(count)
         self._workers = [_Worker(index) for index in range(count)]
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._asked_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -320,7 +321,6 @@ class Supervisor:
 
     def _make_life(self, index: int) -> _Life:
         with ExitStack() as undo:
-            self._mail.reset(index)
             region = Region(self._folder, region_label(self._state_folder, index), self._layout)
             undo.callback(region.unlink)
             region.call_channels()
@@ -350,6 +350,7 @@ class Supervisor:
                 Method.CA_REQUEST: self._desk.answer,
                 Method.PEER_SEND: self._mail.sender(index),
                 Method.PEER_TAKE: self._mail.taker(index),
+                Method.PEER_CARRY: self._carrier.handler(index),
                 Method.LOG: log_handler(self._log, index),
                 Method.STOP: stop_handler(lambda: self._ask(lambda: self._stop("the enclave asked to be stopped"))),
                 **self._stores.handlers(lambda: self._workers[index].reads()),
@@ -390,6 +391,10 @@ class Supervisor:
         how = f"(process {pid}) {describe_exit(life.process.reap())}"
         results = [_result(life.region, slot) for slot in (Slot.INIT_CHANNEL, Slot.INIT_DATA_CHANNEL, Slot.RUN)]
         life.undo.close()
+        self._mail.reset(
+            worker.index
+        )  # now, not at the next start: what is written to it meanwhile is for the next one
+        self._carrier.ended(worker.index)
         return how, results
 
     # -- the end ------------------------------------------------------------------------------------------------------

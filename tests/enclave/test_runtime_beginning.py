@@ -17,9 +17,9 @@ from enclave_os.runtime.clock import Clock
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
-from enclave_os.sealing.workers import HELLO_SIZE, KEY_SIZE, Admission, welcome
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.rpc import Method
+from enclave_os.workers.admission import HELLO_SIZE, KEY_SIZE, Admission, Welcome, admit
 from tests.enclave.sealing import FakePlatform, policy
 
 DAY = 24 * 3600 * 1_000_000_000
@@ -120,7 +120,7 @@ def test_kv13_a_worker_of_another_policy_gets_no_further() -> None:
 
 def test_late_answers_to_earlier_hellos_do_not_stand_in_the_way() -> None:
     config = sealed_config.first(policy())
-    late = bytes(INDEX_SIZE) + welcome(Admission(FakePlatform().sealing_key(), 1).hello, b"k" * 32, 1, config)
+    late = bytes(INDEX_SIZE) + admit(Admission(FakePlatform().sealing_key(), 1).hello, b"k" * 32, 1, Welcome(config))[0]
     mail = Mail()
     assert follow(Worker(mail, 0), Worker(mail, 1), config, [late, b"\0\0cut", late]) == config
 

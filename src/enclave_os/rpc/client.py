@@ -105,12 +105,14 @@ class RPCClient:
             self._leave(req_id)
             raise
 
-    def start(self, method: Method, payload: bytes, reply: asyncio.Future[bytes]) -> None:
+    def start(
+        self, method: Method, payload: bytes, reply: asyncio.Future[bytes], *, deadline: float | None = None
+    ) -> None:
         """Like `call`, for who waits in another way: the payload or the error comes to `reply`, which may be cancelled.
 
         Raises: as `call`, for what fails at once; `reply` is then left alone.
         """
-        self._start(method, payload, reply, None)
+        self._start(method, payload, reply, deadline)
 
     def cast(self, method: Method, payload: bytes = b"") -> bool:
         """Like `call`, but nobody waits for the reply. False: no room now, nothing was sent (a log line is dropped)."""

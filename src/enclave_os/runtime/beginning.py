@@ -23,11 +23,11 @@ from enclave_os.runtime.context import Context
 from enclave_os.sealing import authority as ca
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority, SealedConfig
-from enclave_os.sealing.workers import Admission, welcome
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.policy import owner_key_of, read_policy
 from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method
 from enclave_os.wire.setting_table import CertificateAuthority
+from enclave_os.workers.admission import Admission, Welcome, admit
 
 TAKE_SECONDS: Final = 60.0
 """How long one PEER_TAKE waits at the host before it is asked again."""
@@ -161,7 +161,7 @@ class Beginning:
                 return
             sender, hello = int.from_bytes(letter[:PEER_INDEX_SIZE], "little"), letter[PEER_INDEX_SIZE:]
             try:
-                answer = welcome(hello, self._platform.sealing_key(), sender, self._keeper.config)
+                answer, _ = admit(hello, self._platform.sealing_key(), sender, Welcome(self._keeper.config))
                 await self._rpc.call(Method.PEER_SEND, sender.to_bytes(PEER_INDEX_SIZE, "little") + answer)
             except (SealBroken, HostRefused) as error:
                 self._logger.error("worker %d was not admitted: %s", sender, error)
@@ -185,7 +185,7 @@ class Beginning:
             for _ in range(LETTERS_MAX):
                 try:
                     letter = await self._rpc.call(Method.PEER_TAKE, deadline=ADMISSION_SECONDS / ADMISSION_TRIES)
-                    return admission.open(letter[PEER_INDEX_SIZE:])
+                    return admission.open(letter[PEER_INDEX_SIZE:])[0].config
                 except SealBroken as failed:
                     error = failed  # the late answer to an earlier hello, say: ours may lie behind it
                 except HostRefused:

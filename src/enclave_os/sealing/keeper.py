@@ -17,7 +17,7 @@ from enclave_os.sealing.opening import Loaded, Opening, Platform, differing, ope
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.wire.rpc import Method, SealLoadFlag
 
-KNOWN_FLAGS: Final = SealLoadFlag.BLOB | SealLoadFlag.STORE
+KNOWN_FLAGS: Final = int(SealLoadFlag.BLOB | SealLoadFlag.STORE)  # an IntFlag's complement has only known bits
 
 
 class SealKeeper:

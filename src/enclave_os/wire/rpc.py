@@ -20,6 +20,12 @@ CARRY_HEADER_SIZE: Final = 5  # which connection to the other enclave, as ours c
 CARRY_SIZE_MAX: Final = 64 << 10  # TLS bytes of one turn; the sealed content takes two or three
 PEER_INDEX_SIZE: Final = 2  # u16 LE: a worker
 PEER_LETTER_SIZE_MAX: Final = 100 << 10  # the sealed content, opened, and what a worker says with it
+PEER_CARRY_HEADER_SIZE: Final = 4  # u8 PeerCarryFlag, u8 zero, u16 LE worker
+PEER_RECORD_SIZE_MAX: Final = kv.KV_MESSAGE_SIZE_MAX - PEER_CARRY_HEADER_SIZE  # fits the smallest ring
+PEER_WINDOW: Final = 64
+"""Records that one worker may have on their way to another: what the host keeps for a worker that is slow."""
+PEER_PARKED_MAX: Final = 8
+"""Calls of PEER_CARRY that the host keeps unanswered for a worker: the oldest is answered with nothing."""
 CSR_SIZE_MAX: Final = 4096  # one P-256 key and a name, with room
 CHAIN_LENGTH_MAX: Final = 8  # the intermediary and those above it
 CHAIN_SIZE_MAX: Final = 16 << 10  # the intermediary and those above it, PEM
@@ -43,6 +49,7 @@ class Method(IntEnum):
     KV_BATCH = 19
     KV_MULTI_GET = 20
     KV_SCAN = 21
+    PEER_CARRY = 22
     KV_BATCH_PIECE = 28
     KV_BATCH_END = 29
 
@@ -67,6 +74,15 @@ class SealLoadFlag(IntFlag):
     """The sealed configuration follows; without it nothing does."""
     STORE = 2
     """A key-value store of this measurement exists."""
+
+
+class PeerCarryFlag(IntFlag):
+    """First byte of a PEER_CARRY request."""
+
+    RECORD = 1
+    """A record for the named worker follows; without it nothing does."""
+    ANEW = 2
+    """Whatever waits for the caller, and calls of it that are not answered yet, are of a former time: forget them."""
 
 
 class LogLevel(IntEnum):
@@ -148,6 +164,15 @@ METHODS: Final = MappingProxyType(
                 "u16 LE worker that sent it, letter; replied to when there is one",
                 PEER_INDEX_SIZE + 1,
                 PEER_INDEX_SIZE + PEER_LETTER_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.PEER_CARRY,
+                "u8 PeerCarryFlag, u8 zero, u16 LE worker, record",
+                PEER_CARRY_HEADER_SIZE,
+                PEER_CARRY_HEADER_SIZE + PEER_RECORD_SIZE_MAX,
+                "empty; or u16 LE worker, and the record that it sent, or nothing: it has ended",
+                0,
+                PEER_INDEX_SIZE + PEER_RECORD_SIZE_MAX,
             ),
             MethodSpec(
                 Method.SEAL_CARRY,

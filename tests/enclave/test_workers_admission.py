@@ -7,11 +7,15 @@ import pytest
 from enclave_os.errors import SealBroken
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.sealed_config import SealedConfig
-from enclave_os.sealing.workers import HELLO_SIZE, Admission, welcome
 from enclave_os.wire.policy import policy_of
 from enclave_os.wire.settings import check
+from enclave_os.workers.admission import HELLO_SIZE, Admission, Welcome, admit
 
 KEY = bytes(range(32))
+
+
+def welcome(hello: bytes, key: bytes, index: int, config: SealedConfig) -> bytes:
+    return admit(hello, key, index, Welcome(config))[0]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,21 @@ def test_a_worker_gets_the_whole_content(config: SealedConfig) -> None:
     assert len(admission.hello) == HELLO_SIZE
     answer = welcome(admission.hello, KEY, 1, config)
     assert config.master_key not in answer
-    assert admission.open(answer) == config
+    assert admission.open(answer)[0] == Welcome(config)
+
+
+def test_all_that_is_said_with_it_arrives_and_both_ends_have_one_channel(config: SealedConfig) -> None:
+    said = Welcome(config, bytes(range(32)), 7, bytes(range(32, 64)))
+    admission = Admission(KEY, 1)
+    answer, first = admit(admission.hello, KEY, 1, said)
+    heard, other = admission.open(answer)
+    assert heard == said
+    assert other.mirrored() == first
+    assert len({first.sending, first.receiving, first.channel_id}) == 3
+    assert first.sending.hex() not in repr(first)
+    # Another exchange, another channel.
+    again = Admission(KEY, 1)
+    assert admit(again.hello, KEY, 1, said)[1].sending != first.sending
 
 
 def test_other_code_gets_nothing(config: SealedConfig) -> None:
