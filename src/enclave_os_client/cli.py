@@ -16,6 +16,7 @@ import enclave_os
 
 from .commands import config_accept as config_accept_command
 from .commands import host_package
+from .commands import kv as kv_command
 from .commands import seal as seal_command
 from .commands import token as token_command
 from .commands import top as top_command
@@ -27,7 +28,7 @@ from .token import TokenError
 HOST_COMMANDS: Final = ("serve", "config", "ca")
 HOST_ACTIONS: Final = (("seal", "import"),)  # start an enclave, where the other actions talk to one
 OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
-COMMANDS: Final = (verify_command, seal_command, top_command, token_command, version_command)
+COMMANDS: Final = (verify_command, seal_command, kv_command, top_command, token_command, version_command)
 
 DESCRIPTION: Final = "Serve HTTPS from inside an enclave, and talk to one that does."
 
@@ -40,6 +41,7 @@ serving:
 using:
   verify     check who answers before trusting it    enclave-os verify https://HOST --mrenclave HEX
   seal       what a server has sealed                enclave-os seal status --help
+  kv         its key-value store                     enclave-os kv get --help
   top        what a server does right now            enclave-os top --help
   token      development keys and bearer tokens      enclave-os token keygen
   version    what is installed here                  enclave-os version

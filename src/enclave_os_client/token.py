@@ -115,10 +115,12 @@ def issue(
     audience: str = DEFAULT_AUDIENCE,
     lifetime: int = DEFAULT_LIFETIME,
     roles_claim: str = "roles",
+    scopes: Sequence[str] = (),
 ) -> str:
     """Sign a token.
 
     Args:
+        scopes: words of the claim `scope`; without one there is no such claim.
         now: seconds since the Unix epoch.
         lifetime: seconds, 1 to LIFETIME_MAX.
     Raises: TokenError: the key is not a P-256 private key, or the lifetime is out of range.
@@ -136,6 +138,8 @@ def issue(
         "jti": secrets.token_hex(16),
         roles_claim: list(roles),
     }
+    if scopes:
+        claims["scope"] = " ".join(scopes)
     return jwt.encode(claims, key, algorithm=ALGORITHM)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from enclave_os.errors import HostRefused, StoreBusy
+from enclave_os.errors import ClockUntrusted, HostRefused, SealBroken, StoreBusy
 from enclave_os.http import Request, Response, StreamingResponse, make_request
 from enclave_os.modules.api import Module, Route
 from enclave_os.modules.helloworld import WORLD, HelloWorld
@@ -53,6 +53,17 @@ def test_a_host_that_does_not_answer_costs_the_request_a_503() -> None:
     made = registry(Made("a", Route("GET", "/now", refuse), Route("GET", "/later", refuse_later)))
     for path in ("/now", "/later"):
         assert ask(made, "GET", path).status == 503
+    assert made.failures == 0
+
+
+@pytest.mark.parametrize(("error", "status"), [(SealBroken("put back"), 500), (ClockUntrusted("ahead"), 503)])
+def test_what_the_host_did_is_not_the_modules_failure(error: Exception, status: int) -> None:
+    def fail(_: Request) -> Response:
+        raise error
+
+    made = registry(Made("a", Route("GET", "/now", fail)))
+    answered = ask(made, "GET", "/now")
+    assert (answered.status, str(error).encode() in answered.body) == (status, False)
     assert made.failures == 0
 
 

@@ -31,9 +31,7 @@ ENGINE = Engine()
 PADDING = (0,) * 17
 
 
-def go(
-    linker: Linker, name: str, *values: Any, limits: CallLimits | None = None, subject: object = None
-) -> Outcome:
+def go(linker: Linker, name: str, *values: Any, limits: CallLimits | None = None, subject: object = None) -> Outcome:
     return run(
         linker, linker.component.exports[name], values, limits or CallLimits(), subject, lambda: None, lambda: 0.0
     )

@@ -42,9 +42,7 @@ def test_an_endless_loop_with_fuel_for_ever_ends_with_its_deadline(plain: Linker
             raise GuestTrap("over", "deadline")
 
     began = time.monotonic()
-    outcome = run(
-        plain, plain.component.exports["spin"], (), CallLimits(fuel=2**63), None, look_up, time.monotonic
-    )
+    outcome = run(plain, plain.component.exports["spin"], (), CallLimits(fuel=2**63), None, look_up, time.monotonic)
     assert trapped(outcome).reason == "deadline"
     assert time.monotonic() - began < 10 * 0.1 * 1.2
 
@@ -137,9 +135,7 @@ def test_crafted_names_are_refused() -> None:
 
 def test_too_many_exports_are_refused() -> None:
     exports = "".join(f'(func (export "f{n}") (canon lift (core func $m "f")))' for n in range(1001))
-    made = guests.wat(
-        f'(component (core module $M (func (export "f"))) (core instance $m (instantiate $M)) {exports})'
-    )
+    made = guests.wat(f'(component (core module $M (func (export "f"))) (core instance $m (instantiate $M)) {exports})')
     with pytest.raises(ComponentRefused, match="1000"):
         Component.compile(ENGINE, made)
 

@@ -161,7 +161,23 @@ class SealedKV:
                     found = sorted(found, key=lambda one: one.name)[:limit]
         return sorted(found, key=lambda one: one.name)[:limit]
 
-    async def _get(self, namespace: Namespace, token: bytes) -> Item | None:
+    async def names(
+        self, namespace: Namespace, start: bytes = b"", end: bytes = b"", limit: int = 256
+    ) -> list[tuple[bytes, int]]:
+        """Names and versions of what `scan` would find, for values of any size: those in parts are not read."""
+        if limit < 1:
+            raise UsageError("a scan returns at least one entry")
+        found: list[tuple[bytes, int]] = []
+        tokens = self._fresh.tokens(namespace.table)
+        for first in range(0, len(tokens), PAGE):
+            for item in await self._get_many(namespace, tokens[first : first + PAGE], whole=False):
+                if item is not None and item.name >= start and (not end or item.name < end):
+                    found.append((item.name, item.version))
+            if len(found) >= 2 * limit:
+                found = sorted(found)[:limit]
+        return sorted(found)[:limit]
+
+    async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
         place = (namespace.table, token)
         for _ in range(READS_MAX):
             if place in self._in_flight:
@@ -174,7 +190,7 @@ class SealedKV:
                 continue
             entry = self._opened(namespace, token, known, record)
             value = entry.value
-            if entry.count:
+            if entry.count and whole:
                 keys = [part_key(token, entry.parts_id, index) for index in range(entry.count)]
                 rows = await self._store.multi_get(namespace.table, keys)
                 if self._moved(place, known):
@@ -183,7 +199,10 @@ class SealedKV:
             return self._item(entry, value)
         raise StoreBusy("the key is written all the time: read it again later")
 
-    async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
+    async def _get_many(
+        self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = True
+    ) -> list[Item | None]:
+        """Args: whole: False leaves the parts of values unread; such an item's value means nothing."""
         places = [(namespace.table, token) for token in tokens]
         for place in places:
             if place in self._in_flight:
@@ -196,10 +215,10 @@ class SealedKV:
         rows = await self._store.multi_get(namespace.table, [tokens[index] for index, _ in asked])
         for (index, latest), record in zip(asked, rows, strict=True):
             if self._moved(places[index], latest):
-                items[index] = await self._get(namespace, tokens[index])
+                items[index] = await self._get(namespace, tokens[index], whole=whole)
                 continue
             entry = self._opened(namespace, tokens[index], latest, record)
-            if entry.count:
+            if entry.count and whole:
                 items[index] = await self._get(namespace, tokens[index])
             else:
                 items[index] = self._item(entry, entry.value)

@@ -176,6 +176,9 @@ class Table(Protocol):
         Its cost grows with the whole table: the host sees no order of names.
         """
 
+    async def names(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[tuple[bytes, int]]:
+        """Names and versions of what `scan` would find, also where all their values would be too much to hold."""
+
     def iterate(self) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Protocol
 
-from enclave_os.errors import ConfigError, HostRefused, StoreBusy
+from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, SealBroken, StoreBusy
 from enclave_os.http import HTTPError, Request, Response, error_response
 from enclave_os.modules._routes import ExactRoutes
 from enclave_os.modules.api import DATA_PATH, METHODS, NAME_PATTERN, Handler, Module, Route, Services
@@ -26,6 +26,8 @@ NOT_FOUND: Final = error_response(404, "not found")
 UNANSWERED: Final = error_response(404, "no module answers this")
 INTERNAL_ERROR: Final = error_response(500, "internal error")
 STORE_BUSY: Final = error_response(503, "the store is busy; try again later", (("Retry-After", "1"),))
+TIME_UNKNOWN: Final = error_response(503, "time is in doubt, and this depends on it; a manager can confirm it")
+TAMPERED: Final = error_response(500, "what the host stored is not what was written; nothing of it is served")
 HOST_UNAVAILABLE: Final = error_response(503, "a service that this needs does not answer now; try again later")
 
 # What a module may raise and only its request pays for. SystemExit is among it: a module does not stop the enclave.
@@ -273,6 +275,11 @@ class Registry:
             return HOST_UNAVAILABLE
         if isinstance(error, StoreBusy):
             return STORE_BUSY  # weather, and bounded: who asks again later gets it
+        if isinstance(error, ClockUntrusted):
+            return TIME_UNKNOWN
+        if isinstance(error, SealBroken):
+            self._logger.error("module %s: %s", owner, error)
+            return TAMPERED
         self.failures += 1
         self._logger.error("module %s failed: %s", owner, type(error).__name__)
         return INTERNAL_ERROR

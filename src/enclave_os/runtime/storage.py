@@ -76,6 +76,13 @@ class OwnedTable:
             self._watch.tampered(error)
             raise
 
+    async def names(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[tuple[bytes, int]]:
+        try:
+            return await self._kv.names(self.namespace, start, end, limit)
+        except SealBroken as error:
+            self._watch.tampered(error)
+            raise
+
     async def iterate(self) -> AsyncIterator[Item]:
         try:
             async for item in self._kv.iterate(self.namespace):

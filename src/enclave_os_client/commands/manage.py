@@ -47,11 +47,12 @@ class Refused(Exception):
         self.code = code
 
 
-def add_server(parser: Parser, role: str) -> None:
-    """Describe where the server is, whose token it is shown, and what must hold of it."""
+def add_server(parser: Parser, role: str = "", *, scope: str = "") -> None:
+    """Describe where the server is, whose token it is shown (of that role, or with that scope), and what must hold."""
     parser.add_argument("--url", required=True, metavar="https://HOST[:PORT]")
+    needs = f"of role {role}" if role else f"with the scope {scope}"
     parser.add_argument(
-        "--token", required=True, metavar="FILE", help=f"file with a bearer token of role {role}; - is standard input"
+        "--token", required=True, metavar="FILE", help=f"file with a bearer token {needs}; - is standard input"
     )
     add_demands(parser)
 
@@ -92,13 +93,24 @@ class Server:
 
     def ask(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The server's answer to one request."""
-        return _read(self.send(method, path, document))
+        return read(self.send(method, path, document))
 
-    def send(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> httpx.Response:
-        """What came back, whatever it is. The token's file is read for each."""
-        headers = {"Authorization": f"Bearer {_token(self._parsed)}"}
+    def send(
+        self,
+        method: str,
+        path: str,
+        document: Mapping[str, Any] | None = None,
+        *,
+        content: bytes | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """What came back, whatever it is. The token's file is read for each.
+
+        Args: path: as it is to stand on the wire. document, content: the body, as JSON or as it is.
+        """
+        headers = {**(fields or {}), "Authorization": f"Bearer {_token(self._parsed)}"}
         with self._saying():
-            return self._client.request(method, self._origin + path, json=document, headers=headers)
+            return self._client.request(method, self._origin + path, json=document, content=content, headers=headers)
 
     @contextlib.contextmanager
     def _saying(self) -> Iterator[None]:
@@ -145,7 +157,7 @@ def ask(
         finally:
             server.close()
         if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or response.headers.get("retry-after") != "0":
-            return _read(response)
+            return read(response)
     raise Refused(f"worker 0 of {parsed.url} was not reached in {CONNECTIONS_MAX} connections", os.EX_TEMPFAIL)
 
 
@@ -208,19 +220,28 @@ def _token(parsed: argparse.Namespace) -> str:
     return token
 
 
-def _read(response: httpx.Response) -> dict[str, Any]:
-    from enclave_os.evidence.exchange import printable
-
-    try:
-        document = load_object(response.content)
-    except ValueError as error:
-        raise Refused(f"the server answered {response.status_code} with no JSON object", os.EX_PROTOCOL) from error
+def read(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of an answer. Raises: Refused: it is none, or the server refused."""
     if response.is_success:
-        return document
-    text = f"the server answered {response.status_code}: {printable(str(document.get('error', 'without a reason')))}"
+        return _document(response)
+    text = f"the server answered {response.status_code}: {read_error(response)}"
     if response.status_code == UNAUTHORIZED:
         text += (
             "\n(an expired token, or another issuer's; or the server's clock is in doubt: enclave-os seal clock --help)"
         )
     codes = {UNAUTHORIZED: os.EX_NOPERM, 403: os.EX_NOPERM, 503: os.EX_TEMPFAIL, 429: os.EX_TEMPFAIL}
     raise Refused(text, codes.get(response.status_code, os.EX_DATAERR))
+
+
+def read_error(response: httpx.Response) -> str:
+    """What a server says in refusing, escaped. Raises: Refused: nothing that can be read."""
+    from enclave_os.evidence.exchange import printable
+
+    return printable(str(_document(response).get("error", "without a reason")))
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    try:
+        return load_object(response.content)
+    except ValueError as error:
+        raise Refused(f"the server answered {response.status_code} with no JSON object", os.EX_PROTOCOL) from error

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 from enclave_os_client import token
 
 if TYPE_CHECKING:
-    from .parser import Subparsers
+    from .parser import Parser, Subparsers
 
 EPILOG: Final = """\
 examples:
   enclave-os token keygen                          writes issuer.key.pem, prints the table for enclave-os.toml
   enclave-os token issue --role monitoring         a token of one hour for /status and /metrics
   enclave-os token issue --role manager --lifetime 300
+  enclave-os token issue --scope kv:orders:read --scope kv:orders:write     for enclave-os kv
   enclave-os token show TOKEN                      what a token says, unverified
   enclave-os token show - --key issuer.key.pem < token.txt
 
@@ -37,7 +38,7 @@ def add(commands: Subparsers) -> None:
     keygen = names.add_parser("keygen", description="Make an issuer's key and print its table for enclave-os.toml.")
     keygen.set_defaults(run=_keygen)
     issue = names.add_parser("issue", description="Print a bearer token.")
-    issue.set_defaults(run=_issue)
+    issue.set_defaults(run=lambda parsed: _issue(issue, parsed))
     for command in (keygen, issue):
         command.add_argument(
             "--key", type=Path, default=Path("issuer.key.pem"), metavar="FILE",
@@ -46,7 +47,10 @@ def add(commands: Subparsers) -> None:
         command.add_argument("--issuer", default=token.DEFAULT_ISSUER, help="claim iss (default: %(default)s)")
         command.add_argument("--audience", default=token.DEFAULT_AUDIENCE, help="claim aud (default: %(default)s)")
     issue.add_argument(
-        "--role", action="append", required=True, help="manager, monitoring, or a module's own; may be given again"
+        "--role", action="append", default=[], help="manager, monitoring, or a module's own; may be given again"
+    )
+    issue.add_argument(
+        "--scope", action="append", default=[], help="what a module lets in, as kv:orders:read; may be given again"
     )
     issue.add_argument("--subject", default="developer", help="claim sub (default: %(default)s)")
     issue.add_argument(
@@ -70,11 +74,14 @@ def _keygen(parsed: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def _issue(parsed: argparse.Namespace) -> int:
+def _issue(parser: Parser, parsed: argparse.Namespace) -> int:
+    if not parsed.role and not parsed.scope:
+        parser.error("what may its bearer do? give --role or --scope")
     print(
         token.issue(
             token.read_key_file(parsed.key),
             roles=parsed.role,
+            scopes=parsed.scope,
             subject=parsed.subject,
             now=int(time.time()),
             issuer=parsed.issuer,

@@ -1,0 +1,184 @@
+"""`enclave-os kv`: the key-value store of a server, key by key."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, unquote_to_bytes
+
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, read, read_error, run, say
+
+if TYPE_CHECKING:
+    import httpx
+
+    from .parser import Parser, Subparsers
+
+NOT_FOUND: Final = 404
+ABSENT: Final = "no such key"  # as the server says it
+CHANGED: Final = 412
+LIST_PAGE: Final = 1000
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
+
+KEYS: Final = """\
+A key is text, or with --encoded any bytes as %XX; `list` prints keys that way. Tokens carry the scopes
+kv:NAMESPACE:read and kv:NAMESPACE:write: enclave-os token issue --scope kv:orders:read
+"""
+KEY_EXIT_CODES: Final = EXIT_CODES.replace(
+    "66 a file cannot be read,", "66 no such key, or a file cannot be read,"
+).replace("65 the server refused the request", "65 the server refused the request, or the key has another version")
+
+EPILOG: Final = f"""\
+examples:
+  enclave-os kv put orders 17 'two of them' --url https://enclave.example --token t --mrenclave 4f3c...e1
+  enclave-os kv put orders scan.pdf --file scan.pdf --ttl 86400 --url ...
+  enclave-os kv get orders 17 --url https://enclave.example --token t --mrenclave 4f3c...e1 --state known.json
+  enclave-os kv put orders 17 three --if-version 4 --url ...     only if nobody wrote it since version 4
+  enclave-os kv list orders --prefix 1 --url ...
+  enclave-os kv delete orders 17 --url ...
+
+{KEYS}
+{TRUST}
+{KEY_EXIT_CODES}"""
+
+
+def add(commands: Subparsers) -> None:
+    """Describe the command."""
+    group = commands.add_parser("kv", description="The key-value store of a server.", epilog=EPILOG)
+    names = group.add_subparsers(dest="action", required=True, metavar="get|put|delete|list")
+    get = _with_key(names, "get", "Print a key's value as it is.", "read")
+    get.add_argument("--out", type=Path, metavar="FILE", help="write it there; an existing file is not overwritten")
+    get.set_defaults(run=lambda parsed: run(parsed, lambda given: _get(get, given)))
+    put = _with_key(names, "put", "Write a key; prints its version.", "write")
+    put.add_argument(
+        "value", nargs="?", metavar="VALUE", help="the value as text; without it, --file or standard input"
+    )
+    put.add_argument("--file", type=Path, metavar="FILE", help="the value is this file")
+    put.add_argument("--ttl", type=int, metavar="SECONDS", help="the key is absent again after so long")
+    condition = put.add_mutually_exclusive_group()
+    condition.add_argument("--if-absent", action="store_true", help="only if there is no such key")
+    condition.add_argument("--if-version", type=int, metavar="N", help="only if it has this version")
+    put.set_defaults(run=lambda parsed: run(parsed, lambda given: _put(put, given)))
+    delete = _with_key(names, "delete", "Delete a key, whether it is there or not.", "write")
+    delete.add_argument("--if-version", type=int, metavar="N", help="only if it has this version")
+    delete.set_defaults(run=lambda parsed: run(parsed, lambda given: _delete(delete, given)))
+    listing = _described(names, "list", "Print the keys of a namespace, in the order of their bytes.", "read")
+    listing.add_argument("--prefix", default="", help="only those that begin so")
+    listing.add_argument("--encoded", action="store_true", help="the prefix is percent-encoded")
+    listing.add_argument("--limit", type=int, metavar="N", help="at most so many; without it, all")
+    listing.add_argument("--json", action="store_true", help="for machines: a line for each, with its version")
+    listing.set_defaults(run=lambda parsed: run(parsed, lambda given: _list(listing, given)))
+
+
+def _described(names: Subparsers, name: str, description: str, scope: str) -> Parser:
+    made = names.add_parser(name, description=description, epilog=f"{KEYS}\n{TRUST}\n{KEY_EXIT_CODES}")
+    made.add_argument("namespace", metavar="NAMESPACE")
+    add_server(made, scope=f"kv:NAMESPACE:{scope}")
+    return made
+
+
+def _with_key(names: Subparsers, name: str, description: str, scope: str) -> Parser:
+    made = _described(names, name, description, scope)
+    made.add_argument("key", metavar="KEY")
+    made.add_argument("--encoded", action="store_true", help="KEY is percent-encoded, for bytes that are no text")
+    return made
+
+
+def _get(parser: Parser, parsed: argparse.Namespace) -> int:
+    value = _ask(parser, parsed, "GET").content
+    if parsed.out is None:
+        sys.stdout.buffer.write(value)
+        sys.stdout.buffer.flush()
+    else:
+        descriptor = os.open(parsed.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as stream:
+            stream.write(value)
+    return os.EX_OK
+
+
+def _put(parser: Parser, parsed: argparse.Namespace) -> int:
+    if parsed.value is not None and parsed.file is not None:
+        parser.error("the value comes from VALUE or from --file, not from both")
+    if parsed.value is not None:
+        value = os.fsencode(parsed.value)
+    elif parsed.file is not None:
+        value = parsed.file.read_bytes()
+    elif parsed.token == "-":  # noqa: S105  # no token, but where it comes from
+        parser.error("standard input is the token: give VALUE or --file")
+    else:
+        value = sys.stdin.buffer.read()
+    fields = {"If-None-Match": "*"} if parsed.if_absent else _if_version(parsed)
+    ttl = "" if parsed.ttl is None else f"&ttl={parsed.ttl}"
+    found = read(_ask(parser, parsed, "PUT", value, fields, ttl))
+    say(found.get("version"))
+    return os.EX_OK
+
+
+def _delete(parser: Parser, parsed: argparse.Namespace) -> int:
+    _ask(parser, parsed, "DELETE", None, _if_version(parsed))
+    return os.EX_OK
+
+
+def _list(parser: Parser, parsed: argparse.Namespace) -> int:
+    left = parsed.limit
+    cursor = ""
+    server = Server(parser, parsed)
+    try:
+        while left is None or left > 0:
+            limit = LIST_PAGE if left is None else min(LIST_PAGE, left)
+            path = f"{_namespace(parser, parsed)}?limit={limit}&prefix={quote(_bytes(parsed, parsed.prefix), safe='')}"
+            page = read(server.send("GET", path + cursor))
+            rows: list[dict[str, Any]] = page["keys"]
+            say(*(json.dumps(row) if parsed.json else row["key"] for row in rows))
+            if page["cursor"] is None:
+                break
+            left = None if left is None else left - len(rows)
+            cursor = f"&cursor={quote(unquote_to_bytes(page['cursor']), safe='')}"
+    finally:
+        server.close()
+    return os.EX_OK
+
+
+def _ask(
+    parser: Parser,
+    parsed: argparse.Namespace,
+    method: str,
+    value: bytes | None = None,
+    fields: dict[str, str] | None = None,
+    more: str = "",
+) -> httpx.Response:
+    """One request about the key that the flags name. Raises: Refused."""
+    path = f"{_namespace(parser, parsed)}?key={quote(_bytes(parsed, parsed.key), safe='')}{more}"
+    server = Server(parser, parsed)
+    try:
+        response = server.send(method, path, content=value, fields=fields)
+    finally:
+        server.close()
+    if response.status_code == NOT_FOUND:
+        # A server without this store answers 404 as well, in other words.
+        said = read_error(response)
+        raise Refused(said, os.EX_NOINPUT if said == ABSENT else os.EX_DATAERR)
+    if response.status_code == CHANGED:
+        has = response.headers.get("etag", "").strip('"')
+        raise Refused(f"the key has version {has}" if has.isdigit() else "the key is absent", os.EX_DATAERR)
+    if not response.is_success:
+        read(response)
+    return response
+
+
+def _namespace(parser: Parser, parsed: argparse.Namespace) -> str:
+    if not _NAMESPACE.match(parsed.namespace):
+        parser.error("a namespace has 1 to 64 letters, digits, and . _ ~ -")
+    return f"/kv/{parsed.namespace}"
+
+
+def _bytes(parsed: argparse.Namespace, text: str) -> bytes:
+    return unquote_to_bytes(text) if parsed.encoded else os.fsencode(text)
+
+
+def _if_version(parsed: argparse.Namespace) -> dict[str, str]:
+    return {} if parsed.if_version is None else {"If-Match": f'"{parsed.if_version}"'}

@@ -1,0 +1,180 @@
+"""The key-value store of a whole server: what was acknowledged survives any end, and a host that lies is found out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.kv_site import KVSite
+from tests.e2e.server import Server
+from tests.e2e.test_attestation import manifest
+from tests.e2e.wire import HELLO, Connection
+
+REFUSED = 1
+
+
+@pytest.fixture
+def site(python: Path, tmp_path: Path) -> Iterator[KVSite]:
+    made = KVSite(python, tmp_path)
+    yield made
+    made.stop()
+
+
+def state_of(server: Server) -> dict[str, Any]:
+    found: dict[str, Any] = manifest(server)["state"]
+    return found
+
+
+def end(server: Server) -> None:
+    """As a power cut does: both processes at once."""
+    server._asked = True
+    for pid in (server.host_pid, *server.enclave_pids.values()):
+        os.kill(pid, signal.SIGKILL)
+    assert server.wait() == -signal.SIGKILL
+
+
+def test_the_command_line_from_start_to_start(site: KVSite) -> None:
+    server = site.start()
+    blob = os.urandom(200_000)
+    (site.folder / "blob").write_bytes(blob)
+    assert site.command(server, "kv", "put", "ns", "orders/17", "two") == b"1\n"
+    site.command(server, "kv", "put", "ns", "blob", "--file", site.folder / "blob")
+    site.command(server, "kv", "put", "ns", "%00%ff", "--encoded", given=b"from standard input")
+    server.stop()
+    assert "the key-value store is open" not in server.log
+    again = site.start()
+    again.wait_for_log("the key-value store is open: 4 rows, version 3")
+    assert site.command(again, "kv", "get", "ns", "orders/17") == b"two"
+    assert site.command(again, "kv", "get", "ns", "blob") == blob
+    assert site.command(again, "kv", "list", "ns") == b"%00%FF\nblob\norders%2F17\n"
+    assert json.loads(site.command(again, "kv", "list", "ns", "--prefix", "o", "--json")) == {
+        "key": "orders%2F17", "version": 1,
+    }  # fmt: skip
+    assert b"has version 1" in site.command(
+        again, "kv", "put", "ns", "orders/17", "x", "--if-absent", code=os.EX_DATAERR
+    )
+    site.command(again, "kv", "put", "ns", "orders/17", "three", "--if-version", "1")
+    assert b"scope" in site.command(again, "kv", "get", "ns", "blob", code=os.EX_NOPERM, scopes=["kv:other:read"])
+    site.command(again, "kv", "delete", "ns", "orders/17")
+    assert b"no such key" in site.command(again, "kv", "get", "ns", "orders/17", code=os.EX_NOINPUT)
+
+
+def test_the_largest_value_and_one_more_byte(site: KVSite) -> None:
+    """KV10: 16 MiB through TLS, parts and rings, and back."""
+    server = site.start()
+    value = os.urandom(1 << 20) * 16
+    with site.client(server) as client:
+        assert client.put("/kv/ns/large", content=value).status_code == 200
+        assert client.get("/kv/ns/large").content == value
+        assert client.put("/kv/ns/large", content=value + b"\0").status_code == 413
+        assert client.put("/kv/ns/" + "k" * 1024, content=b"").status_code == 200
+        assert client.put("/kv/ns/" + "k" * 1025, content=b"").status_code == 400
+
+
+def test_a_power_cut_loses_nothing_and_evidence_is_live(site: KVSite) -> None:
+    server = site.start({"kv": {"checkpoint": 3600}})
+    before = state_of(server)
+    assert (before["version"], before["root"]) == (0, None)
+    with site.client(server) as client:
+        for number in range(20):
+            assert client.put(f"/kv/ns/{number}", content=b"%d" % number).status_code == 200
+    after = state_of(server)
+    assert (after["boot"], after["version"]) == (1, 20)
+    end(server)
+    again = site.start()
+    again.wait_for_log("21 rows, version 20")
+    found = state_of(again)
+    assert (found["boot"], found["version"], found["root"]) == (2, 20, after["root"])
+    with site.client(again) as client:
+        assert [client.get(f"/kv/ns/{number}").content for number in range(20)] == [b"%d" % n for n in range(20)]
+    with site.client(again, roles=["monitoring"]) as client:
+        counters = client.get("/metrics").json()["counters"]
+    assert (counters["kv_rows"], counters["kv_version"], counters["kv_tampering_total"]) == (21, 20, 0)
+
+
+def test_kv5_a_lost_configuration_is_no_first_boot(site: KVSite) -> None:
+    server = site.start()
+    with site.client(server) as client:
+        client.put("/kv/ns/a", content=b"1")
+    server.stop()
+    blob = site.sealed / "config.sealed"
+    held = blob.read_bytes()
+    blob.unlink()
+    log = site.refused()
+    assert "the key-value store of this measurement exists" in log
+    assert not blob.exists()
+    blob.write_bytes(held)
+    site.start()
+
+
+def test_kv4_a_store_from_before_the_checkpoint_is_refused_and_a_whole_older_state_by_who_remembers(
+    site: KVSite,
+) -> None:
+    memory = site.folder / "memory.json"
+    server = site.start()
+    with site.client(server) as client:
+        client.put("/kv/ns/balance", content=b"100")
+    server.stop()
+    old = site.copy(site.sealed, "old")
+    server = site.start()
+    with site.client(server) as client:
+        client.put("/kv/ns/balance", content=b"0")
+    site.verify(server, memory)
+    server.stop()
+    new = site.copy(site.sealed, "new")
+    site.put_back(old / "store", site.sealed / "store")  # the store alone: the sealed checkpoint knows better
+    assert "the key-value store is refused" in site.refused()
+    shutil.rmtree(site.sealed / "store")  # or nothing at all
+    assert "the key-value store is refused" in site.refused()
+    site.put_back(old, site.sealed)  # both: the enclave cannot know, and a client that remembers does
+    rolled_back = site.start()
+    with site.client(rolled_back) as client:
+        assert client.get("/kv/ns/balance").content == b"100"
+        client.put("/kv/ns/more", content=b"writes")
+    assert "REFUSED" in site.verify(rolled_back, memory, REFUSED)
+    refused = site.command(rolled_back, "kv", "get", "ns", "balance", "--state", memory, code=REFUSED)
+    assert b"REFUSED" in refused
+    assert b"100" not in refused
+    rolled_back.stop()
+    site.put_back(new, site.sealed)
+    site.verify(site.start(), memory)
+
+
+def test_kv4_two_clones_are_told_apart_by_who_saw_one(site: KVSite) -> None:
+    memory = site.folder / "memory.json"
+    server = site.start()
+    with site.client(server) as client:
+        client.put("/kv/ns/a", content=b"1")
+    server.stop()
+    copy = site.copy(site.state, "clone")
+    servers = [site.start(), site.start(state=copy)]
+    for number, running in enumerate(servers):
+        with site.client(running) as client:
+            assert client.put(f"/kv/ns/of-{number}", content=b"1").status_code == 200
+    states = [state_of(running) for running in servers]
+    assert states[0]["boot"] == states[1]["boot"]
+    assert states[0]["version"] == states[1]["version"]
+    assert states[0]["root"] != states[1]["root"]
+    site.verify(servers[0], memory)
+    assert "REFUSED" in site.verify(servers[1], memory, REFUSED)
+    site.verify(servers[0], memory)
+
+
+def test_several_workers_are_refused_in_words(site: KVSite) -> None:
+    assert "server.workers = 1" in site.refused({"server": {"workers": 2}})
+
+
+def test_a_server_without_the_module_keeps_no_store(site: KVSite, server: Server) -> None:
+    with Connection(server) as connection:
+        assert connection.ask(HELLO).body == b"world"
+    (folder,) = (server.state / "sealed").glob("*")
+    state: dict[str, Any] = state_of(server)
+    assert state["root"] is None
+    assert [path.name for path in (folder / "store").glob("*.sst")] == []
