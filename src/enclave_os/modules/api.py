@@ -472,6 +472,10 @@ class Module:
         """Certificate extensions of this module: OID in dotted form, and its raw value."""
         return {}
 
+    def counters(self) -> Mapping[str, int | float]:
+        """Counters and gauges of this module on this worker, now, for `/metrics`; names begin with the module's."""
+        return {}
+
     def app_identities(self) -> Sequence[AppIdentity]:
         """Applications of this module that have certificates of their own."""
         return ()

@@ -114,6 +114,13 @@ class Registry:
         """The modules' names, in the order in which they are asked."""
         return tuple(module.name for module in self.modules)
 
+    def counters(self) -> dict[str, int | float]:
+        """What the modules count, those that are started."""
+        counters: dict[str, int | float] = {}
+        for module in self._started:
+            counters.update(module.counters())
+        return counters
+
     async def start(self, services_for: Callable[[Module], Services]) -> None:
         """Start every module in order, then build the table. If one fails, those before it are stopped again.
 

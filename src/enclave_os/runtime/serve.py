@@ -381,6 +381,7 @@ class Server:
             "module_failures_total": self._registry.failures,
             **({} if self._certificates is None else self._certificates.counters()),
             **self._attestation.sessions.counters(),
+            **self._registry.counters(),
             **self._store.counters(),
         }
 

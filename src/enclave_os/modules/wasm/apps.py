@@ -1,0 +1,411 @@
+"""The apps of one worker: loaded, replaced, unloaded, and the same as in the store, whoever changed it.
+
+    absent --load--> ready --replace--> ready --unload--> absent
+    start: ready, or locked (its developer's key has to come again), or failed (says why, serves nothing)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+from enclave_os.evidence import oids
+from enclave_os.evidence.config_leaf import canonical_json, config_leaf
+from enclave_os.evidence.merkle import root
+from enclave_os.http import HTTPError
+from enclave_os.modules.api import AppIdentity, Services, Token
+from enclave_os.modules.auth import Authenticator
+from enclave_os.modules.wasm import host
+from enclave_os.modules.wasm.host.context import AppMeans
+from enclave_os.modules.wasm.meter import AppMeter
+from enclave_os.modules.wasm.settings import WasmSettings
+from enclave_os.modules.wasm.spec import AppSpec, key_source
+from enclave_os.modules.wasm.store import CONSENTS_MAX, AppRecord, AppStore, erase
+from enclave_os.wasm import CallLimits, Component, ComponentRefused, Engine, Linker
+
+_T = TypeVar("_T")
+
+DATA_TABLES: Final = ("files", "keys", "values")
+LOG_LINES_MAX: Final = 500
+LOG_LINE_SIZE_MAX: Final = 1000
+BUNDLE_MAGIC: Final = b"enclave-os compiled component 1\n"
+BUNDLE_HEAD: Final = len(BUNDLE_MAGIC) + 32 + 32 + 32  # magic, fingerprint, SHA-256 of the component, MAC
+
+
+@dataclass(eq=False, slots=True)
+class App:
+    """One app on this worker.
+
+    Attributes:
+        linker: None while it is not ready.
+        means: what its calls may use; None while it is not ready.
+        state: `ready`, `locked` or `failed`; why: what to do about the latter two.
+        log: its last lines; the host's log never has them.
+    """
+
+    record: AppRecord
+    linker: Linker | None = None
+    means: AppMeans | None = None
+    authenticator: Authenticator | None = None
+    state: str = "ready"
+    why: str = ""
+    meter: AppMeter = field(default_factory=AppMeter)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES_MAX))
+
+    def write_log(self, line: str) -> None:
+        """One line of the app's log: it stays inside, for the app's owner. From any thread."""
+        self.log.append(line[:LOG_LINE_SIZE_MAX])
+
+    @property
+    def name(self) -> str:
+        """The app's name."""
+        return self.record.spec.name
+
+    @property
+    def component(self) -> Component:
+        """What runs. Raises: HTTPError: 503: it is not ready."""
+        return self.ready()[0].component
+
+    @property
+    def limits(self) -> CallLimits:
+        """What one call may use."""
+        spec = self.record.spec
+        return CallLimits(fuel=spec.fuel, memory=spec.memory, seconds=spec.seconds)
+
+    def ready(self) -> tuple[Linker, AppMeans]:
+        """What a call needs. Raises: HTTPError: 503: it is not ready, and why."""
+        if self.linker is None or self.means is None:
+            raise HTTPError(503, f"the app {self.name} is {self.state}: {self.why}")
+        return self.linker, self.means
+
+    def leaves(self) -> dict[str, bytes]:
+        """The app's own configuration tree."""
+        return {name: canonical_json(value) for name, value in self.record.public().items() if value is not None}
+
+    def identity(self) -> dict[str, bytes]:
+        """The extensions of its certificate."""
+        leaves = sorted(self.leaves().items(), key=lambda pair: pair[0].encode())
+        return {
+            oids.APP_CONFIG_ROOT: root([config_leaf(name, data) for name, data in leaves]),
+            oids.APP_CODE: self.record.code,
+            oids.APP_KEY_SOURCE: self.record.source.encode("ascii"),
+            oids.APP_CONFIG: self.record.spec.configuration_hash(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """For who may list apps."""
+        ready = self.linker is not None
+        return {
+            **self.record.public(),
+            "state": self.state,
+            **({"why": self.why} if self.why else {}),
+            "size": self.record.size,
+            "configuration_hash": self.record.spec.configuration_hash().hex(),
+            "loaded": ready,
+            "exports": [
+                {
+                    "name": export.name,
+                    "param_count": len(export.function.params),
+                    "result_count": int(export.function.result is not None),
+                }
+                for export in (self.component.exports.values() if ready else ())
+            ],
+            **({"imports": list(self.component.imports), "not_callable": self.component.skipped} if ready else {}),
+        }
+
+
+class Apps:
+    """All apps.
+
+    Args:
+        changed: what is attested of them has changed.
+    """
+
+    def __init__(
+        self, services: Services, settings: WasmSettings, store: AppStore, engine: Engine, changed: Callable[[], None]
+    ) -> None:
+        self._services = services
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self._changed = changed
+        self._compiler = ThreadPoolExecutor(1, "wasm-compile")  # one at a time: each may take a core and much memory
+        self._changing = asyncio.Lock()
+        self._revision = -1
+        self.by_name: dict[str, App] = {}
+        self.by_hostname: dict[str, App] = {}
+
+    def close(self) -> None:
+        """Wait for a compilation that is under way."""
+        self._compiler.shutdown(cancel_futures=True)
+
+    def get(self, name: str) -> App:
+        """An app. Raises: HTTPError: 404."""
+        app = self.by_name.get(name)
+        if app is None:
+            raise HTTPError(404, f"there is no app {name!r}")
+        return app
+
+    # -- as the store has it ------------------------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Have what the store has: at start, and when another worker changed it."""
+        revision = await self._store.revision()
+        if revision == self._revision:
+            return
+        async with self._changing:
+            records = await self._store.records()
+            for name in [name for name in self.by_name if name not in records]:
+                self._drop(self.by_name[name])
+            for name, record in records.items():
+                known = self.by_name.get(name)
+                if known is None or known.record.version != record.version:
+                    await self._restore(record, known)
+            self._revision = revision
+        self._changed()
+
+    async def _restore(self, record: AppRecord, known: App | None) -> None:
+        key = record.key
+        if key is None and known is not None and known.record.source == record.source:
+            key = known.record.spec.brought_key
+        try:
+            linker = await self._linked(record.code)
+        except (ComponentRefused, HTTPError) as error:
+            self._services.logger.error("the app %s does not load: %s", record.spec.name, error)
+            self._take(App(record, state="failed", why=str(error)))
+            return
+        if key is None:
+            why = "its data is sealed with its developer's key: POST it to /wasm/apps/<name>/key"
+            self._take(App(record, state="locked", why=why))
+            return
+        self._take(self._made(record, linker, key))
+
+    async def _linked(self, code: bytes) -> Linker:
+        """A component by its hash, compiled before or now."""
+        compiled = await self._store.compiled(code, self._engine.fingerprint)
+        if compiled is not None:
+            return await self._in_compiler(lambda: self._link(Component.deserialize(self._engine, compiled)))
+        wasm = await self._store.code(code)
+        if wasm is None:
+            raise HTTPError(503, "its component is not in the store, or only code for another engine: load it again")
+        linker = await self._in_compiler(lambda: self._link(Component.compile(self._engine, wasm)))
+        await self._store.put_compiled(code, self._engine.fingerprint, linker.component.serialize())
+        return linker
+
+    def _link(self, component: Component) -> Linker:
+        return component.link(host.INTERFACES)
+
+    async def _in_compiler(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._compiler, work)
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    async def load(self, spec: AppSpec, code: bytes | None, caller: Token, *, manager: bool) -> tuple[App, bool]:
+        """Load an app, or replace one. Returns: it, and whether it is new.
+
+        Args: code: a component, or our own compiled bundle; None keeps the code that is there.
+        Raises: HTTPError: 400, 403, 404, 409, 413, 422.
+        """
+        async with self._changing:
+            known = self.by_name.get(spec.name)
+            if known is None and not manager:
+                raise HTTPError(403, "a new app is loaded by a manager")
+            if known is not None:
+                self.may_change(known, caller, manager=manager)
+            if known is None and len(self.by_name) >= self._settings.apps_max:
+                raise HTTPError(409, f"there are {self._settings.apps_max} apps already")
+            other = self.by_hostname.get(spec.hostname)
+            if spec.hostname and other is not None and other.name != spec.name:
+                raise HTTPError(409, "the host name is another app's")
+            authenticator = spec.permissions.authenticator(self._services.clock)
+            linker, digest, size = await self._take_code(known, code, manager=manager)
+            spec.permissions.check_functions(linker.component.exports)
+            record, key = self._record(spec, known, digest, size, caller)
+            app = self._made(record, linker, key, authenticator)
+            app.record = await self._store.put(record)
+            if known is not None:
+                app.meter = known.meter
+                await self._after_replacing(known.record, app.record)
+            self._take(app)
+        self._changed()
+        return app, known is None
+
+    async def _take_code(self, known: App | None, code: bytes | None, *, manager: bool) -> tuple[Linker, bytes, int]:
+        if code is None:
+            if known is None:
+                raise HTTPError(400, "a new app comes with its component")
+            return await self._linked(known.record.code), known.record.code, known.record.size
+        if len(code) > self._settings.component_bytes:
+            raise HTTPError(413, f"a component has at most {self._settings.component_bytes} bytes here")
+        try:
+            if code.startswith(BUNDLE_MAGIC):
+                return await self._take_bundle(code, manager=manager)
+            linker: Linker = await self._in_compiler(lambda: self._link(Component.compile(self._engine, code)))
+        except ComponentRefused as error:
+            raise HTTPError(422, str(error)) from error
+        digest = await self._store.put_code(code)
+        await self._store.put_compiled(digest, self._engine.fingerprint, linker.component.serialize())
+        return linker, digest, len(code)
+
+    def _record(
+        self, spec: AppSpec, known: App | None, digest: bytes, size: int, caller: Token
+    ) -> tuple[AppRecord, bytes]:
+        """What will be kept, and the key of the app's data."""
+        fresh = self._services.random(16).hex()
+        made = None if spec.brought_key is not None else self._services.random(32)
+        key = spec.brought_key or made or b""
+        if known is None:
+            owner = (caller.issuer, caller.subject)
+            return AppRecord(spec, digest, size, owner, fresh, made, key_source(spec.brought_key)), key
+        old = known.record
+        same_key = spec.brought_key is None or key_source(spec.brought_key) == old.source
+        consents = old.consents
+        if old.code != digest and spec.keep_data:
+            if len(consents) >= CONSENTS_MAX:
+                raise HTTPError(409, f"the data went from component to component {CONSENTS_MAX} times; begin anew")
+            consents = (*consents, (old.code.hex(), digest.hex()))
+        if (old.code == digest or spec.keep_data) and same_key:
+            kept = old.key or spec.brought_key or (known.record.spec.brought_key or b"")
+            if not kept:
+                raise HTTPError(409, "the app is locked: give its encryption_key")
+            spec = replace(spec, brought_key=None if old.key is not None else kept)
+            return replace(old, spec=spec, code=digest, size=size, consents=consents), kept
+        if spec.keep_data:
+            raise HTTPError(409, "the data that is to be kept is sealed with another key")
+        # Other code without consent, or another key: the old data is out of reach, and goes.
+        source = key_source(spec.brought_key)
+        made_new = AppRecord(spec, digest, size, old.owner, fresh, made, source, version=old.version)
+        return made_new, key
+
+    async def _after_replacing(self, old: AppRecord, new: AppRecord) -> None:
+        if old.namespace != new.namespace:
+            await self._erase_data(old)
+        if old.code != new.code and not any(
+            app.record.code == old.code for app in self.by_name.values() if app.name != new.spec.name
+        ):
+            await self._store.drop_code(old.code, self._engine.fingerprint)
+
+    async def unload(self, name: str, caller: Token, *, manager: bool) -> None:
+        """Forget an app and its data. Raises: HTTPError: 403, 404, 409."""
+        async with self._changing:
+            app = self.get(name)
+            self.may_change(app, caller, manager=manager)
+            await self._store.delete(app.record)
+            self._drop(app)
+            await self._erase_data(app.record)
+            if not any(other.record.code == app.record.code for other in self.by_name.values()):
+                await self._store.drop_code(app.record.code, self._engine.fingerprint)
+        self._changed()
+
+    async def unlock(self, name: str, key: bytes, caller: Token, *, manager: bool) -> App:
+        """Give an app its developer's key again. Raises: HTTPError: 403, 404, 409."""
+        async with self._changing:
+            app = self.get(name)
+            self.may_change(app, caller, manager=manager)
+            if not hmac.compare_digest(key_source(key), app.record.source):
+                raise HTTPError(409, "this is not the key that the app's data is sealed with")
+            linker = await self._linked(app.record.code)
+            self._take(self._made(replace(app.record, spec=replace(app.record.spec, brought_key=key)), linker, key))
+        return self.get(name)
+
+    def may_change(self, app: App, caller: Token, *, manager: bool) -> None:
+        """Raises: HTTPError: 403: neither a manager nor the app's owner."""
+        if not manager and (caller.issuer, caller.subject) != app.record.owner:
+            raise HTTPError(403, "an app is changed by its owner or a manager")
+
+    async def _erase_data(self, record: AppRecord) -> None:
+        # Rows are deleted whatever their key: the names of rows are sealed with it, so without it they cannot be found.
+        key = record.key or record.spec.brought_key
+        if key is None:
+            return
+        for name in DATA_TABLES:
+            await erase(self._store.table(name, record.namespace, key))
+
+    # -- compiled code that goes out and comes back -----------------------------------------------------------------
+
+    async def bundle(self, app: App) -> bytes:
+        """An app's compiled code under our MAC."""
+        compiled = await self._in_compiler(app.component.serialize)
+        head = BUNDLE_MAGIC + self._engine.fingerprint + app.record.code
+        return head + await self._mac(head, compiled) + compiled
+
+    async def _take_bundle(self, bundle: bytes, *, manager: bool) -> tuple[Linker, bytes, int]:
+        if not manager:
+            raise HTTPError(403, "compiled code is taken from a manager only")
+        head, mac, compiled = bundle[: BUNDLE_HEAD - 32], bundle[BUNDLE_HEAD - 32 : BUNDLE_HEAD], bundle[BUNDLE_HEAD:]
+        # The MAC first: nothing of what is not ours is looked at.
+        if not hmac.compare_digest(mac, await self._mac(head, compiled)):
+            raise HTTPError(422, "this compiled code was not made by this enclave")
+        fingerprint, digest = head[len(BUNDLE_MAGIC) : -32], head[-32:]
+        if fingerprint != self._engine.fingerprint:
+            raise HTTPError(422, "this code was compiled for another engine: load the component itself")
+        linker: Linker = await self._in_compiler(lambda: self._link(Component.deserialize(self._engine, compiled)))
+        await self._store.put_compiled(digest, fingerprint, compiled)
+        return linker, digest, len(compiled)
+
+    async def _mac(self, head: bytes, compiled: bytes) -> bytes:
+        key = await self._store.mac_key(self._services.random(32))
+        return hmac.digest(key, head + hashlib.sha256(compiled).digest(), "sha256")
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    def _made(
+        self, record: AppRecord, linker: Linker, key: bytes, authenticator: Authenticator | None = None
+    ) -> App:
+        services, spec = self._services, record.spec
+        known = self.by_name.get(spec.name)
+        log: deque[str] = deque(maxlen=LOG_LINES_MAX) if known is None else known.log
+        files, keys, values = (self._store.table(name, record.namespace, key) for name in DATA_TABLES)
+        means = AppMeans(
+            name=spec.name,
+            env=spec.env,
+            args=spec.args,
+            files=files,
+            keys=keys,
+            values=values,
+            clock=services.clock,
+            random=services.random,
+            egress=services.egress,
+            log=log.append,
+            file_bytes=self._settings.file_bytes,
+            response_bytes=self._settings.response_bytes,
+        )
+        if known is not None and known.means is not None and known.record.namespace == record.namespace:
+            means.memory_keys = known.means.memory_keys
+        return App(record, linker, means, authenticator or spec.permissions.authenticator(services.clock), log=log)
+
+    def _take(self, app: App) -> None:
+        known = self.by_name.get(app.name)
+        if known is not None:
+            app.meter = known.meter
+            self.by_hostname.pop(known.record.spec.hostname, None)
+        self.by_name[app.name] = app
+        if app.record.spec.hostname:
+            self.by_hostname[app.record.spec.hostname] = app
+
+    def _drop(self, app: App) -> None:
+        self.by_name.pop(app.name, None)
+        self.by_hostname.pop(app.record.spec.hostname, None)
+
+    # -- what is attested ---------------------------------------------------------------------------------------------
+
+    def leaves(self) -> Mapping[str, bytes]:
+        """One leaf for each app: everything that is public of it."""
+        return {f"app.{name}": canonical_json(app.record.public()) for name, app in self.by_name.items()}
+
+    def code_hash(self) -> bytes | None:
+        """P.2.3 and P.2.5: SHA-256 over name || code hash of all apps, by name; None without apps."""
+        if not self.by_name:
+            return None
+        parts = (name.encode() + app.record.code for name, app in sorted(self.by_name.items()))
+        return hashlib.sha256(b"".join(parts)).digest()
+
+    def identities(self) -> list[AppIdentity]:
+        """The apps with host names of their own."""
+        return [AppIdentity(hostname, app.identity()) for hostname, app in sorted(self.by_hostname.items())]

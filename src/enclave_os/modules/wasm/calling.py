@@ -1,0 +1,151 @@
+"""From a request to an app's function and back: who may, on which thread, at what cost, and what the caller is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from enclave_os.errors import EnclaveError
+from enclave_os.http import HTTPError, Response
+from enclave_os.modules.api import Services, Token
+from enclave_os.modules.wasm.apps import App
+from enclave_os.modules.wasm.host.context import CallContext, GuestExit
+from enclave_os.modules.wasm.permissions import authorize, token_of
+from enclave_os.wasm import Export, GuestTrap, Outcome, Pool, PoolFull, Turn, ValueMismatch, run
+from enclave_os.wasm.json_values import arguments, encode
+
+# What the caller is told of an app that did not answer; what exactly happened is the app's log's.
+TRAPS: Final[dict[str, tuple[int, str]]] = {
+    "trap": (500, "the app failed"),
+    "exit": (500, "the app ended itself instead of answering"),
+    "fuel": (500, "the app used up its fuel"),
+    "memory": (500, "the app needs more memory than it has"),
+    "deadline": (504, "the app did not answer in time"),
+    "conflict": (409, "another call changed what this one wrote; try again"),
+    "clock": (503, "what time it is cannot be known now; try again later"),
+    "cancelled": (503, "the server is ending; try again"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call came to. Attributes: value: of the function's result type; text: the same as JSON."""
+
+    export: Export
+    value: Any
+    text: bytes
+
+    @property
+    def is_err(self) -> bool:
+        """Whether the function said so itself: its result is a `result`, and that is `err`."""
+        result = self.export.function.result
+        return result is not None and result.kind == "result" and self.value[0] == "err"
+
+
+class Caller:
+    """Calls functions of apps.
+
+    Args: pool: where they run.
+    """
+
+    def __init__(self, services: Services, pool: Pool) -> None:
+        self._services = services
+        self._pool = pool
+        self.calls = 0
+        self.errors = 0
+        self.fuel = 0
+
+    def allow(self, app: App, function: str | None, token: str | None) -> Token | None:
+        """Whether a caller may call a function, or (None) see the app's descriptions. Returns: who it is.
+
+        Raises: HTTPError: 401, 403.
+        """
+        permissions = app.record.spec.permissions
+        who = token_of(token, app.authenticator, self._services.tokens)
+        authorize(permissions.schema if function is None else permissions.rule(function), who)
+        return who
+
+    async def call(
+        self, app: App, function: str, token: str | None, take: Callable[[Export], tuple[Any, ...]]
+    ) -> Answer:
+        """Call a function.
+
+        Args: take: makes the arguments; on the call's thread, so that what is large costs the app and not everybody.
+        Raises: HTTPError: 400, 401, 403, 404, 409, 500, 503, 504. What the store raises goes through.
+        """
+        linker, means = app.ready()
+        export = linker.component.exports.get(function)
+        if export is None:
+            # Asked of everybody, so that who may not call learns no names.
+            self.allow(app, function, token)
+            known = f"GET /rpc/{app.name}/schema lists them"
+            raise HTTPError(404, f"the app {app.name} has no function {function!r}; {known}")
+        who = self.allow(app, function, token)
+        caller = None if who is None else (who.subject, tuple(sorted(who.roles)))
+        now = self._services.clock.monotonic
+
+        def work(turn: Turn) -> tuple[Outcome, bytes]:
+            values = take(export)
+            context = CallContext(means, turn.wait_for, turn.remaining, caller)
+            outcome = run(linker, export, values, app.limits, context, turn.look_up, now)
+            outcome = _finish(context, outcome)
+            kind = export.function.result
+            text = b"" if outcome.failure is not None else _json(None if kind is None else encode(kind, outcome.answer))
+            return outcome, text
+
+        try:
+            outcome, text = await self._pool.submit(app.name, work, app.limits.seconds)
+        except PoolFull as error:
+            again = (("Retry-After", "1"),)
+            raise HTTPError(503, "the app has too many calls already; try again later", again) from error
+        except ValueMismatch as error:
+            raise HTTPError(400, str(error)) from error
+        except GuestTrap as trap:  # before it began: the deadline passed in the queue
+            raise HTTPError(*TRAPS[trap.reason]) from trap
+        self._note(app, function, outcome)
+        if outcome.failure is not None:
+            self._fail(app, function, outcome.failure)
+        return Answer(export, outcome.answer, text)
+
+    def _note(self, app: App, function: str, outcome: Outcome) -> None:
+        app.meter.note(function, outcome)
+        self.calls += 1
+        self.errors += outcome.failure is not None
+        self.fuel += outcome.fuel
+
+    def _fail(self, app: App, function: str, failure: BaseException) -> None:
+        """Raises: HTTPError: what the caller is told; or the failure itself, if it is the store's or our own."""
+        if isinstance(failure, GuestTrap):
+            app.write_log(f"{function}: {failure.reason}: {failure}")
+            raise HTTPError(*TRAPS[failure.reason]) from failure
+        if isinstance(failure, ValueMismatch):
+            app.write_log(f"{function}: {failure}")
+            raise HTTPError(*TRAPS["trap"]) from failure
+        app.write_log(f"{function}: the enclave could not serve the app: {type(failure).__name__}")
+        raise failure
+
+
+def _finish(context: CallContext, outcome: Outcome) -> Outcome:
+    """Store what was written if the call ended well, by its own word; a store that refuses is the call's failure."""
+    exited = isinstance(outcome.failure, GuestExit) and outcome.failure.succeeded
+    try:
+        context.finish(keep=outcome.failure is None or exited)
+    except EnclaveError as error:
+        return Outcome(None, outcome.failure or error, outcome.fuel, outcome.seconds)
+    return outcome
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def by_name(body: object) -> Callable[[Export], tuple[Any, ...]]:
+    """Arguments from a JSON object of the parameters by name."""
+    return lambda export: arguments(export.function, body)
+
+
+def http_response(answer: Answer) -> Response:
+    """The answer as it is in HTTP: the result as JSON; 422 where the function itself said `err`."""
+    return Response(422 if answer.is_err else 200, answer.text, "application/json")

@@ -1,0 +1,288 @@
+"""A file system in one sealed table: directories are rows of names, files are rows of bytes.
+
+    row "d" + id    a directory: {"name": ["d" | "f", id]} as JSON; the root's id is zero
+    row "f" + id    a file's bytes
+
+Names lead to ids, so a rename moves no bytes. A table belongs to one app and is sealed with its key: no path, however
+it is spelled, is a name in another's. What a call writes is kept in memory and stored on sync, and when the call has
+returned; of a call that traps, only what it synced stays. A file that another call stored meanwhile is not overwritten:
+the call fails, and may be made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from enclave_os.errors import SealBroken, VersionConflict
+from enclave_os.modules.api import Table
+from enclave_os.wasm import GuestTrap
+
+ID_SIZE: Final = 16
+ROOT: Final = bytes(ID_SIZE)
+NAME_SIZE_MAX: Final = 255
+DEPTH_MAX: Final = 64
+ENTRIES_MAX: Final = 10_000
+ATTEMPTS: Final = 16
+"""How often a directory is read again because another call changed it first."""
+
+Entry = tuple[str, bytes]
+Directory = dict[str, Entry]
+
+
+class FileError(Exception):
+    """An error of the file system, by its WASI name (`no-entry`, `exist`, ...)."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Node:
+    """The bytes of one file in one call. Attributes: version: of the row they were read from, 0: there is none."""
+
+    __slots__ = ("content", "dirty", "id", "version")
+
+    def __init__(self, node_id: bytes, content: bytes, version: int) -> None:
+        self.id = node_id
+        self.content = bytearray(content)
+        self.version = version
+        self.dirty = False
+
+
+class FileSystem:
+    """One call's view of its app's files.
+
+    Args:
+        wait: does a coroutine elsewhere and waits for it here.
+        random: that many random bytes.
+        file_bytes: the most of a file.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        wait: Callable[[Coroutine[Any, Any, Any]], Any],
+        random: Callable[[int], bytes],
+        file_bytes: int,
+    ) -> None:
+        self._table = table
+        self._wait = wait
+        self._random = random
+        self._file_bytes = file_bytes
+        self._nodes: dict[bytes, Node] = {}
+
+    # -- paths --------------------------------------------------------------------------------------------------------
+
+    def resolve(self, base: tuple[str, ...], path: str) -> tuple[str, ...]:
+        """The parts of a path below the root, which it never leaves. Raises: FileError."""
+        if "\0" in path:
+            raise FileError("invalid")
+        if path.startswith("/"):
+            raise FileError("not-permitted")
+        parts = list(base)
+        for part in path.split("/"):
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if len(parts) <= len(base):
+                    raise FileError("not-permitted")  # above what the descriptor stands for
+                parts.pop()
+                continue
+            if len(part.encode("utf-8", "surrogatepass")) > NAME_SIZE_MAX or len(parts) >= DEPTH_MAX:
+                raise FileError("name-too-long")
+            parts.append(part)
+        return tuple(parts)
+
+    def find(self, parts: tuple[str, ...]) -> Entry:
+        """What stands at a path. Raises: FileError."""
+        kind, node_id = "d", ROOT
+        for part in parts:
+            if kind != "d":
+                raise FileError("not-directory")
+            entry = self._directory(node_id)[0].get(part)
+            if entry is None:
+                raise FileError("no-entry")
+            kind, node_id = entry
+        return kind, node_id
+
+    def names(self, node_id: bytes) -> list[tuple[str, str]]:
+        """(name, kind) of a directory's entries, by name."""
+        return sorted((name, kind) for name, (kind, _) in self._directory(node_id)[0].items())
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    def make_directory(self, parts: tuple[str, ...]) -> None:
+        """Raises: FileError."""
+        made = self._random(ID_SIZE)
+
+        def add(entries: Directory) -> None:
+            if parts[-1] in entries:
+                raise FileError("exist")
+            entries[parts[-1]] = ("d", made)
+
+        self._need(parts)
+        self._change(parts[:-1], add)
+
+    def make_file(self, parts: tuple[str, ...], *, exclusive: bool) -> Entry:
+        """A file at a path: made, or the one that is there. Raises: FileError."""
+        made: Entry = ("f", self._random(ID_SIZE))
+
+        def add(entries: Directory) -> bool:
+            if parts[-1] in entries:
+                if exclusive:
+                    raise FileError("exist")
+                return False
+            entries[parts[-1]] = made
+            return True
+
+        self._need(parts)
+        if self._change(parts[:-1], add):
+            self._nodes[made[1]] = Node(made[1], b"", 0)
+            return made
+        return self.find(parts)
+
+    def remove(self, parts: tuple[str, ...], kind: str) -> None:
+        """Unlink a file ("f") or remove an empty directory ("d"). Raises: FileError."""
+        self._need(parts)
+        gone: list[bytes] = []
+
+        def drop(entries: Directory) -> None:
+            found = entries.get(parts[-1])
+            if found is None:
+                raise FileError("no-entry")
+            if found[0] != kind:
+                raise FileError("is-directory" if kind == "f" else "not-directory")
+            if kind == "d" and self._directory(found[1])[0]:
+                raise FileError("not-empty")
+            del entries[parts[-1]]
+            gone[:] = [found[1]]
+
+        self._change(parts[:-1], drop)
+        self._nodes.pop(gone[0], None)
+        self._wait(self._table.delete(kind.encode() + gone[0]))
+
+    def rename(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
+        """Give an entry another name, replacing a file or an empty directory there. Raises: FileError."""
+        self._need(old)
+        self._need(new)
+        entry = self.find(old)
+        if old == new:
+            return
+        if entry[0] == "d" and new[: len(old)] == old:
+            raise FileError("invalid")  # into itself
+        replaced: list[Entry] = []
+
+        def put(entries: Directory) -> None:
+            there = entries.get(new[-1])
+            if there is not None:
+                if there[0] != entry[0]:
+                    raise FileError("is-directory" if there[0] == "d" else "not-directory")
+                if there[0] == "d" and self._directory(there[1])[0]:
+                    raise FileError("not-empty")
+                replaced[:] = [there]
+            if old[:-1] == new[:-1] and entries.pop(old[-1], None) != entry:
+                raise FileError("no-entry")
+            entries[new[-1]] = entry
+
+        def drop(entries: Directory) -> None:
+            if entries.pop(old[-1], None) != entry:
+                raise FileError("no-entry")
+
+        # Into the new place first: if the server ends between the two, the file has two names rather than none.
+        self._change(new[:-1], put)
+        if old[:-1] != new[:-1]:
+            self._change(old[:-1], drop)
+        for kind, node_id in replaced:
+            self._nodes.pop(node_id, None)
+            self._wait(self._table.delete(kind.encode() + node_id))
+
+    def _need(self, parts: tuple[str, ...]) -> None:
+        if not parts:
+            raise FileError("invalid")  # the root itself
+
+    def _directory(self, node_id: bytes) -> tuple[Directory, int]:
+        item = self._wait(self._table.get(b"d" + node_id))
+        if item is None:
+            return {}, 0
+        return _read(item.value), item.version
+
+    def _change(self, parts: tuple[str, ...], change: Callable[[Directory], Any]) -> Any:
+        """Change one directory, whoever else does."""
+        for _ in range(ATTEMPTS):
+            kind, node_id = self.find(parts)
+            if kind != "d":
+                raise FileError("not-directory")
+            entries, version = self._directory(node_id)
+            before = dict(entries)
+            answer = change(entries)
+            if entries == before:
+                return answer
+            if len(entries) > ENTRIES_MAX:
+                raise FileError("insufficient-space")
+            try:
+                self._wait(self._table.put(b"d" + node_id, _written(entries), version))
+            except VersionConflict:
+                continue
+            return answer
+        raise FileError("busy")
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def node(self, node_id: bytes) -> Node:
+        """A file's bytes, read once a call."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            item = self._wait(self._table.get(b"f" + node_id))
+            node = Node(node_id, b"", 0) if item is None else Node(node_id, item.value, item.version)
+            self._nodes[node_id] = node
+        return node
+
+    def write(self, node: Node, offset: int, data: bytes) -> None:
+        """Put bytes into a file; a gap is zeros. Raises: FileError."""
+        end = offset + len(data)
+        if end > self._file_bytes:
+            raise FileError("file-too-large")
+        if offset > len(node.content):
+            node.content += bytes(offset - len(node.content))
+        node.content[offset:end] = data
+        node.dirty = True
+
+    def resize(self, node: Node, size: int) -> None:
+        """Cut a file off, or make it longer with zeros. Raises: FileError."""
+        if size > self._file_bytes:
+            raise FileError("file-too-large")
+        if size < len(node.content):
+            del node.content[size:]
+        else:
+            node.content += bytes(size - len(node.content))
+        node.dirty = True
+
+    def sync(self, node: Node) -> None:
+        """Store a file's bytes. Raises: GuestTrap: another call stored it meanwhile."""
+        if not node.dirty:
+            return
+        try:
+            node.version = self._wait(self._table.put(b"f" + node.id, bytes(node.content), node.version))
+        except VersionConflict:
+            raise GuestTrap("another call changed a file that this one wrote", "conflict") from None
+        node.dirty = False
+
+    def flush(self) -> None:
+        """Store all that was written."""
+        for node in self._nodes.values():
+            self.sync(node)
+
+
+def _read(value: bytes) -> Directory:
+    try:
+        return {name: (kind, bytes.fromhex(node_id)) for name, (kind, node_id) in json.loads(value).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise SealBroken("a directory of an app cannot be read") from error
+
+
+def _written(entries: Directory) -> bytes:
+    return json.dumps(
+        {name: [kind, node_id.hex()] for name, (kind, node_id) in entries.items()}, separators=(",", ":")
+    ).encode()

@@ -1,0 +1,83 @@
+"""The bodies by which apps come: multipart, JSON, or the component alone."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, Final
+
+from enclave_os.http import HTTPError, Request, parse_json
+from enclave_os.modules.wasm import multipart
+from enclave_os.modules.wasm.settings import WasmSettings
+from enclave_os.modules.wasm.spec import KEY_SIZE, AppSpec
+
+COMPONENT: Final = "component"
+CONFIGURATION: Final = "config"
+COMPONENT_TYPES: Final = ("application/wasm", "application/octet-stream")
+
+
+def bearer(request: Request) -> str | None:
+    """The token of a request; None without one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else None
+
+
+def body_of(request: Request) -> tuple[Mapping[str, Any], bytes | None]:
+    """(what is said of the app, its component or None).
+
+    multipart/form-data: parts `config` (JSON) and `component`. application/wasm: the component alone, all else as it
+    was or by default. JSON: the document, with `component` (or `bytes`) in base64 or as an array of numbers.
+
+    Raises: HTTPError: 400.
+    """
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind in COMPONENT_TYPES:
+        return {}, request.body
+    if multipart.is_form(content_type):
+        found = multipart.parts(content_type, request.body)
+        unknown = set(found) - {COMPONENT, CONFIGURATION}
+        if unknown:
+            raise HTTPError(400, f"the form has the parts {CONFIGURATION} and {COMPONENT}, not {min(unknown)!r}")
+        document = parse_json(found[CONFIGURATION]) if CONFIGURATION in found else {}
+        if not isinstance(document, dict):
+            raise HTTPError(400, f"{CONFIGURATION} is a JSON object")
+        return document, found.get(COMPONENT)
+    document = request.json()
+    if not isinstance(document, dict):
+        raise HTTPError(400, "the body is a JSON object, a form, or a component as application/wasm")
+    return split(document)
+
+
+def split(document: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
+    """A JSON document into what is said and the component in it. Raises: HTTPError: 400."""
+    said = dict(document)
+    given = [said.pop(name) for name in (COMPONENT, "bytes") if name in said]
+    if not given:
+        return said, None
+    try:
+        if isinstance(given[0], str):
+            return said, base64.b64decode(given[0], validate=True)
+        return said, bytes(given[0])
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise HTTPError(400, f"{COMPONENT} is base64 text, or an array of numbers") from error
+
+
+def spec_of(name: str, document: Mapping[str, Any], settings: WasmSettings) -> AppSpec:
+    """What is said of an app, checked. Raises: HTTPError: 400."""
+    return AppSpec.read(name, document, settings)
+
+
+def key_of(request: Request) -> bytes:
+    """The key in the body `{"encryption_key": HEX}`. Raises: HTTPError: 400."""
+    document = request.json()
+    text = document.get("encryption_key") if isinstance(document, dict) and len(document) == 1 else None
+    try:
+        key = bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        key = b""
+    if len(key) != KEY_SIZE:
+        raise HTTPError(400, f'the body is {{"encryption_key": "{2 * KEY_SIZE} hexadecimal digits"}}')
+    return key
+

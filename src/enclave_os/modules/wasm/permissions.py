@@ -1,0 +1,181 @@
+"""Who may call which function of an app: its developer's rules, with its developer's own token issuer.
+
+    {"version": 1,
+     "oidc": {"issuer": ..., "audience": ..., "public_key_pem": ..., "roles_claim": "roles"},
+     "default_policy": "public" | "authenticated" | "role", "default_roles": [...],
+     "functions": {"<function>": {"policy": ..., "roles": [...]}},
+     "schema_policy": ..., "schema_roles": [...]}
+
+Without permissions every function is public. With an issuer of its own, an app takes that issuer's tokens and no other;
+without one, those of the server's issuers. Tokens come as `Authorization: Bearer`, or as `app_auth` in POST /data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from enclave_os.errors import ConfigError
+from enclave_os.http import HTTPError
+from enclave_os.modules.api import Clock, Token, Tokens
+from enclave_os.modules.auth import Authenticator
+from enclave_os.wire.setting_table import Issuer
+
+PUBLIC: Final = "public"
+AUTHENTICATED: Final = "authenticated"
+ROLE: Final = "role"
+POLICIES: Final = (PUBLIC, AUTHENTICATED, ROLE)
+
+FUNCTIONS_MAX: Final = 1000
+ROLES_MAX: Final = 64
+TEXT_SIZE_MAX: Final = 256
+PEM_SIZE_MAX: Final = 4096
+
+MEMBERS: Final = frozenset(
+    ("version", "oidc", "default_policy", "default_roles", "functions", "schema_policy", "schema_roles")
+)
+OIDC_MEMBERS: Final = frozenset(("issuer", "audience", "public_key_pem", "roles_claim"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Who may do one thing."""
+
+    policy: str = PUBLIC
+    roles: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As in the developer's document."""
+        return {"policy": self.policy, "roles": list(self.roles)}
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """An app's rules.
+
+    Attributes:
+        issuer: whose tokens count; None: the server's issuers.
+        default: for functions without a rule.
+        functions: by the function's name.
+        schema: for the app's descriptions.
+    """
+
+    issuer: Issuer | None = None
+    default: Rule = field(default_factory=Rule)
+    functions: tuple[tuple[str, Rule], ...] = ()
+    schema: Rule = field(default_factory=Rule)
+
+    @classmethod
+    def read(cls, document: object) -> Permissions:
+        """From the developer's document. Raises: HTTPError: 400, and what of it is wrong."""
+        if document is None:
+            return cls()
+        if not isinstance(document, dict):
+            raise HTTPError(400, "permissions is an object")
+        _only(document, MEMBERS, "permissions")
+        if document.get("version") != 1:
+            raise HTTPError(400, "permissions.version is 1")
+        functions = {} if document.get("functions") is None else document["functions"]
+        if not isinstance(functions, dict) or len(functions) > FUNCTIONS_MAX:
+            raise HTTPError(400, f"permissions.functions is an object of at most {FUNCTIONS_MAX} rules")
+        rules = []
+        for name, rule in sorted(functions.items()):
+            if not isinstance(rule, dict):
+                raise HTTPError(400, f"permissions.functions.{name} is an object of policy and roles")
+            _only(rule, frozenset(("policy", "roles")), f"permissions.functions.{name}")
+            rules.append((name, _rule(rule, "policy", "roles", f"permissions.functions.{name}.")))
+        return cls(
+            issuer=_issuer(document.get("oidc")),
+            default=_rule(document, "default_policy", "default_roles", "permissions."),
+            functions=tuple(rules),
+            schema=_rule(document, "schema_policy", "schema_roles", "permissions."),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The whole of it, with what was left out filled in."""
+        issuer = self.issuer
+        return {
+            "version": 1,
+            "oidc": None
+            if issuer is None
+            else {name: getattr(issuer, name) for name in ("issuer", "audience", "public_key_pem", "roles_claim")},
+            "default_policy": self.default.policy,
+            "default_roles": list(self.default.roles),
+            "functions": {name: rule.document() for name, rule in self.functions},
+            "schema_policy": self.schema.policy,
+            "schema_roles": list(self.schema.roles),
+        }
+
+    def rule(self, function: str) -> Rule:
+        """The rule for a function."""
+        return dict(self.functions).get(function, self.default)
+
+    def check_functions(self, known: Mapping[str, object]) -> None:
+        """Raises: HTTPError: 400: a rule for a function that is not there protects nothing and hides a mistake."""
+        for name, _ in self.functions:
+            if name not in known:
+                raise HTTPError(400, f"permissions.functions: the component has no function {name!r}")
+
+    def authenticator(self, clock: Clock) -> Authenticator | None:
+        """What judges the tokens of the app's own issuer. Raises: HTTPError: 400: its key is none."""
+        if self.issuer is None:
+            return None
+        try:
+            return Authenticator([self.issuer], clock)
+        except ConfigError as error:
+            raise HTTPError(400, f"permissions.oidc: {error}") from error
+
+
+def authorize(rule: Rule, token: Token | None) -> None:
+    """Raises: HTTPError: 401 without a token, 403 with one that has no such role."""
+    if rule.policy == PUBLIC:
+        return
+    if token is None:
+        raise HTTPError(401, "this function needs a token of the app's issuer", (("WWW-Authenticate", "Bearer"),))
+    if rule.policy == ROLE and not token.roles.intersection(rule.roles):
+        raise HTTPError(403, f"this function needs one of the roles {', '.join(rule.roles)}")
+
+
+def token_of(text: str | None, own: Tokens | None, servers: Tokens) -> Token | None:
+    """The caller's token, verified by who may. Raises: HTTPError: 401: there is one, and it does not stand up."""
+    return None if text is None else (own or servers).verify_text(text)
+
+
+def _rule(document: Mapping[str, Any], policy: str, roles: str, where: str) -> Rule:
+    chosen = document.get(policy, PUBLIC)
+    names = [] if document.get(roles) is None else document[roles]
+    if chosen not in POLICIES:
+        raise HTTPError(400, f"{where}{policy} is one of {', '.join(POLICIES)}")
+    if not isinstance(names, list) or len(names) > ROLES_MAX or not all(map(_is_text, names)):
+        raise HTTPError(400, f"{where}{roles} is an array of at most {ROLES_MAX} names")
+    if (chosen == ROLE) != bool(names):
+        raise HTTPError(400, f"{where}{roles} are named where {policy} is role, and only there")
+    return Rule(chosen, tuple(names))
+
+
+def _issuer(document: object) -> Issuer | None:
+    if document is None:
+        return None
+    if not isinstance(document, dict):
+        raise HTTPError(400, "permissions.oidc is an object")
+    if "jwks_uri" in document:
+        raise HTTPError(400, "permissions.oidc: give the issuer's public_key_pem; keys are not fetched from jwks_uri")
+    _only(document, OIDC_MEMBERS, "permissions.oidc")
+    for name in ("issuer", "audience"):
+        if not _is_text(document.get(name)):
+            raise HTTPError(400, f"permissions.oidc.{name} is a text")
+    pem, claim = document.get("public_key_pem"), document.get("roles_claim", "roles")
+    if not isinstance(pem, str) or len(pem) > PEM_SIZE_MAX or not _is_text(claim):
+        raise HTTPError(400, "permissions.oidc.public_key_pem is a P-256 public key in PEM")
+    return Issuer(issuer=document["issuer"], audience=document["audience"], public_key_pem=pem, roles_claim=claim)
+
+
+def _only(document: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    for name in document:
+        if name not in known:
+            raise HTTPError(400, f"{where}.{name} is not known; there are {', '.join(sorted(known))}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= TEXT_SIZE_MAX
