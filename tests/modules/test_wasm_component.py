@@ -272,6 +272,50 @@ def test_a_resource_in_a_signature_cannot_be_called_from_outside() -> None:
     assert component.skipped == ["make"]
 
 
+class Thing:
+    RESOURCE = 7
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_handles_are_lent_two_at_a_time_and_closed(dropped: bool) -> None:
+    # wasmtime 50.0 traps here, before the host function is called.
+    drop = "(call $drop (local.get $a)) (call $drop (local.get $b))" if dropped else ""
+    made = guests.wat(
+        f"""(component
+        (import "t:t/h@0.1.0" (instance $h (export "r" (type $r (sub resource))) (export "make" (func (result (own $r))))
+          (export "both" (func (param "a" (borrow $r)) (param "b" (borrow $r)) (result u32)))))
+        (alias export $h "r" (type $r)) (alias export $h "make" (func $make)) (alias export $h "both" (func $both))
+        (core func $mk (canon lower (func $make))) (core func $bo (canon lower (func $both)))
+        (core func $dr (canon resource.drop $r))
+        (core module $M (import "h" "make" (func $make (result i32)))
+          (import "h" "both" (func $both (param i32 i32) (result i32))) (import "h" "drop" (func $drop (param i32)))
+          (func (export "go") (result i32) (local $a i32) (local $b i32)
+            (local.set $a (call $make)) (local.set $b (call $make)) (call $both (local.get $a) (local.get $b)) {drop}))
+        (core instance $m (instantiate $M
+          (with "h" (instance (export "make" (func $mk)) (export "both" (func $bo)) (export "drop" (func $dr))))))
+        (func (export "go") (result u32) (canon lift (core func $m "go"))))"""
+    )
+    things: list[Thing] = []
+
+    def make(subject: object) -> Thing:
+        things.append(Thing())
+        return things[-1]
+
+    def both(subject: object, one: Thing, other: Thing) -> int:
+        assert [one, other] == things
+        return 5
+
+    interface = Interface("t:t/h", ("0.1.0",), {"make": make, "both": both}, {"r": Thing.RESOURCE})
+    assert answer(Component.compile(ENGINE, made).link([interface]), "go") == 5
+    assert all(thing.closed for thing in things)
+
+
 def test_a_closed_call_is_of_no_use(plain: Linker) -> None:
     from enclave_os.wasm._component import Call
 

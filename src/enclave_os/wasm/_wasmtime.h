@@ -2,7 +2,7 @@
  *
  * wasmtime comes as a shared library inside a Python wheel, without headers and at a path that only the installation
  * knows. So nothing links to it: wasmtime-py loads it, and `_component` looks the functions up there and checks the
- * sizes below against wasmtime-py's own declarations before anything is called (wit: wasmtime 50, component/val.h).
+ * sizes below against wasmtime-py's own declarations before anything is called.
  */
 #ifndef ENCLAVE_OS_WASMTIME_H
 #define ENCLAVE_OS_WASMTIME_H
