@@ -288,7 +288,8 @@ def test_handles_are_lent_two_at_a_time_and_closed(dropped: bool) -> None:
     drop = "(call $drop (local.get $a)) (call $drop (local.get $b))" if dropped else ""
     made = guests.wat(
         f"""(component
-        (import "t:t/h@0.1.0" (instance $h (export "r" (type $r (sub resource))) (export "make" (func (result (own $r))))
+        (import "t:t/h@0.1.0" (instance $h
+          (export "r" (type $r (sub resource))) (export "make" (func (result (own $r))))
           (export "both" (func (param "a" (borrow $r)) (param "b" (borrow $r)) (result u32)))))
         (alias export $h "r" (type $r)) (alias export $h "make" (func $make)) (alias export $h "both" (func $both))
         (core func $mk (canon lower (func $make))) (core func $bo (canon lower (func $both)))
