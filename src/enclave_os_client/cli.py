@@ -22,13 +22,16 @@ from .commands import token as token_command
 from .commands import top as top_command
 from .commands import verify as verify_command
 from .commands import version as version_command
+from .commands import wasm as wasm_command
 from .commands.parser import Parser
 from .token import TokenError
 
 HOST_COMMANDS: Final = ("serve", "config", "ca")
 HOST_ACTIONS: Final = (("seal", "import"),)  # start an enclave, where the other actions talk to one
 OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
-COMMANDS: Final = (verify_command, seal_command, kv_command, top_command, token_command, version_command)
+COMMANDS: Final = (
+    *(verify_command, seal_command, kv_command, wasm_command, top_command, token_command, version_command),
+)
 
 DESCRIPTION: Final = "Serve HTTPS from inside an enclave, and talk to one that does."
 
@@ -42,6 +45,7 @@ using:
   verify     check who answers before trusting it    enclave-os verify https://HOST --mrenclave HEX
   seal       what a server has sealed                enclave-os seal status --help
   kv         its key-value store                     enclave-os kv get --help
+  wasm       apps as WebAssembly components          enclave-os wasm --help
   top        what a server does right now            enclave-os top --help
   token      development keys and bearer tokens      enclave-os token keygen
   version    what is installed here                  enclave-os version

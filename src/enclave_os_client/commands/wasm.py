@@ -1,0 +1,181 @@
+"""`enclave-os wasm`: load, call, list and unload apps, over a connection whose server proved what it is."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, run, say
+
+if TYPE_CHECKING:
+    from .parser import Parser, Subparsers
+
+EPILOG: Final = f"""\
+examples:
+  enclave-os wasm load notes notes.wasm --hostname notes.example --max-fuel 200000000 --env LANGUAGE=en \\
+      --url https://enclave.example --token manager.token --mrenclave 4f3c...e1
+  enclave-os wasm call notes add '{{"text": "milk"}}' --url https://enclave.example --token t --mrenclave 4f3c...e1
+  enclave-os wasm list --url https://localhost:8443 --token t --ca state/ca/root.pem
+  enclave-os wasm unload notes --url https://localhost:8443 --token t --ca state/ca/root.pem
+
+A new app is loaded by a manager, who owns it then; its owner replaces and unloads it. Another component begins with
+no data, unless --keep-data says that it may have what the one before it wrote: that is attested from then on.
+
+{TRUST}
+{EXIT_CODES}"""
+
+
+def add(commands: Subparsers) -> None:
+    """Describe the commands."""
+    parser = commands.add_parser("wasm", description="Apps as WebAssembly components.", epilog=EPILOG)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="load|call|list|show|log|unload")
+    load = actions.add_parser("load", description="Load an app, or replace it.", epilog=EPILOG)
+    load.add_argument("name", metavar="NAME")
+    load.add_argument("component", metavar="FILE", help="the component; - keeps the one that is there")
+    load.add_argument("--hostname", metavar="NAME", help="a host name of its own, with a certificate of its own")
+    load.add_argument("--max-fuel", type=int, metavar="N", help="fuel of one call")
+    load.add_argument("--memory", type=int, metavar="BYTES", help="of one call")
+    load.add_argument("--timeout", type=int, metavar="SECONDS", help="of one call")
+    load.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for its environment")
+    load.add_argument("--permissions", metavar="FILE", help="JSON: who may call what (docs/wasm.md)")
+    load.add_argument("--docs", metavar="FILE", help="JSON: texts for functions and parameters")
+    load.add_argument("--key-file", metavar="FILE", help="64 hexadecimal digits: a key of your own for the app's data")
+    load.add_argument("--keep-data", action="store_true", help="the component may have the data of the one before it")
+    add_server(load, "manager, or of the app's owner")
+    load.set_defaults(run=lambda parsed: run(parsed, lambda given: _load(load, given)))
+    call = actions.add_parser("call", description="Call a function; prints its answer as JSON.", epilog=EPILOG)
+    call.add_argument("name", metavar="APP")
+    call.add_argument("function", metavar="FUNCTION", help="or INTERFACE/FUNCTION")
+    call.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="an object of the parameters by name")
+    add_server(call, "that the function needs")
+    call.set_defaults(run=lambda parsed: run(parsed, lambda given: _call(call, given)))
+    for name, text, work in (
+        ("list", "List the apps that you may see.", _list),
+        ("show", "Show one app as it is attested.", _show),
+        ("log", "Show what an app wrote to stdout and stderr.", _log),
+        ("unload", "Unload an app, and delete its data.", _unload),
+    ):
+        _add_plain(actions, name, text, work)
+
+
+def _add_plain(actions: Any, name: str, text: str, work: Any) -> None:
+    parser = actions.add_parser(name, description=text, epilog=EPILOG)
+    if name != "list":
+        parser.add_argument("name", metavar="APP")
+    add_server(parser, "manager, or of the app's owner")
+    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: work(parser, given)))
+
+
+def _load(parser: Parser, parsed: argparse.Namespace) -> int:
+    document: dict[str, Any] = {
+        "hostname": parsed.hostname,
+        "max_fuel": parsed.max_fuel,
+        "memory": parsed.memory,
+        "timeout": parsed.timeout,
+        "env": dict(_pair(parser, text) for text in parsed.env),
+        "keep_data": parsed.keep_data,
+    }
+    for member, name in (("permissions", parsed.permissions), ("docs", parsed.docs)):
+        if name is not None:
+            document[member] = _json_of(parser, Path(name).read_text(encoding="utf-8"), name)
+    if parsed.key_file is not None:
+        document["encryption_key"] = Path(parsed.key_file).read_text(encoding="ascii").strip()
+    if parsed.component != "-":
+        document["component"] = base64.b64encode(Path(parsed.component).read_bytes()).decode("ascii")
+    app = _ask(parser, parsed, "PUT", f"/wasm/apps/{_segment(parsed.name)}", document)
+    say(f"{app.get('name')} is loaded, code {app.get('code_hash')}, data key {app.get('key_source')}")
+    for export in app.get("exports", []):
+        say(f"  {export.get('name')}")
+    return os.EX_OK
+
+
+def _call(parser: Parser, parsed: argparse.Namespace) -> int:
+    arguments = _json_of(parser, parsed.arguments, "JSON")
+    server = Server(parser, parsed)
+    try:
+        path = f"/rpc/{_segment(parsed.name)}/{quote(parsed.function, safe='/')}"
+        response = server.send("POST", path, arguments)
+    finally:
+        server.close()
+    if response.status_code not in (200, 422):
+        return _refused(response)
+    say(response.text)
+    return os.EX_OK if response.status_code == 200 else os.EX_DATAERR
+
+
+def _list(parser: Parser, parsed: argparse.Namespace) -> int:
+    for app in _ask(parser, parsed, "GET", "/wasm/apps").get("apps", []):
+        say(f"{app.get('name')}  {app.get('state')}  {app.get('code_hash')}  {app.get('hostname')}")
+    return os.EX_OK
+
+
+def _show(parser: Parser, parsed: argparse.Namespace) -> int:
+    app = _ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}")
+    for line in json.dumps(app, indent=2).splitlines():
+        say(line)
+    return os.EX_OK
+
+
+def _log(parser: Parser, parsed: argparse.Namespace) -> int:
+    say(*_ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}/log").get("lines", []))
+    return os.EX_OK
+
+
+def _unload(parser: Parser, parsed: argparse.Namespace) -> int:
+    server = Server(parser, parsed)
+    try:
+        response = server.send("DELETE", f"/wasm/apps/{_segment(parsed.name)}")
+    finally:
+        server.close()
+    if response.status_code != 204:
+        return _refused(response)
+    say(f"{parsed.name} is unloaded, and its data deleted")
+    return os.EX_OK
+
+
+def _ask(parser: Parser, parsed: argparse.Namespace, method: str, path: str, document: Any = None) -> dict[str, Any]:
+    server = Server(parser, parsed)
+    try:
+        return server.ask(method, path, document)
+    finally:
+        server.close()
+
+
+def _refused(response: Any) -> int:
+    """Raises: Refused: what the server says."""
+    from enclave_os.evidence.exchange import printable
+
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    reason = document.get("error") if isinstance(document, dict) else "without a reason"
+    codes = {401: os.EX_NOPERM, 403: os.EX_NOPERM, 503: os.EX_TEMPFAIL, 504: os.EX_TEMPFAIL}
+    text = f"the server answered {response.status_code}: {printable(str(reason))}"
+    raise Refused(text, codes.get(response.status_code, os.EX_DATAERR))
+
+
+def _segment(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _pair(parser: Parser, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        parser.error(f"--env {text}: NAME=VALUE")
+    return name, value
+
+
+def _json_of(parser: Parser, text: str, whose: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        parser.error(f"{whose}: {error}")
+    if not isinstance(value, dict):
+        parser.error(f"{whose} is a JSON object")
+    return value
