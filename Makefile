@@ -124,6 +124,32 @@ N ?= 1000
 mitm: $(STAMPS)/fast $(STAMPS)/test ## a thief of the leaf's key in the middle, over sockets: N=1000 refused, 1000 accepted
 	$(PY) -m tests.hostile.mitm --runs $(N)
 
+# The components that tests run, from their sources in sdk/: needs clang 14 with lld and wasi-libc (Debian: clang-14 lld-14
+# wasi-libc libclang-rt-14-dev-wasm32), Node.js, and the npm registry. What comes out is checked in.
+GUESTS := tests/modules/guests
+JCO := build/guests/node_modules/@bytecodealliance/jco
+.PHONY: guests guests-python
+$(JCO):
+	@.ci/system "$(or $(PYTHON),python3)" npm:npm
+	@mkdir -p build/guests && cp sdk/componentize.mjs build/guests/
+	npm install --silent --prefix build/guests @bytecodealliance/jco@1.15.0
+
+guests: $(JCO) ## build the small components that the tests run, anew
+	@.ci/system "$(or $(PYTHON),python3)" clang-14:clang-14 wasm-ld-14:lld-14
+	clang-14 --target=wasm32-wasi --sysroot=/usr -O2 -Wall -mexec-model=reactor -Wl,--strip-all \
+		-o build/guests/probe.core.wasm sdk/examples/probe-c/probe.c
+	$(or $(PYTHON),python3) sdk/flatten.py sdk/examples/probe-c/probe.wit build/guests/probe.wit
+	cp sdk/componentize.mjs build/guests/ && cd build/guests && node componentize.mjs probe.core.wasm \
+		$(CURDIR)/$(GUESTS)/probe.wasm probe probe.wit $(CURDIR)/$(JCO)/lib/wasi_snapshot_preview1.reactor.wasm
+	cd $(GUESTS) && sha256sum *.wasm > SHA256SUMS
+
+guests-python: ## build sdk/examples/notes-py with componentize-py into build/guests (half a minute, 18 MB)
+	$(or $(PYTHON),python3) -m venv build/guests/venv
+	build/guests/venv/bin/pip install -q --disable-pip-version-check componentize-py==0.25.1
+	$(or $(PYTHON),python3) sdk/flatten.py sdk/examples/notes-py/notes.wit build/guests/notes.wit
+	cd sdk/examples/notes-py && $(CURDIR)/build/guests/venv/bin/componentize-py -d $(CURDIR)/build/guests/notes.wit \
+		-w notes componentize app -o $(CURDIR)/build/guests/notes.wasm
+
 # -- measure ----------------------------------------------------------------------------------------------------------
 
 .PHONY: bench bench-peers

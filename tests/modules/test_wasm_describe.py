@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,10 @@ def test_tools_have_the_functions_permissions() -> None:
         assert (await mcp(site, "tools/call", {"name": "hello"})).status == 401
 
     on_site(test)
+
+
+def test_the_checked_in_components_are_those_that_were_built() -> None:
+    folder = Path(__file__).parent / "guests"
+    listed = dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.wasm")}
+    assert found == listed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from enclave_os.errors import ClockUntrusted, EgressError
+from enclave_os.errors import ClockUntrusted, EgressError, UsageError
+from enclave_os.modules.wasm.host.https import policy_of
 from tests.enclave.tokens import NOW
+from tests.modules import wasm_rig
 from tests.modules.storage import ModuleStorage
-from tests.modules.wasm_rig import Site, json_of, on_site
+from tests.modules.wasm_rig import Site, json_of
 
 PROBE = (Path(__file__).parent / "guests" / "probe.wasm").read_bytes()
+
+
+def on_site(test: Callable[[Site], Awaitable[None]], **options: Any) -> None:
+    wasm_rig.on_site(test, compiled_before=(PROBE,), **options)
 
 
 def b64(data: bytes) -> str:
@@ -67,7 +74,7 @@ def test_files_are_what_a_program_expects() -> None:
 
 def test_files_are_there_after_a_start_and_gone_after_the_app() -> None:
     async def main() -> None:
-        site = Site(await ModuleStorage.open())
+        site = Site(await ModuleStorage.open(), compiled_before=(PROBE,))
         async with site:
             await site.loaded("probe", PROBE)
             await ok(site, "write", path="/a", text="kept")
@@ -205,7 +212,7 @@ def test_an_app_that_ends_itself_answers_nothing(code: int, status: int) -> None
 
 def test_keys_sign_and_never_leave() -> None:
     async def main() -> None:
-        site = Site(await ModuleStorage.open())
+        site = Site(await ModuleStorage.open(), compiled_before=(PROBE,))
         async with site:
             await site.loaded("probe", PROBE)
             await site.loaded("other", PROBE)
@@ -280,6 +287,32 @@ def test_without_egress_an_app_calls_nobody() -> None:
     on_site(test)
 
 
+RATLS: dict[str, Any] = {
+    "tee": "sgx", "mr-enclave": bytes(32), "mr-signer": None, "mr-td": None, "challenge-nonce": None,
+    "expected-oids": [{"oid": "1.2.3", "value": b"v"}], "attestation-servers": [],
+}  # fmt: skip
+
+
+def test_what_an_attested_server_must_prove() -> None:
+    policy = policy_of(RATLS)
+    assert policy.mr_enclaves == {bytes(32)}
+    assert dict(policy.oids) == {"1.2.3": b"v"}
+    assert policy.allow_simulated is False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tee": "tdx"}, {"mr-td": bytes(48)}, {"mr-enclave": None}, {"mr-enclave": bytes(31)}, {"mr-signer": bytes(32)},
+        {"challenge-nonce": bytes(32)}, {"attestation-servers": ["https://x"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_of_a_policy_cannot_be_held_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        policy_of({**RATLS, **change})
+
+
 # -- whose data it is when the component changes ----------------------------------------------------------------------
 
 
@@ -310,7 +343,7 @@ def test_a_key_of_the_developers_comes_again_after_a_start() -> None:
     key = "ab" * 32
 
     async def main() -> None:
-        site = Site(await ModuleStorage.open())
+        site = Site(await ModuleStorage.open(), compiled_before=(PROBE,))
         async with site:
             app = await site.loaded("probe", PROBE, encryption_key=key)
             assert app["key_source"] == "byok:" + hashlib.sha256(bytes.fromhex(key)).hexdigest()

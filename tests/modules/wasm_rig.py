@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 from enclave_os.http import HTTPError, Request, Response, make_request
 from enclave_os.modules.api import NoEgress, Services, Status, Token
 from enclave_os.modules.registry import Registry
 from enclave_os.modules.wasm import Wasm
+from enclave_os.wasm import Component, Engine
 from tests.enclave.module_services import DenyAll, NobodyAttested
 from tests.enclave.tokens import NOW
 from tests.modules.storage import ModuleStorage
 
 _T = TypeVar("_T")
+SECONDS = 100.0
 LOGGER = logging.getLogger("test.wasm")
 
 
@@ -71,10 +75,16 @@ class Site:
     workers: int = 1
     changes: int = 0
     module: Wasm = field(default_factory=Wasm)
+    compiled_before: tuple[bytes, ...] = ()
 
     async def __aenter__(self) -> Site:
         self.registry = Registry([self.module], DenyAll(), LOGGER)
         await self.registry.start(lambda module: self._services())
+        parts = self.module._parts
+        assert parts is not None
+        for wasm in self.compiled_before:
+            digest = hashlib.sha256(wasm).digest()
+            await parts.store.put_compiled(digest, parts.engine.fingerprint, compiled(wasm))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -145,12 +155,18 @@ def json_of(response: Response) -> Any:
     return json.loads(response.body)
 
 
+@cache
+def compiled(wasm: bytes) -> bytes:
+    """What a component becomes: once for all tests of this process."""
+    return Component.compile(Engine(), wasm).serialize()
+
+
 def on_site(test: Callable[[Site], Awaitable[_T]], **options: Any) -> _T:
     """Run `test` with a started module."""
 
     async def main() -> _T:
         site = Site(await ModuleStorage.open(), **options)
         async with site:
-            return await asyncio.wait_for(test(site), 60)
+            return await asyncio.wait_for(test(site), SECONDS)
 
     return asyncio.run(main())

@@ -188,15 +188,21 @@ class Apps:
 
     async def _linked(self, code: bytes) -> Linker:
         """A component by its hash, compiled before or now."""
-        compiled = await self._store.compiled(code, self._engine.fingerprint)
-        if compiled is not None:
-            return await self._in_compiler(lambda: self._link(Component.deserialize(self._engine, compiled)))
+        linker = await self._compiled_before(code)
+        if linker is not None:
+            return linker
         wasm = await self._store.code(code)
         if wasm is None:
             raise HTTPError(503, "its component is not in the store, or only code for another engine: load it again")
         linker = await self._in_compiler(lambda: self._link(Component.compile(self._engine, wasm)))
         await self._store.put_compiled(code, self._engine.fingerprint, linker.component.serialize())
         return linker
+
+    async def _compiled_before(self, code: bytes) -> Linker | None:
+        compiled = await self._store.compiled(code, self._engine.fingerprint)
+        if compiled is None:
+            return None
+        return await self._in_compiler(lambda: self._link(Component.deserialize(self._engine, compiled)))
 
     def _link(self, component: Component) -> Linker:
         return component.link(host.INTERFACES)
@@ -246,11 +252,14 @@ class Apps:
         try:
             if code.startswith(BUNDLE_MAGIC):
                 return await self._take_bundle(code, manager=manager)
-            linker: Linker = await self._in_compiler(lambda: self._link(Component.compile(self._engine, code)))
+            digest = hashlib.sha256(code).digest()
+            linker = await self._compiled_before(digest)
+            if linker is None:
+                linker = await self._in_compiler(lambda: self._link(Component.compile(self._engine, code)))
+                await self._store.put_compiled(digest, self._engine.fingerprint, linker.component.serialize())
         except ComponentRefused as error:
             raise HTTPError(422, str(error)) from error
-        digest = await self._store.put_code(code)
-        await self._store.put_compiled(digest, self._engine.fingerprint, linker.component.serialize())
+        await self._store.put_code(code)
         return linker, digest, len(code)
 
     def _record(
