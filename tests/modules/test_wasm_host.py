@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from enclave_os.errors import ClockUntrusted, EgressError, UsageError
+from enclave_os.modules.wasm.host import files
 from enclave_os.modules.wasm.host.https import policy_of
 from tests.enclave.tokens import NOW
 from tests.modules import wasm_rig
@@ -136,6 +138,36 @@ def test_paths_that_cannot_be() -> None:
         assert "large" in await err(site, "write", path="/big", text="x" * 70_000)
 
     on_site(test, config={"file_bytes": 65_536})
+
+
+def test_a_call_holds_only_so_much_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "HELD_BYTES_MAX", 100_000)
+
+    async def main() -> None:
+        storage = await ModuleStorage.open()
+        table = storage.of("wasm").table("files", app="a")
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            system = files.FileSystem(
+                table, lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(20), os.urandom, 50_000
+            )
+            ids = [system.make_file((f"f{number}",), exclusive=True)[1] for number in range(6)]
+            for node_id in ids[:2]:
+                system.write(system.node(node_id), 0, bytes(50_000))
+            system.flush()
+            for node_id in ids:  # what was stored makes room
+                system.write(system.node(node_id), 0, bytes(30_000))
+                system.sync(system.node(node_id))
+            assert sum(len(node.content) for node in system._nodes.values()) <= 100_000
+            for node_id in ids[:2]:  # what was not does not
+                system.write(system.node(node_id), 0, bytes(40_000))
+            with pytest.raises(files.FileError, match="insufficient-memory"):
+                system.node(ids[2])
+
+        await loop.run_in_executor(None, work)
+
+    asyncio.run(main())
 
 
 def test_many_crafted_names_stay_names() -> None:

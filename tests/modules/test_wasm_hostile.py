@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from enclave_os.wasm import CallLimits, Component, ComponentRefused, GuestTrap, Interface, Linker, Outcome, run
+from enclave_os.wasm import (
+    CallLimits,
+    Component,
+    ComponentRefused,
+    GuestTrap,
+    Interface,
+    Linker,
+    Outcome,
+    Pool,
+    PoolLimits,
+    Turn,
+    run,
+)
 from tests.modules import wasm_guests as guests
 from tests.modules.test_wasm_component import ENGINE, go
 
@@ -217,3 +230,27 @@ def test_a_component_that_asks_for_what_is_not_there_names_it() -> None:
     made = guests.calling("wasi:nowhere/at-all@0.2.0", "f", '(param "d" (list u8))', "(list u8)", 2)
     with pytest.raises(ComponentRefused, match="wasi:nowhere/at-all"):
         Component.compile(ENGINE, made).link([])
+
+
+def test_an_app_at_full_load_leaves_another_its_share() -> None:
+    """WA5, with real wasm on one core: the seconds of that core, by app."""
+    linker = Component.compile(ENGINE, guests.plain()).link([])
+    export = linker.component.exports["spin"]
+    used: dict[str, float] = {}
+
+    async def main() -> None:
+        pool = Pool(asyncio.get_running_loop(), PoolLimits(cores=1, threads=8, app_calls=4), time.monotonic)
+
+        def spin(turn: Turn) -> Outcome:
+            limits = CallLimits(fuel=2**62)
+            return run(linker, export, (), limits, None, turn.look_up, time.monotonic)
+
+        waiting = [pool.submit(app, spin, 1.5) for app in ["greedy"] * 4 + ["modest"]]
+        for outcome in await asyncio.gather(*waiting):
+            assert trapped(outcome).reason == "deadline"
+        used.update({app: pool.used_seconds(app) for app in ("greedy", "modest")})
+        await asyncio.get_running_loop().run_in_executor(None, pool.close)
+
+    asyncio.run(main())
+    assert sum(used.values()) < 10 * 1.5  # one core, not five
+    assert used["modest"] >= 0.8 * 0.5 * sum(used.values())

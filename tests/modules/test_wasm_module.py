@@ -238,6 +238,29 @@ def test_two_apps_have_two_host_names() -> None:
     on_site(test)
 
 
+def test_what_cannot_be_attested_is_not_there() -> None:
+    async def test(site: Site) -> None:
+        response = await site.load("demo", PLAIN, hostname="server.example")
+        assert response.status == 409
+        assert json_of(await site.send("GET", "/wasm/apps"))["apps"] == []
+        await site.loaded("demo", PLAIN, hostname="demo.example")
+        assert (await site.load("demo", other(), hostname="server.example")).status == 409
+        assert await site.value("demo", "length", text="as before") == 9
+        assert [identity.hostname for identity in site.module.app_identities()] == ["demo.example"]
+
+    on_site(test)
+
+
+def test_host_names_are_given_by_managers() -> None:
+    async def test(site: Site) -> None:
+        await site.loaded("demo", PLAIN, hostname="demo.example")
+        assert (await site.load("demo", PLAIN, hostname="bank.example", who="boss:")).status == 403
+        assert (await site.load("demo", PLAIN, hostname="demo.example", who="boss:")).status == 200
+        assert (await site.load("demo", PLAIN, who="boss:")).status == 200
+
+    on_site(test)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
+from enclave_os.errors import ConfigError
 from enclave_os.http import HTTPError, Request, Response, make_request
 from enclave_os.modules.api import NoEgress, Services, Status, Token
 from enclave_os.modules.registry import Registry
@@ -95,6 +96,8 @@ class Site:
 
         def changed() -> None:
             self.changes += 1
+            if any(identity.hostname == "server.example" for identity in self.module.app_identities()):
+                raise ConfigError("server.example is the server's own name")
 
         return Services(
             clock=self.clock,

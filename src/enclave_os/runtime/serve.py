@@ -282,6 +282,7 @@ class Server:
         """
         oids: dict[str, bytes] = {}
         apps: dict[str, dict[str, bytes]] = {}
+        own = {name.lower() for name in self._context.settings.tls.names}
         for module in self._registry.modules:
             self._attestation.branch(f"module.{module.name}").replace(module.config_leaves())
             for oid, value in module.custom_oids().items():
@@ -292,6 +293,8 @@ class Server:
                 hostname = hostname_of(app.hostname.encode("ascii", "replace"))
                 if hostname is None or hostname in apps:
                     raise ConfigError(f"module {module.name!r}: {app.hostname!r} is no host name, or another app's")
+                if hostname in own:
+                    raise ConfigError(f"module {module.name!r}: {hostname!r} is the server's own name (tls.names)")
                 apps[hostname] = dict(app.oids)
         self._attestation.set_module_oids(oids)
         if self._certificates is not None:

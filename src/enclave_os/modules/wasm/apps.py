@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from enclave_os.errors import ConfigError
 from enclave_os.evidence import oids
 from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.merkle import root
@@ -226,6 +227,8 @@ class Apps:
                 self.may_change(known, caller, manager=manager)
             if known is None and len(self.by_name) >= self._settings.apps_max:
                 raise HTTPError(409, f"there are {self._settings.apps_max} apps already")
+            if spec.hostname not in ("", known.record.spec.hostname if known else "") and not manager:
+                raise HTTPError(403, "a host name is given by a manager")
             other = self.by_hostname.get(spec.hostname)
             if spec.hostname and other is not None and other.name != spec.name:
                 raise HTTPError(409, "the host name is another app's")
@@ -234,13 +237,28 @@ class Apps:
             spec.permissions.check_functions(linker.component.exports)
             record, key = self._record(spec, known, digest, size, caller)
             app = self._made(record, linker, key, authenticator)
-            app.record = await self._store.put(record)
+            await self._put(app, known)
             if known is not None:
-                app.meter = known.meter
                 await self._after_replacing(known.record, app.record)
-            self._take(app)
-        self._changed()
         return app, known is None
+
+    async def _put(self, app: App, known: App | None) -> None:
+        """Serve an app and keep it, or neither: what cannot be attested is never stored, for no start could attest it.
+
+        Raises: HTTPError: 409.
+        """
+        self._take(app)
+        try:
+            self._changed()
+            app.record = await self._store.put(app.record)
+        except BaseException as error:
+            self._drop(app)
+            if known is not None:
+                self._take(known)
+            self._changed()
+            if isinstance(error, ConfigError):
+                raise HTTPError(409, str(error)) from error
+            raise
 
     async def _take_code(self, known: App | None, code: bytes | None, *, manager: bool) -> tuple[Linker, bytes, int]:
         if code is None:
@@ -391,7 +409,7 @@ class Apps:
 
     def _take(self, app: App) -> None:
         known = self.by_name.get(app.name)
-        if known is not None:
+        if known is not None and known is not app:
             app.meter = known.meter
             self.by_hostname.pop(known.record.spec.hostname, None)
         self.by_name[app.name] = app

@@ -12,6 +12,7 @@ the call fails, and may be made again.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ ROOT: Final = bytes(ID_SIZE)
 NAME_SIZE_MAX: Final = 255
 DEPTH_MAX: Final = 64
 ENTRIES_MAX: Final = 10_000
+HELD_BYTES_MAX: Final = 32 << 20
+"""Bytes of files that one call holds in the enclave's memory; sync lets go of what was written."""
+
 ATTEMPTS: Final = 16
 """How often a directory is read again because another call changed it first."""
 
@@ -71,7 +75,7 @@ class FileSystem:
         self._wait = wait
         self._random = random
         self._file_bytes = file_bytes
-        self._nodes: dict[bytes, Node] = {}
+        self._nodes: OrderedDict[bytes, Node] = OrderedDict()
 
     # -- paths --------------------------------------------------------------------------------------------------------
 
@@ -231,13 +235,31 @@ class FileSystem:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def node(self, node_id: bytes) -> Node:
-        """A file's bytes, read once a call."""
+        """A file's bytes, read once a call as long as there is room. Good until the next call of any method here.
+
+        Raises: FileError: the call has written more than may wait in memory.
+        """
         node = self._nodes.get(node_id)
         if node is None:
             item = self._wait(self._table.get(b"f" + node_id))
             node = Node(node_id, b"", 0) if item is None else Node(node_id, item.value, item.version)
             self._nodes[node_id] = node
+        self._nodes.move_to_end(node_id)
+        self._make_room()
         return node
+
+    def _make_room(self) -> None:
+        """Forget what was only read, the longest unused first; what was written waits to be stored."""
+        held = sum(len(node.content) for node in self._nodes.values())
+        most = max(HELD_BYTES_MAX, 2 * self._file_bytes)
+        for node in list(self._nodes.values())[:-1]:
+            if held <= most:
+                return
+            if not node.dirty:
+                held -= len(node.content)
+                del self._nodes[node.id]
+        if held > most and len(self._nodes) > 1:
+            raise FileError("insufficient-memory")
 
     def write(self, node: Node, offset: int, data: bytes) -> None:
         """Put bytes into a file; a gap is zeros. Raises: FileError."""

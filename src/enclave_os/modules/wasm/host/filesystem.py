@@ -127,12 +127,12 @@ def _write(context: CallContext, file: Descriptor, data: bytes, offset: int) -> 
 
 
 def _read_via_stream(context: CallContext, file: Descriptor, offset: int) -> InputStream:
-    node = file.node(context)
+    file.node(context)  # may it be read at all
     at = offset
 
     def read(size: int) -> bytes:
         nonlocal at
-        data = bytes(node.content[at : at + size])
+        data = bytes(file.node(context).content[at : at + size])
         at += len(data)
         return data
 
@@ -140,20 +140,25 @@ def _read_via_stream(context: CallContext, file: Descriptor, offset: int) -> Inp
 
 
 def _write_via_stream(context: CallContext, file: Descriptor, offset: int) -> OutputStream:
-    node = file.node(context, writing=True)
+    file.node(context, writing=True)
     at = offset
 
     def write(data: bytes) -> None:
         nonlocal at
-        context.files.write(node, at, data)
+        context.files.write(file.node(context, writing=True), at, data)
         at += len(data)
 
     return OutputStream(write)
 
 
 def _append_via_stream(context: CallContext, file: Descriptor) -> OutputStream:
-    node = file.node(context, writing=True)
-    return OutputStream(lambda data: context.files.write(node, len(node.content), data))
+    file.node(context, writing=True)
+
+    def write(data: bytes) -> None:
+        node = file.node(context, writing=True)
+        context.files.write(node, len(node.content), data)
+
+    return OutputStream(write)
 
 
 def _set_size(context: CallContext, file: Descriptor, size: int) -> None:

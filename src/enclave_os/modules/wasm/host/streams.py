@@ -105,7 +105,10 @@ def _guarded(work: Callable[[], Any]) -> tuple[str, Any]:
 
 
 def _read(context: CallContext, stream: InputStream, size: int) -> tuple[str, Any]:
-    data = stream.read(min(size, CHUNK_MAX))
+    try:
+        data = stream.read(min(size, CHUNK_MAX))
+    except FileError as error:
+        return err(("last-operation-failed", IOError_(error.code)))
     if size and not data:
         return err(("closed", None))
     return ok(data)
