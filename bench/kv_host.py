@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from enclave_os.wire.layout import RegionLayout, plan_region
+from enclave_os_host.doorbell import silence
 from enclave_os_host.handlers.kv import kv_handlers
 from enclave_os_host.kv_store import KVStore, StoreSync
 from enclave_os_host.rpc_dispatcher import Registry, RPCDispatcher
@@ -35,7 +36,11 @@ def main() -> None:
     plan = layout()
     with open(path, "r+b") as file:
         region: Any = SimpleNamespace(buffer=mmap.mmap(file.fileno(), plan.size), layout=plan)
-    bell: Any = SimpleNamespace(rpc_to_host=int(to_host), ring_enclave=lambda: os.eventfd_write(int(to_enclave), 1))
+    bell: Any = SimpleNamespace(
+        rpc_to_host=int(to_host),
+        ring_enclave=lambda: os.eventfd_write(int(to_enclave), 1),
+        silence=lambda: silence(int(to_host)),
+    )
     store = KVStore(
         Path(folder),
         sync=cast(StoreSync, sync),

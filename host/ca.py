@@ -17,7 +17,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from enclave_os.wire.setting_table import CertificateAuthority, Settings
+from enclave_os.wire.authority import CertificateAuthority
+from enclave_os.wire.setting_table import Settings
 
 from .certificates import authority, key_pem, name, write_whole
 from .config import read_pem

@@ -1,4 +1,4 @@
-"""The host's part of the command line: `serve`, `config`, `ca` and `seal import`.
+"""The host's part of the command line: `serve`, `config`, `ca`, `seal import` and `gramine`.
 
 `enclave-os` (the package `enclave_os_client`) executes this one for these commands and passes its arguments on, so
 that the client works where no server is installed. Exit codes are those of sysexits.h, as service managers know them.
@@ -23,18 +23,17 @@ from enclave_os.wire.settings import ConfigError
 
 from . import config, config_report
 from .commands import ca as ca_command
+from .commands import gramine as gramine_command
 from .commands import seal as seal_command
 from .commands.parser import Parser
+from .gramine.launch import NoEnclave, choose_launch
+from .launch import Launch
 
 EX_OK: Final = os.EX_OK
 EX_USAGE: Final = os.EX_USAGE
 EX_UNAVAILABLE: Final = os.EX_UNAVAILABLE
 EX_NOINPUT: Final = os.EX_NOINPUT
 EX_CONFIG: Final = os.EX_CONFIG
-
-SIMULATED_LINE: Final = (
-    "simulated: no SGX here; the enclave is an ordinary process, and this machine can read what it holds"
-)
 
 # The flags with a name of their own; `--set` reaches every other key.
 FLAGS: Final = (
@@ -103,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ca_command.run(parsed, loaded.settings)
     if parsed.command == "seal":
         return _seal(parsed, loaded)
+    if parsed.command == "gramine" and parsed.action != "run":
+        return gramine_command.run(parsed, loaded.settings)
     return _serve(parsed, loaded)
 
 
@@ -123,25 +124,24 @@ def _config(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
 
 
 def _seal(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
-    return seal_command.run(parsed, loaded.settings) if _can_start(loaded) else EX_UNAVAILABLE
+    launch = _launch(parsed, loaded)
+    return EX_UNAVAILABLE if launch is None else seal_command.run(parsed, loaded.settings, launch)
 
 
-def _can_start(loaded: config.Loaded) -> bool:
-    """Whether an enclave can be started as the configuration says; says either what not, or what it will be."""
-    how = loaded.settings.server.enclave
-    if how not in ("auto", "simulated"):
-        print(
-            f"enclave-os: server.enclave: this version cannot start an enclave the way {how!r} says; "
-            "only 'simulated' (or 'auto', which chooses it) is possible",
-            file=sys.stderr,
-        )
-        return False
-    print(SIMULATED_LINE, file=sys.stderr, flush=True)
-    return True
+def _launch(parsed: argparse.Namespace, loaded: config.Loaded) -> Launch | None:
+    """How the enclave is started; says that, or why it cannot be (None)."""
+    try:
+        launch, line = choose_launch(loaded.settings, only_gramine=parsed.command == "gramine")
+    except NoEnclave as error:
+        print(f"enclave-os: {error}", file=sys.stderr)
+        return None
+    print(line, file=sys.stderr, flush=True)
+    return launch
 
 
 def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
-    if not _can_start(loaded):
+    launch = _launch(parsed, loaded)
+    if launch is None:
         return EX_UNAVAILABLE
     # Imported here: `config` must work where the natives were not built.
     from .supervisor import serve
@@ -150,7 +150,7 @@ def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
     # that we promise, and once all has ended there is nothing left that a signal could ask for.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_by_code)
-    code = serve(loaded.settings, ready_fd=parsed.ready_fd)
+    code = serve(loaded.settings, ready_fd=getattr(parsed, "ready_fd", None), launch=launch)
     _ignore_signals()
     return code
 
@@ -209,7 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     names.add_parser("reference", help="print docs/configuration.md")
     names.add_parser("example", help="print a configuration file with every key and its default")
     names.add_parser("accept", help="let a manager accept its policy: enclave-os config accept --help")
-    for action in (*ca_command.describe(commands), *seal_command.describe(commands)):
+    described = (ca_command.describe, seal_command.describe, gramine_command.describe)
+    for action in (action for describe in described for action in describe(commands)):
         _add_sources(action)
     return parser
 

@@ -22,6 +22,7 @@ FILE_SIZE_MAX: Final = 1 << 20  # far above any configuration; a wrong path must
 ENVIRONMENT_PREFIX: Final = "ENCLAVE_OS_"
 CONFIG_VARIABLE: Final = "ENCLAVE_OS_CONFIG"
 DEFAULT: Final = "default"
+PLACED: Final = (("ca", "certificate_file"), ("ca", "key_file"), ("gramine", "key_file"), ("gramine", "image"))
 
 Document = dict[str, dict[str, object]]
 
@@ -79,7 +80,7 @@ def load(
     base = found.parent if found else folder
     _read_key_files(document, base)
     _read_owner_key(document, base)
-    _place_ca_files(document, base)
+    _place_files(document, base)
     _fill_names(document, host_name)
     _fill_state_dir(document, environment, user_id, folder)
     try:
@@ -212,12 +213,12 @@ def _read_key_files(document: Document, folder: Path) -> None:
         del issuer["public_key_file"]
 
 
-def _place_ca_files(document: Document, folder: Path) -> None:
-    """Make the CA's files absolute: they are relative to the configuration file."""
-    for name in ("certificate_file", "key_file"):
-        given = document.get("ca", {}).get(name)
+def _place_files(document: Document, folder: Path) -> None:
+    """Make what names a file or a folder absolute: it is relative to the configuration file."""
+    for section, name in PLACED:
+        given = document.get(section, {}).get(name)
         if isinstance(given, str) and given:
-            document["ca"][name] = os.path.abspath(folder / given)
+            document[section][name] = os.path.abspath(folder / given)
 
 
 def _read_owner_key(document: Document, folder: Path) -> None:

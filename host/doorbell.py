@@ -1,46 +1,142 @@
-"""The host's half of the doorbell: three eventfds a worker, made here and inherited by the enclave process.
+"""The host's half of the doorbell, made here and inherited by the enclave process.
 
-One wakes the enclave (both its incoming rings and the control block), one wakes the proxy (data.to_host, and room in
-data.to_enclave), one wakes the RPC dispatcher (rpc.to_host, and room in rpc.to_enclave).
+One descriptor wakes the enclave (both its incoming rings and the control block), one wakes the proxy (data.to_host, and
+room in data.to_enclave), one wakes the RPC dispatcher (rpc.to_host, and room in rpc.to_enclave).
+
+    plain process   EventfdDoorbell   three eventfds
+    Gramine         PipeDoorbell      its standard input and output, all that Gramine lets a process inherit
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 # In the enclave process the three have these numbers, whatever they are here: with thousands of clients a new
 # descriptor of the host would have a number that no contract should have to carry.
 ENCLAVE_NUMBERS: Final = (3, 4, 5)
 SPEC: Final = "eventfd:" + ",".join(str(number) for number in ENCLAVE_NUMBERS)
+PIPES: Final = "pipes"
+"""How the manifest calls a `PipeDoorbell` (enclave_os.border.doorbell)."""
 _NUMBER_MIN: Final = 10
 _ONE: Final = (1).to_bytes(8, "little")
+_RING_BYTES: Final = b"\0\1"
+"""What the enclave rings with: a word of one. No text has these bytes."""
+_READ_SIZE: Final = 64 << 10  # what a pipe holds
+LINE_SIZE_MAX: Final = 4096
+"""Of a line of text from an enclave; the rest of a longer one is the next line."""
 
 
-class Doorbell:
-    """Three non-blocking eventfds of one worker and start.
+class Doorbell(Protocol):
+    """What the host uses of either.
 
     Attributes:
-        to_enclave, data_to_host, rpc_to_host: descriptors, owned until `close`.
+        spec: how the enclave is told to find its end.
+        to_enclave, data_to_host, rpc_to_host: non-blocking descriptors, owned until `close`; the first takes writes,
+            the others are waited on.
     """
 
-    def __init__(self) -> None:
-        self.to_enclave, self.data_to_host, self.rpc_to_host = (_make() for _ in ENCLAVE_NUMBERS)
+    spec: str
+    to_enclave: int
+    data_to_host: int
+    rpc_to_host: int
 
     @property
-    def descriptors(self) -> tuple[int, int, int]:
-        """In the order of `ENCLAVE_NUMBERS`."""
-        return self.to_enclave, self.data_to_host, self.rpc_to_host
+    def inherited(self) -> Sequence[tuple[int, int]]:
+        """Descriptors that the enclave process gets, each with its number there."""
 
     def ring_enclave(self) -> None:
         """Wake the enclave."""
-        ring(self.to_enclave)
+
+    def silence(self) -> None:
+        """Take what was rung for the dispatcher; nothing is fine. The dispatcher's thread."""
 
     def close(self) -> None:
-        """Close all three; nobody may use them any more."""
-        for descriptor in self.descriptors:
+        """Close all; nobody may use them any more."""
+
+
+class EventfdDoorbell:
+    """Three non-blocking eventfds of one worker and start. Attributes: as of `Doorbell`."""
+
+    def __init__(self) -> None:
+        self.spec = SPEC
+        self.to_enclave, self.data_to_host, self.rpc_to_host = (_make() for _ in ENCLAVE_NUMBERS)
+
+    @property
+    def inherited(self) -> Sequence[tuple[int, int]]:
+        """See `Doorbell`."""
+        return list(zip((self.to_enclave, self.data_to_host, self.rpc_to_host), ENCLAVE_NUMBERS, strict=True))
+
+    def ring_enclave(self) -> None:
+        """See `Doorbell`."""
+        ring(self.to_enclave)
+
+    def silence(self) -> None:
+        """See `Doorbell`."""
+        silence(self.rpc_to_host)
+
+    def close(self) -> None:
+        """See `Doorbell`."""
+        for descriptor in (self.to_enclave, self.data_to_host, self.rpc_to_host):
             os.close(descriptor)
+
+
+class PipeDoorbell:
+    """The two pipes of an enclave under Gramine: standard input, whose end also tells it that we are gone, and output.
+
+    What the enclave writes is rings and, since Gramine joins its standard error to its standard output, text. The proxy
+    and the dispatcher both wait on the same end; the dispatcher empties it. Nobody but we and that process hold an end.
+
+    Args: on_line: gets each line of text, without its end; the dispatcher's thread, or that which closes.
+    Attributes: as of `Doorbell`.
+    """
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self.spec = PIPES
+        self._on_line = on_line
+        self._text = b""
+        self._stdin, self.to_enclave = _make_pipe()
+        self.data_to_host, self._stdout = _make_pipe()
+        self.rpc_to_host = self.data_to_host
+        # Its reader blocks in read. Its writes never do: a full pipe rings already, and text is not worth a stop.
+        os.set_blocking(self._stdin, True)
+
+    @property
+    def inherited(self) -> Sequence[tuple[int, int]]:
+        """See `Doorbell`."""
+        return [(self._stdin, 0), (self._stdout, 1)]
+
+    def ring_enclave(self) -> None:
+        """See `Doorbell`."""
+        ring(self.to_enclave)
+
+    def silence(self) -> None:
+        """See `Doorbell`. Bounded: a process that writes without end is read a pipe at a time."""
+        try:
+            data = os.read(self.data_to_host, _READ_SIZE)
+        except BlockingIOError:
+            return
+        self._text += data.translate(None, _RING_BYTES)
+        *lines, self._text = self._text.split(b"\n")
+        while len(self._text) > LINE_SIZE_MAX:
+            lines.append(self._text[:LINE_SIZE_MAX])
+            self._text = self._text[LINE_SIZE_MAX:]
+        for line in lines:
+            self._tell(line)
+
+    def close(self) -> None:
+        """See `Doorbell`. What the process said last is told first."""
+        self.silence()
+        if self._text:
+            self._tell(self._text)
+        for descriptor in (self.to_enclave, self.data_to_host, self._stdin, self._stdout):
+            os.close(descriptor)
+
+    def _tell(self, line: bytes) -> None:
+        if line:
+            self._on_line(line[:LINE_SIZE_MAX].decode("utf-8", "backslashreplace"))
 
 
 def ring(descriptor: int) -> None:
@@ -66,3 +162,14 @@ def _make() -> int:
         return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _NUMBER_MIN)
     finally:
         os.close(low)
+
+
+def _make_pipe() -> tuple[int, int]:
+    """Both ends non-blocking, away from the numbers that a child is given: read, write."""
+    ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        reader, writer = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _NUMBER_MIN) for end in ends)
+    finally:
+        for end in ends:
+            os.close(end)
+    return reader, writer

@@ -1,6 +1,8 @@
-"""One enclave process: fixed command line, minimal environment, three descriptors of the doorbell, watched by pidfd.
+"""One enclave process: fixed command line, minimal environment, the doorbell's descriptors, watched by pidfd.
 
 Its standard input is a pipe whose other end only we hold: it ends when we do, however we end, and the enclave with it.
+Under Gramine that pipe is the doorbell's too, and the process is Gramine's loader: its own environment is Gramine's
+business, and of it the enclave sees the region's name alone (gramine/enclave_os.manifest.template).
 """
 
 from __future__ import annotations
@@ -13,9 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from .doorbell import ENCLAVE_NUMBERS, SPEC, Doorbell
+from .doorbell import Doorbell
 
 COMMAND: Final = (sys.executable, "-I", "-B", "-m", "enclave_os")
+STANDARD_INPUT: Final = 0
+NUMBERS_END: Final = 10
+"""Above the numbers that a child is given, so that no dup2 there closes what the next one copies."""
+GRAMINE_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+"""For the shell script that starts Gramine's loader."""
 
 
 class EnclaveProcess:
@@ -24,29 +31,30 @@ class EnclaveProcess:
     Args:
         command: program by its path, and arguments. Measured under SGX, so nothing in it depends on the start.
         region: the region's name.
-        mode: simulated, direct or sgx.
-        platform: folder of the simulated platform; None on SGX.
+        gramine: the command is Gramine's loader.
+        platform: folder of the simulated platform, for a plain process.
     Attributes:
         pid, pidfd: of the process; the pidfd is readable when it has ended.
     Raises: OSError: no such program, or no memory for a process.
     """
 
     def __init__(
-        self, command: Sequence[str], *, region: str, doorbell: Doorbell, mode: str, platform: Path | None = None
+        self, command: Sequence[str], *, region: str, doorbell: Doorbell, gramine: bool, platform: Path | None = None
     ) -> None:
-        environment = {
-            "ENCLAVE_OS_REGION": region,
-            "ENCLAVE_OS_DOORBELL": SPEC,
-            "ENCLAVE_OS_MODE": mode,
-            "LANG": "C.UTF-8",
-        }
+        environment = {"ENCLAVE_OS_REGION": region}
+        if gramine:
+            environment["PATH"] = GRAMINE_PATH
+        else:
+            environment |= {"ENCLAVE_OS_DOORBELL": doorbell.spec, "ENCLAVE_OS_MODE": "simulated", "LANG": "C.UTF-8"}
         if platform is not None:
             environment["ENCLAVE_OS_PLATFORM"] = str(platform)
-        low, self._lifeline = os.pipe2(os.O_CLOEXEC)
-        # Above the numbers that the child is given, so that no dup2 there closes what the next one copies.
-        lifeline_end = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, max(ENCLAVE_NUMBERS) + 1)
-        os.close(low)
-        moves = [(lifeline_end, 0), *zip(doorbell.descriptors, ENCLAVE_NUMBERS, strict=True)]
+        moves = list(doorbell.inherited)
+        self._lifeline, end = -1, -1
+        if STANDARD_INPUT not in [theirs for _, theirs in moves]:
+            low, self._lifeline = os.pipe2(os.O_CLOEXEC)
+            end = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, NUMBERS_END)
+            os.close(low)
+            moves.append((end, STANDARD_INPUT))
         try:
             self.pid = os.posix_spawn(
                 command[0],
@@ -59,10 +67,10 @@ class EnclaveProcess:
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM],
             )
         except OSError:
-            os.close(self._lifeline)
+            _close(self._lifeline)
             raise
         finally:
-            os.close(lifeline_end)
+            _close(end)
         self.pidfd = os.pidfd_open(self.pid)
 
     def kill(self) -> None:
@@ -73,7 +81,7 @@ class EnclaveProcess:
         """Wait for its end and close what is ours; its exit code, or minus the signal that ended it."""
         _, status = os.waitpid(self.pid, 0)
         os.close(self.pidfd)
-        os.close(self._lifeline)
+        _close(self._lifeline)
         return os.waitstatus_to_exitcode(status)
 
 
@@ -85,3 +93,8 @@ def describe_exit(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)

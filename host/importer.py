@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import plan_region
 from enclave_os.wire.rpc import LogLevel, Method
-from enclave_os.wire.setting_table import CertificateAuthority, Settings, Start
+from enclave_os.wire.setting_table import Settings, Start
 from enclave_os.wire.settings import enclave_document
 
-from .doorbell import Doorbell
-from .enclave_process import COMMAND, EnclaveProcess, describe_exit
+from .enclave_process import EnclaveProcess, describe_exit
 from .handlers.carry import Carrier
 from .handlers.log import Log, log_handler
 from .handlers.seal import SealStore
 from .handlers.time import tell_time
+from .launch import SIMULATED, Launch
 from .rpc_dispatcher import Registry, RPCDispatcher
 from .shared_memory import Region, region_folder, region_label
-from .simulated_platform import FOLDER as PLATFORM_FOLDER
-from .simulated_platform import open_simulated_platform
 from .state import StateFolder
 
 LOCK_FILE: Final = "import.lock"
@@ -42,7 +40,7 @@ def run(
     port: int,
     giver: str,
     *,
-    command: Sequence[str] = COMMAND,
+    launch: Launch = SIMULATED,
     folder: Path | None = None,
 ) -> tuple[int, str]:
     """Have an enclave import from the server at `host`:`port`.
@@ -50,17 +48,18 @@ def run(
     Args:
         settings: the configuration that the new enclave will serve with.
         giver: MRENCLAVE of the enclave there, hexadecimal.
-        command: the enclave process, and `folder` where regions lie: only tests give others.
+        launch: how the enclave process is started.
+        folder: where regions lie: only tests give another.
     Returns: its exit code, 0 for done (the enclave said why not on standard error), and what the host saw go wrong.
     Raises: StateTaken, StateError, ConfigError, OSError.
     """
     log = Log(json_lines=settings.log.format == "json", level=LogLevel[settings.log.level.upper()])
     with StateFolder(Path(settings.server.state_dir), LOCK_FILE) as state:
-        platform = open_simulated_platform(
-            Path(settings.server.platform_dir) if settings.server.platform_dir else state.path / PLATFORM_FOLDER
-        )
+        platform = launch.platform_folder(settings, state.path)
         # Who signs the CA of the receiver is a question for its first start: what is taken has a CA.
-        document = enclave_document(settings, INDEX, 1, CertificateAuthority(), Start(kind="import", giver=giver))
+        start = Start(kind="import", giver=giver)
+        files = launch.platform_files(platform)
+        document = enclave_document(settings, INDEX, 1, CertificateAuthority(), start, files)
         rings = settings.rings
         layout = plan_region(
             data_to_enclave=rings.data_to_enclave, data_to_host=rings.data_to_host,
@@ -71,18 +70,18 @@ def run(
         try:
             region.call_channels()
             region.call_run(document)
-            return _run(region, settings, log, state.path, Carrier(host, port), command, platform.folder)
+            return _run(region, settings, log, state.path, Carrier(host, port), launch, platform)
         finally:
             region.unlink()
             log.flush()
 
 
 def _run(
-    region: Region, settings: Settings, log: Log, state: Path, carrier: Carrier, command: Sequence[str], platform: Path
+    region: Region, settings: Settings, log: Log, state: Path, carrier: Carrier, launch: Launch, platform: Path | None
 ) -> tuple[int, str]:
     seal = SealStore(state, log.warning, importing=True)
     problems: list[str] = []
-    doorbell = Doorbell()
+    doorbell = launch.doorbell(lambda line: log.write(LogLevel.ERROR, INDEX, line))
     dispatcher = RPCDispatcher(
         lambda _, error: problems.append(str(PeerProtocolError.from_peer(error, "the RPC channel"))),
         lambda: problems.append("the RPC dispatcher ended by a bug of the host"),
@@ -99,7 +98,7 @@ def _run(
             }
         )
         dispatcher.add_worker(INDEX, region, doorbell, registry)
-        process = EnclaveProcess(command, region=region.name, doorbell=doorbell, mode="simulated", platform=platform)
+        process = launch.start(region.name, doorbell, platform)
         code = _wait(process, problems)
     finally:
         dispatcher.stop()

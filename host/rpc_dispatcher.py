@@ -193,7 +193,7 @@ class RPCDispatcher:
         for worker in list(self._workers.values()):
             try:
                 if worker.doorbell.rpc_to_host in rung:
-                    silence(worker.doorbell.rpc_to_host)
+                    worker.doorbell.silence()
                 worker.requests.disarm()
                 self._serve(worker)
                 sleep = arm and self._arm(worker) and sleep

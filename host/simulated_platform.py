@@ -32,6 +32,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+from enclave_os.wire.gramine import PlatformFiles
+
 from .certificates import authority, builder, key_pem, name, write_whole
 from .state import StateError, make_private_folder
 
@@ -103,6 +105,18 @@ def open_simulated_platform(folder: Path, now: Now = lambda: datetime.datetime.n
         elif _collateral_ends(folder) - now() < datetime.timedelta(days=RENEW_DAYS):
             _renew(folder, now())
     return SimulatedPlatform(folder, folder / ROOT_FILE, not there)
+
+
+def read_platform(folder: Path) -> PlatformFiles:
+    """What an enclave needs of the platform, for one that cannot open the folder. Raises: StateError, OSError."""
+    try:
+        return PlatformFiles(
+            platform=(folder / PLATFORM_FILE).read_text("utf-8"),
+            collateral=(folder / COLLATERAL_FILE).read_text("utf-8"),
+            seal_key=(folder / SEAL_KEY_FILE).read_bytes().hex(),
+        )
+    except ValueError as error:
+        raise _unreadable(folder) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ logged and ignored: the configuration is read once, since the enclave's part of 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import queue
 import selectors
@@ -38,7 +39,7 @@ from enclave_os.wire.settings import ConfigError, enclave_document
 
 from .ca import DevelopmentCA, open_development_ca, read_imported_ca
 from .doorbell import Doorbell, ring, silence
-from .enclave_process import COMMAND, EnclaveProcess, describe_exit
+from .enclave_process import EnclaveProcess, describe_exit
 from .handlers.ca import CertificateDesk
 from .handlers.log import Log, log_handler
 from .handlers.peers import Carrier, Mailboxes
@@ -46,15 +47,13 @@ from .handlers.seal import SealStore
 from .handlers.stop import stop_handler
 from .handlers.store_desk import StoreDesk
 from .handlers.time import tell_time
+from .launch import SIMULATED, Launch
 from .rpc_dispatcher import Registry, RPCDispatcher
 from .service_manager import notify, say_ready
 from .shared_memory import Region, region_folder, region_label, remove_leftovers
-from .simulated_platform import FOLDER as PLATFORM_FOLDER
-from .simulated_platform import open_simulated_platform
 from .state import StateError, StateFolder, StateTaken
 from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
 
-START_SECONDS_MAX: Final = 30.0  # from the process's start to READY
 END_SECONDS_MAX: Final = 5.0  # from `shutdown` to the process's end
 STEADY_SECONDS: Final = 30.0  # a worker that served this long starts with a clean record
 DELAYS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before the n-th start in a row
@@ -96,7 +95,7 @@ class _Worker:
     life: _Life | None = None
     failures: int = 0
     serving_since: float = field(default=0.0)
-    reading: float = -START_SECONDS_MAX  # when it last asked for rows of the store
+    reading: float = -math.inf  # when it last asked for rows of the store
 
     def reads(self) -> None:
         """It asks for rows of the store, as a start does for all of them: it is alive. The dispatcher's thread."""
@@ -107,7 +106,7 @@ def serve(
     settings: Settings,
     ready_fd: int | None = None,
     *,
-    command: Sequence[str] = COMMAND,
+    launch: Launch = SIMULATED,
     folder: Path | None = None,
 ) -> int:
     """Serve until a signal ends it. Main thread only.
@@ -115,7 +114,8 @@ def serve(
     Args:
         settings: the checked configuration; `server.state_dir` is absolute.
         ready_fd: gets one line with the addresses when the first worker serves, and is closed.
-        command: the enclave process, and `folder` where regions lie: only tests give others.
+        launch: how an enclave process is started.
+        folder: where regions lie: only tests give another.
     Returns: the exit code: 0 ended as asked, or one of sysexits.h (see `enclave-os serve --help`), or 128 + the number
         of the second signal.
     """
@@ -124,7 +124,7 @@ def serve(
         raise_descriptor_limit()
         with StateFolder(Path(settings.server.state_dir)) as state:
             regions = region_folder(folder) if folder else region_folder()
-            return Supervisor(settings, log, state.path, regions, command).run(ready_fd)
+            return Supervisor(settings, log, state.path, regions, launch).run(ready_fd)
     except StateTaken as error:
         log.error(str(error))
         return EX_TEMPFAIL
@@ -144,12 +144,12 @@ def serve(
 class Supervisor:
     """Everything that one server owns; `run` is its whole life."""
 
-    def __init__(self, settings: Settings, log: Log, state_folder: Path, folder: Path, command: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, log: Log, state_folder: Path, folder: Path, launch: Launch) -> None:
         self._settings = settings
         self._log = log
         self._state_folder = state_folder
         self._folder = folder
-        self._command = command
+        self._launch = launch
         rings = settings.rings
         self._layout = plan_region(
             data_to_enclave=rings.data_to_enclave,
@@ -160,13 +160,12 @@ class Supervisor:
         for name in remove_leftovers(folder):
             log.info(f"removed region {name}, whose server is dead")
         self._ca = open_development_ca(state_folder) if settings.ca.mode == "development" else None
-        self._platform = open_simulated_platform(
-            Path(settings.server.platform_dir) if settings.server.platform_dir else state_folder / PLATFORM_FOLDER
-        )
+        self._platform = launch.platform_folder(settings, state_folder)
         # Made before anything is started, so that a configuration that cannot be passed stops us here.
         count = settings.server.workers
         authority = read_imported_ca(settings)
-        self._documents = [enclave_document(settings, i, count, authority) for i in range(count)]
+        files = launch.platform_files(self._platform)
+        self._documents = [enclave_document(settings, i, count, authority, platform=files) for i in range(count)]
         self._seal = SealStore(state_folder, log.warning, lambda: self._stores.make_durable())
         self._stores = StoreDesk(self._seal, settings.kv, log.error)
         self._desk = CertificateDesk(
@@ -315,7 +314,7 @@ class Supervisor:
             return
         worker.life = life
         worker.phase = Phase.STARTING
-        worker.due = time.monotonic() + START_SECONDS_MAX
+        worker.due = time.monotonic() + self._launch.start_seconds_max
         self._selector.register(life.process.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
         self._log.info(f"worker {worker.index} started, process {life.process.pid}")
 
@@ -325,20 +324,15 @@ class Supervisor:
             undo.callback(region.unlink)
             region.call_channels()
             region.call_run(self._documents[index])
-            doorbell = Doorbell()
+            # What it writes past its log: the reason of a start that failed before there was one.
+            doorbell = self._launch.doorbell(lambda line: self._log.write(LogLevel.ERROR, index, line))
             undo.callback(doorbell.close)
             # Attached before the process exists: its first frame finds somebody.
             self._proxy.add_worker(index, region, doorbell)
             undo.callback(self._proxy.detach_worker, index)
             self._dispatcher.add_worker(index, region, doorbell, self._registry(index))
             undo.callback(self._dispatcher.remove_worker, index)
-            process = EnclaveProcess(
-                self._command,
-                region=region.name,
-                doorbell=doorbell,
-                mode="simulated",
-                platform=self._platform.folder,
-            )
+            process = self._launch.start(region.name, doorbell, self._platform)
             return _Life(region, doorbell, process, undo.pop_all())
 
     def _registry(self, index: int) -> Registry:
@@ -421,8 +415,8 @@ class Supervisor:
         for worker in self._workers:
             if worker.due is None or now < worker.due:
                 continue
-            if worker.phase is Phase.STARTING and now < worker.reading + START_SECONDS_MAX:
-                worker.due = worker.reading + START_SECONDS_MAX
+            if worker.phase is Phase.STARTING and now < worker.reading + self._launch.start_seconds_max:
+                worker.due = worker.reading + self._launch.start_seconds_max
                 continue
             worker.due = None
             if worker.phase is Phase.DOWN:

@@ -17,6 +17,7 @@ from enclave_os.wire.setting_kinds import Hex
 from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import ConfigError
 
+from ..launch import Launch
 from ..state import StateError, StateTaken
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def describe(commands: Subparsers) -> Sequence[Parser]:
     return (action,)
 
 
-def run(parsed: argparse.Namespace, settings: Settings) -> int:
+def run(parsed: argparse.Namespace, settings: Settings, launch: Launch) -> int:
     """Import. Returns: the exit code."""
     try:
         host, port = _address(parsed.giver_url)
@@ -70,7 +71,7 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
     from ..importer import run as import_sealed
 
     try:
-        code, problem = import_sealed(settings, host, port, giver)
+        code, problem = import_sealed(settings, host, port, giver, launch=launch)
     except StateTaken as error:
         print(f"enclave-os: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL

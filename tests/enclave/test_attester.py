@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -13,7 +14,8 @@ import pytest
 from enclave_os.errors import AttestationError, UsageError
 from enclave_os.evidence.quote import encode_body, parse_quote
 from enclave_os.ratls import attester as attesters
-from enclave_os.ratls.attester import DeviceAttester, SimulatedAttester, make_attester
+from enclave_os.ratls.attester import DeviceAttester, SimulatedAttester
+from enclave_os_host.simulated_platform import read_platform
 from tests.evidence.forge import IDENTITY, MEASUREMENT, Forge
 
 REAL = (Path(__file__).parents[1] / "vectors" / "dcap" / "sgx_quote").read_bytes()
@@ -187,22 +189,24 @@ class TestSimulated:
         assert caught.value.code == "no_platform"
 
 
-class TestChoice:
-    def test_sgx_has_nothing_to_fall_back_on(self, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert not attesters.DEVICE_ROOT.exists(), "this test is for machines without SGX"
-        environment = {attesters.PLATFORM_VARIABLE: str(forge.folder)}
-        with pytest.raises(AttestationError):
-            make_attester("sgx", environment, IDENTITY, {"x": Path(__file__)})
-
-    @pytest.mark.parametrize("folder", [None, "", "platform", "../platform"])
-    def test_a_simulated_one_needs_its_platform(self, folder: str | None) -> None:
-        environment = {} if folder is None else {attesters.PLATFORM_VARIABLE: folder}
-        with pytest.raises(AttestationError):
-            make_attester("simulated", environment, IDENTITY, {"x": Path(__file__)})
-
-    def test_it_measures_itself(self, forge: Forge) -> None:
-        environment = {attesters.PLATFORM_VARIABLE: str(forge.folder)}
-        made = make_attester("direct", environment, IDENTITY, {"x": Path(__file__)})
+class TestFiles:
+    def test_a_platform_that_came_as_text_is_the_same(self, forge: Forge) -> None:
+        files = read_platform(forge.folder)
+        made = SimulatedAttester("direct", files, IDENTITY, MEASUREMENT)
         assert made.mode == "direct"
         assert made.simulated
-        assert made.body.mr_enclave != MEASUREMENT
+        assert made.sealing_key() == SimulatedAttester("direct", forge.folder, IDENTITY, MEASUREMENT).sealing_key()
+        assert "key" not in repr(files)
+
+    @pytest.mark.parametrize("name", ["platform", "collateral", "seal_key"])
+    @pytest.mark.parametrize("text", ["", "[]", "ff", "zz", "[" * 100_000, "\ud800"])
+    def test_text_that_is_none(self, forge: Forge, name: str, text: str) -> None:
+        files = dataclasses.replace(read_platform(forge.folder), **{name: text})
+        with pytest.raises(AttestationError):
+            SimulatedAttester("direct", files, IDENTITY, MEASUREMENT)
+
+    @pytest.mark.parametrize("folder", [None, "", "platform", "../platform"])
+    def test_a_plain_process_is_told_a_folder(self, folder: str | None) -> None:
+        environment = {} if folder is None else {attesters.PLATFORM_VARIABLE: folder}
+        with pytest.raises(AttestationError, match="names no folder"):
+            attesters.platform_folder(environment)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from enclave_os.border.channel import attach_channel
 from enclave_os.border.control import ControlBlock
-from enclave_os.border.doorbell import Doorbell
+from enclave_os.border.doorbell import EventfdDoorbell
 from enclave_os.border.region import REGION_SIZE_MIN, Region
 from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, UsageError
 from enclave_os.wire.layout import (
@@ -215,7 +215,7 @@ class TestControl:
     def test_a_host_that_never_calls_is_given_up(self, host: FakeHost) -> None:
         control = ControlBlock(attach(host))
         with pytest.raises(HostProtocolError, match="did not call run"):
-            control.wait(Slot.RUN, Doorbell(host.doorbell), seconds=0.01)
+            control.wait(Slot.RUN, EventfdDoorbell(host.doorbell), seconds=0.01)
 
     @pytest.mark.parametrize(
         ("offset", "size"),
@@ -238,7 +238,7 @@ class TestControl:
 
 class TestDoorbell:
     def test_three_descriptors(self, host: FakeHost) -> None:
-        doorbell = Doorbell(host.doorbell)
+        doorbell = EventfdDoorbell(host.doorbell)
         doorbell.ring_dispatcher()
         assert os.eventfd_read(host.rpc_bell) == 1
         host.ring_enclave()
@@ -264,13 +264,13 @@ class TestDoorbell:
     )
     def test_a_word_that_is_not_the_doorbell_is_refused(self, spec: str) -> None:
         with pytest.raises(HostProtocolError):
-            Doorbell(spec)
+            EventfdDoorbell(spec)
 
     def test_closed_descriptors_are_refused(self, host: FakeHost) -> None:
         closed = os.dup(host.rpc_bell)
         os.close(closed)
         with pytest.raises(HostProtocolError, match="not open"):
-            Doorbell(f"eventfd:{host.to_enclave_bell},{host.data_bell},{closed}")
+            EventfdDoorbell(f"eventfd:{host.to_enclave_bell},{host.data_bell},{closed}")
 
 
 def _words(ring: RingGeometry) -> list[int]:

@@ -27,7 +27,8 @@ from enclave_os.modules.registry import Registry
 from enclave_os.ratls.session import MESSAGES_BURST
 from enclave_os.ratls.settings_leaves import settings_leaves
 from enclave_os.runtime.attestation import QUOTE_SHARE_MAX, session_quote_rate
-from enclave_os.wire.setting_table import CertificateAuthority, EnclaveSettings
+from enclave_os.wire.authority import CertificateAuthority
+from enclave_os.wire.setting_table import EnclaveSettings
 from tests.enclave.attestation_rig import CHALLENGE, CLIENT_MEASUREMENT, SELF_TAUGHT, Rig, Session
 from tests.enclave.module_services import answer, registry
 from tests.evidence.conftest import forge as forge  # a fixture

@@ -59,7 +59,7 @@ class TestReasons:
 ORDERLY = """
     async def run():
         stop = Stop(asyncio.get_running_loop())
-        stop.watch_lifeline(0)
+        stop.watch_lifeline(lambda: read_to_end(0))
         print("watching", flush=True)
         reason = await stop.wait()
         print(reason.code.name, flush=True)
@@ -68,7 +68,7 @@ ORDERLY = """
 """
 STUCK = """
     async def run():
-        Stop(asyncio.get_running_loop()).watch_lifeline(0)
+        Stop(asyncio.get_running_loop()).watch_lifeline(lambda: read_to_end(0))
         print("watching", flush=True)
         threading.Event().wait()
     asyncio.run(run())
@@ -77,19 +77,20 @@ LOOP_CLOSED = """
     loop = asyncio.new_event_loop()
     stop = Stop(loop)
     loop.close()
-    stop.watch_lifeline(0)
+    stop.watch_lifeline(lambda: read_to_end(0))
     print("watching", flush=True)
     threading.Event().wait()
 """
 NOT_READABLE = """
     os.close(0)
     loop = asyncio.new_event_loop()
-    Stop(loop).watch_lifeline(0)
+    Stop(loop).watch_lifeline(lambda: read_to_end(0))
     print("watching", flush=True)
     threading.Event().wait()
 """
 PREAMBLE = """
     import asyncio, os, sys, threading
+    from enclave_os.border.doorbell import read_to_end
     from enclave_os.runtime import stop as module
     from enclave_os.runtime.stop import Stop
     module.STUCK_SECONDS = 0.05

@@ -23,10 +23,11 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from enclave_os.wire.settings import check
+from enclave_os_host.launch import Launch
 from enclave_os_host.supervisor import serve
 
 document, command, folder, ready = json.loads(sys.argv[1])
-extra = {"command": command} if command else {}
+extra = {"launch": Launch("simulated", command, 30.0)} if command else {}
 sys.exit(serve(check(document), ready, folder=Path(folder), **extra))
 """
 

@@ -62,11 +62,25 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("how", ["direct", "sgx"])
-def test_an_enclave_that_cannot_be_started_is_refused(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_gramine_one_sentence_says_what_is_missing(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
     assert cli.main(["serve", "--enclave", how]) == os.EX_UNAVAILABLE
-    err = capsys.readouterr().err
-    assert f"cannot start an enclave the way '{how}' says" in err
-    assert "simulated:" not in err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"enclave-os: --enclave {how} needs gramine-{how}, and there is none on the path: install")
+    assert "https://gramine.readthedocs.io" in line
+
+
+def test_auto_takes_simulated_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervisor, "serve", lambda *arguments, **names: 5)
+    monkeypatch.setattr("enclave_os_host.gramine.launch.SGX_DEVICE", Path("/nonexistent"))
+    assert cli.main(["serve"]) == 5
+    line, *_ = capsys.readouterr().err.splitlines()
+    assert line.startswith("simulated: the enclave is an ordinary process")
+    assert line.endswith("Not sgx: no /nonexistent") or "Not sgx: no /dev/sgx_enclave" in line
 
 
 def test_serve_with_a_wrong_configuration_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from enclave_os.wire.errors import Lie, PeerProtocolError, UsageError
 from enclave_os.wire.layout import plan_region
 from enclave_os.wire.rpc import Method, Status
 from enclave_os_host import rpc_dispatcher
-from enclave_os_host.doorbell import Doorbell
+from enclave_os_host.doorbell import Doorbell, EventfdDoorbell
 from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.rpc_dispatcher import Registry, RPCDispatcher
 from enclave_os_host.shared_memory import Region, region_folder
@@ -77,7 +77,7 @@ class Desk:
         self.dispatcher.start()
 
     def add(self, handlers: dict[Method, Handler]) -> Caller:
-        caller = Caller(Region(self.folder, "rpc", LAYOUT), Doorbell())
+        caller = Caller(Region(self.folder, "rpc", LAYOUT), EventfdDoorbell())
         self.dispatcher.add_worker(len(self.callers), caller.region, caller.doorbell, Registry(handlers))
         self.callers.append(caller)
         return caller

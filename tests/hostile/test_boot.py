@@ -23,7 +23,7 @@ from tests.enclave.fake_host import FakeHost
 from tests.enclave.ingress_harness import development_authority
 
 from enclave_os.border.control import ControlBlock
-from enclave_os.border.doorbell import Doorbell
+from enclave_os.border.doorbell import EventfdDoorbell
 from enclave_os.border.region import Region
 from enclave_os.runtime import boot
 from enclave_os.runtime.context import ExitCode
@@ -149,7 +149,7 @@ class TestSlots:
                     host.words[offset // 8] = SlotState.FREE
                 return value
 
-        entry = ControlBlock(Flipping(host.name, str(host.folder))).wait(slot, Doorbell(host.doorbell))
+        entry = ControlBlock(Flipping(host.name, str(host.folder))).wait(slot, EventfdDoorbell(host.doorbell))
         assert entry.size > 0
 
 

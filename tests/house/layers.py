@@ -98,11 +98,13 @@ HOST_RANKS: dict[str, int] = {
     "enclave_os_host.connector": 4,
     "enclave_os_host.tcp_proxy": 5,
     "enclave_os_host.enclave_process": 4,
+    "enclave_os_host.launch": 5,
     "enclave_os_host.supervisor": 6,
-    "enclave_os_host.importer": 5,
-    "enclave_os_host.commands": 6,
-    "enclave_os_host.cli": 7,
-    "enclave_os_host.__main__": 8,
+    "enclave_os_host.importer": 6,
+    "enclave_os_host.gramine": 7,
+    "enclave_os_host.commands": 8,
+    "enclave_os_host.cli": 9,
+    "enclave_os_host.__main__": 10,
 }
 
 # Natives in more than one file count as one.

@@ -42,7 +42,7 @@ from enclave_os.evidence.quote import (
     parse_body,
     parse_quote,
 )
-from enclave_os.ratls.measurement import measure
+from enclave_os.wire.gramine import PlatformFiles
 
 Mode = Literal["simulated", "direct", "sgx"]
 
@@ -82,6 +82,8 @@ class Attester(Protocol):
 
 SEAL_INFO: Final = b"enclave-os sealing key 1"
 DEVICE_ROOT: Final = Path("/dev/attestation")
+ATTESTATION_TYPE: Final = "attestation_type"
+"""Gramine has this file exactly when it runs on SGX."""
 PLATFORM_VARIABLE: Final = "ENCLAVE_OS_PLATFORM"
 DEVICE_SEAL_KEY_SIZE: Final = 16
 DEVICE_REPORT_SIZE: Final = BODY_SIZE + 32 + 16  # KEYID, MAC
@@ -102,22 +104,12 @@ class SimulatedIdentity:
     isv_svn: int
 
 
-def make_attester(
-    mode: Mode, environment: Mapping[str, str], identity: SimulatedIdentity, packages: Mapping[str, Path]
-) -> Attester:
-    """The attester of this start.
-
-    Args:
-        environment: names the simulated platform's folder; the host's word.
-        identity, packages: of a simulated enclave; a real one is told by its CPU.
-    Raises: AttestationError: there is none, and nothing stands in for it.
-    """
-    if mode == "sgx":
-        return DeviceAttester()
+def platform_folder(environment: Mapping[str, str]) -> Path:
+    """The simulated platform's folder, by the host's word. Raises: AttestationError: it named none."""
     folder = environment.get(PLATFORM_VARIABLE, "")
     if not folder.startswith("/"):
         raise AttestationError(f"{PLATFORM_VARIABLE} names no folder", "no_platform")
-    return SimulatedAttester(mode, Path(folder), identity, measure(packages))
+    return Path(folder)
 
 
 class DeviceAttester:
@@ -137,7 +129,7 @@ class DeviceAttester:
     def __init__(self, root: Path = DEVICE_ROOT) -> None:
         self._root = root
         self._lock = threading.Lock()
-        kind = self._read("attestation_type", 64)
+        kind = self._read(ATTESTATION_TYPE, 64)
         if kind != b"dcap":
             raise AttestationError(
                 f"this enclave has no DCAP attestation ({kind.decode('ascii', 'backslashreplace')}); "
@@ -206,18 +198,23 @@ class SimulatedAttester:
     """Quotes of a platform that was made on this machine, by its attestation key.
 
     Args:
-        folder: the platform's, as the host names it. All of it is the host's; that is what simulated means.
+        source: the platform's folder, as the host names it, or its files, where the enclave can open no folder. All of
+            it is the host's; that is what simulated means.
         identity: what the manifest would fix.
         mr_enclave: our measurement.
-    Raises: AttestationError: the folder holds no platform.
+    Raises: AttestationError: that is no platform.
     """
 
     simulated = True
 
-    def __init__(self, mode: Mode, folder: Path, identity: SimulatedIdentity, mr_enclave: bytes) -> None:
+    def __init__(
+        self, mode: Mode, source: Path | PlatformFiles, identity: SimulatedIdentity, mr_enclave: bytes
+    ) -> None:
         self.mode = mode
+        where = str(source)[:200] if isinstance(source, Path) else "the configuration document"
         try:
-            platform = _read_platform(folder / "platform.json")
+            files = _read_files(source) if isinstance(source, Path) else source
+            platform = _parse_platform(files.platform)
             key = load_pem_private_key(platform["attestation_key_pem"].encode("ascii"), None)
             if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
                 raise ValueError("an attestation key that is not on P-256")
@@ -247,15 +244,15 @@ class SimulatedAttester:
             self.simulated_root_der: bytes | None = root.public_bytes(Encoding.DER)
             self._size = whole[SIGNED_SIZE : SIGNED_SIZE + 4]
             self._rest = whole[SIGNED_SIZE + 4 + SIGNATURE_SIZE :]
-            self._collateral = Collateral.from_json(_read_bounded(folder / "collateral.json", COLLATERAL_SIZE_MAX))
-            self._seal_key = _read_bounded(folder / "seal.key", SIMULATED_SEAL_KEY_SIZE)
+            self._collateral = Collateral.from_json(files.collateral.encode())
+            self._seal_key = bytes.fromhex(files.seal_key)
         except (OSError, ValueError, UsageError, UnsupportedAlgorithm) as error:
             raise AttestationError(
-                f"{PLATFORM_VARIABLE} holds no simulated platform: {type(error).__name__}, {str(folder)[:200]}",
+                f"no simulated platform: {type(error).__name__}, {where}",
                 "no_platform",
             ) from error
         if len(self._seal_key) != SIMULATED_SEAL_KEY_SIZE:
-            raise AttestationError(f"{folder}: the sealing key is not 32 bytes", "no_platform")
+            raise AttestationError(f"{where}: the sealing key is not 32 bytes", "no_platform")
         self._key = key
         begin = time.monotonic()
         parse_quote(self.quote(bytes(REPORT_DATA_SIZE)))
@@ -298,10 +295,19 @@ def _read_bounded(path: Path, size_max: int) -> bytes:
     return data
 
 
-def _read_platform(path: Path) -> dict[str, Any]:
-    """The members that a quote is made of, each of its kind. Raises: OSError, ValueError."""
+def _read_files(folder: Path) -> PlatformFiles:
+    """Raises: OSError, ValueError: a file is not there, too big, or no text."""
+    return PlatformFiles(
+        platform=_read_bounded(folder / "platform.json", PLATFORM_SIZE_MAX).decode(),
+        collateral=_read_bounded(folder / "collateral.json", COLLATERAL_SIZE_MAX).decode(),
+        seal_key=_read_bounded(folder / "seal.key", SIMULATED_SEAL_KEY_SIZE).hex(),
+    )
+
+
+def _parse_platform(text: str) -> dict[str, Any]:
+    """The members that a quote is made of, each of its kind. Raises: ValueError."""
     try:
-        platform = json.loads(_read_bounded(path, PLATFORM_SIZE_MAX))
+        platform = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(platform, dict) or platform.get("format") != PLATFORM_FORMAT:

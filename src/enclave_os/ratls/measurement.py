@@ -3,7 +3,8 @@
 SHA-256 over the files that can run inside, each as its path and its content: the package `enclave_os` and those of
 every installed module, by name. One changed byte, a renamed or a rebuilt file gives another measurement; caches,
 comments in C and sources that were not built give none. The interpreter and the libraries are not covered: on hardware
-the manifest's trusted files are (docs/attestation.md).
+the manifest's trusted files are (docs/attestation.md). Under `gramine-direct` they are too: there the measurement is
+made of the hash over those files, which the build wrote into one of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from enclave_os.errors import AttestationError
 
 SUFFIXES: Final = (".py", ".so")
 DOMAIN: Final = b"enclave-os simulated MRENCLAVE 1\n"
+FROZEN_DOMAIN: Final = b"enclave-os direct MRENCLAVE 1\n"
 
 
 def measure(packages: Mapping[str, Path]) -> bytes:
@@ -37,6 +39,11 @@ def measure(packages: Mapping[str, Path]) -> bytes:
     if not count:
         raise AttestationError("there is nothing to measure", "no_measurement")
     return total.digest()
+
+
+def measure_frozen(files_sha256: bytes) -> bytes:
+    """The measurement of an enclave under `gramine-direct`: of the files that its manifest trusts, 32 bytes."""
+    return hashlib.sha256(FROZEN_DOMAIN + files_sha256).digest()
 
 
 def find_packages(names: Iterable[str]) -> dict[str, Path]:

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from enclave_os.evidence.config_leaf import canonical_json
+from enclave_os.wire.authority import KeyOrigin
 from enclave_os.wire.setting_kinds import dump_table
-from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings, KeyOrigin
+from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings
 
 
 def settings_leaves(settings: EnclaveSettings) -> dict[str, bytes]:

@@ -23,10 +23,10 @@ from enclave_os.runtime.context import Context
 from enclave_os.sealing import authority as ca
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority, SealedConfig
+from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.policy import owner_key_of, read_policy
 from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method
-from enclave_os.wire.setting_table import CertificateAuthority
 from enclave_os.workers.admission import Admission, Welcome, admit
 
 TAKE_SECONDS: Final = 60.0

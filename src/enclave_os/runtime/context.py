@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib.metadata import EntryPoint
 from typing import Literal
 
 from enclave_os.border.channel import Channel
@@ -35,6 +36,7 @@ class Context:
         mode: "simulated", "direct" or "sgx"; what every reply about ourselves says.
         attester: proves what we are.
         settings: the configuration document, parsed strictly; alleged by the host, but well-formed.
+        module_points: the only modules that may be enabled; None: those that are installed.
     """
 
     mode: Mode
@@ -45,3 +47,4 @@ class Context:
     data_channel: Channel
     attester: Attester
     settings: EnclaveSettings
+    module_points: tuple[EntryPoint, ...] | None = None

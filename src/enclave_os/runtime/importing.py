@@ -32,7 +32,6 @@ from enclave_os.wire.layout import EntryResult, Slot
 from enclave_os.wire.policy import policy_of
 from enclave_os.wire.rpc import CARRY_HEADER_SIZE, CARRY_SIZE_MAX, SEALED_SIZE_MAX, Method
 
-LIFELINE: Final = 0  # standard input: a pipe that only the host holds open
 CARRY_SECONDS: Final = 60.0
 """For one turn: a quote on hardware, or a disk that the giver seals to, is slow; the host hangs up before."""
 CONNECTIONS_MAX: Final = 64
@@ -165,7 +164,7 @@ async def import_sealed(context: Context) -> ExitCode:
             if from_host.arm() == EMPTY:
                 return
 
-    stop.watch_lifeline(LIFELINE)
+    stop.watch_lifeline(context.doorbell.wait_for_end)
     loop.add_reader(context.doorbell.incoming, on_bell)
     policy = policy_of(context.settings)
     work = Importing(

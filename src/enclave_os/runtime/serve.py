@@ -50,7 +50,6 @@ from enclave_os.wire.layout import SLOT_STATE, EntryResult, Slot, slot_offset
 from enclave_os.wire.policy import policy_of
 from enclave_os.wire.rpc import Method
 
-LIFELINE: Final = 0  # standard input: a pipe that only the host holds open
 CHECKPOINT_SECONDS: Final = 3600.0  # between two seals of the clock's floor
 LAST_SECONDS: Final = 2.0  # for the checkpoint of the end; the host waits 5 s for us
 CLOCK_SECONDS: Final = 60.0  # how often the floor is raised, so that 24 h of silence never look like a step
@@ -135,13 +134,15 @@ class Server:
         )
         own = [Core(), AttestationRoutes(self._attestation), SealRoutes(self._sealing, exporting)]
         self._registry = Registry(
-            [*own, *load_modules(settings.modules.enabled)], authenticator, logging.getLogger("module")
+            [*own, *load_modules(settings.modules.enabled, context.module_points)],
+            authenticator,
+            logging.getLogger("module"),
         )
 
     async def run(self) -> ExitCode:
         """Serve until the host calls `shutdown`, goes away, or lies. Returns the process's exit code."""
         self._loop.set_exception_handler(self._on_bug)
-        self._stop.watch_lifeline(LIFELINE)
+        self._stop.watch_lifeline(self._context.doorbell.wait_for_end)
         ingress = self._make_ingress()
         self._ingress = ingress
         self._loop.add_reader(self._context.doorbell.incoming, ingress.on_doorbell)

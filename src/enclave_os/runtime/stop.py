@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from enclave_os.runtime.context import ExitCode
@@ -42,19 +43,16 @@ class Stop:
         """The first reason that was given."""
         return await asyncio.shield(self._future)  # many may wait; one that is cancelled does not end it for the others
 
-    def watch_lifeline(self, descriptor: int) -> None:
-        """End the process when the host's end of this pipe closes, even if the loop is stuck.
+    def watch_lifeline(self, wait_for_end: Callable[[], None]) -> None:
+        """End the process when the host is gone, even if the loop is stuck.
 
-        A blocking reader in a thread, because under Gramine an inherited pipe cannot be watched by epoll.
+        Args: wait_for_end: blocks until then; run in a thread, since under Gramine epoll cannot watch the pipe that
+            tells.
         """
-        threading.Thread(target=self._read_lifeline, args=(descriptor,), name="lifeline", daemon=True).start()
+        threading.Thread(target=self._watch, args=(wait_for_end,), name="lifeline", daemon=True).start()
 
-    def _read_lifeline(self, descriptor: int) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # what cannot be watched counts as gone: the enclave does not outlive its host
-            while os.read(descriptor, 64):
-                pass  # nobody writes here; what comes is ignored, only the end counts
+    def _watch(self, wait_for_end: Callable[[], None]) -> None:
+        wait_for_end()
         done = threading.Event()
         with contextlib.suppress(RuntimeError):  # the loop has ended before us; the process must still do so
             self._loop.call_soon_threadsafe(self._set, Reason(ExitCode.HOST_GONE))

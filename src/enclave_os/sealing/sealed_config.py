@@ -16,9 +16,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from enclave_os.errors import InternalError, SealBroken
+from enclave_os.wire.authority import KEY_ORIGINS, KeyOrigin
 from enclave_os.wire.policy import PolicyError, read_policy
 from enclave_os.wire.rpc import CHAIN_LENGTH_MAX, MEASUREMENT_SIZE
-from enclave_os.wire.setting_table import KEY_ORIGINS, KeyOrigin
 
 FORMAT: Final = 1
 MASTER_KEY_SIZE: Final = 32

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, get_args
 
+from enclave_os.wire.authority import CertificateAuthority
+from enclave_os.wire.gramine import Gramine, PlatformFiles
 from enclave_os.wire.kv_settings import KV, EnclaveKV
 from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
@@ -44,8 +46,6 @@ DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339
 PEM_SIZE_MAX: Final = 16 * KIB
 StartKind = Literal["serve", "import", "recover"]
 START_KINDS: Final[tuple[StartKind, ...]] = get_args(StartKind)
-KeyOrigin = Literal["generated", "imported"]
-KEY_ORIGINS: Final[tuple[KeyOrigin, ...]] = get_args(KeyOrigin)
 EXPORTS: Final = ("none", "approved", "signer")
 CAPACITY: Final = Size(RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
 # Half a ring takes one record: the sealed configuration (wire.rpc.SEALED_SIZE_MAX) is the largest there is.
@@ -110,7 +110,8 @@ class Server:
         Choice(("auto", "simulated", "direct", "sgx")),
         "auto",
         "host",
-        "How the enclave runs; auto takes the best that this machine has.",
+        "How the enclave runs: under gramine-sgx, under gramine-direct (the same image, no protection), or as a plain "
+        "process; auto takes sgx where this machine has it and the image is signed, else simulated.",
     )
 
 
@@ -411,21 +412,9 @@ class Settings:
     seal: Seal = Seal()
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
+    gramine: Gramine = field(default_factory=Gramine)
     kv: KV = field(default_factory=KV)
     log: Log = Log()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertificateAuthority:
-    """The CA that signs the enclave's leaves. The host has seen an imported key; nobody has seen a generated one.
-
-    Attributes:
-        certificate_pem, key_pem: of an imported one; both empty for one whose key is made inside.
-    """
-
-    certificate_pem: str = ""
-    key_pem: str = field(default="", repr=False)
-    key_origin: KeyOrigin = "generated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -444,12 +433,16 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnclaveSettings:
-    """What one worker's enclave was told at `run`: alleged by the host, but well-formed and within the bounds."""
+    """What one worker's enclave was told at `run`: alleged by the host, but well-formed and within the bounds.
+
+    Attributes: platform: under `gramine-direct` only.
+    """
 
     worker_index: int
     worker_count: int
     ca: CertificateAuthority
     start: Start = Start()
+    platform: PlatformFiles | None = None
     rings: EnclaveRings = EnclaveRings()
     timeouts: EnclaveTimeouts = EnclaveTimeouts()
     limits: EnclaveLimits = EnclaveLimits()
@@ -478,6 +471,7 @@ SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "seal": Seal,
         "modules": Modules,
         "kv": KV,
+        "gramine": Gramine,
         "log": Log,
     }
 )

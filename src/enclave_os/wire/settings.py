@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
+from enclave_os.wire.authority import KEY_ORIGINS, CertificateAuthority
 from enclave_os.wire.errors import UsageError
+from enclave_os.wire.gramine import PLATFORM_TEXT_MAX, PlatformFiles
 from enclave_os.wire.kv_settings import EnclaveKV
 from enclave_os.wire.layout import CONFIG_SIZE_MAX
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
@@ -33,12 +35,10 @@ from enclave_os.wire.setting_kinds import (
 )
 from enclave_os.wire.setting_table import (
     ENCLAVE_SECTIONS,
-    KEY_ORIGINS,
     PEM_SIZE_MAX,
     SECTIONS,
     START_KINDS,
     WORKERS_MAX,
-    CertificateAuthority,
     EnclaveSeal,
     EnclaveSettings,
     Issuer,
@@ -141,11 +141,18 @@ def check(document: Mapping[str, object]) -> Settings:
 
 
 def enclave_document(
-    settings: Settings, worker_index: int, worker_count: int, ca: CertificateAuthority, start: Start = SERVE
+    settings: Settings,
+    worker_index: int,
+    worker_count: int,
+    ca: CertificateAuthority,
+    start: Start = SERVE,
+    platform: PlatformFiles | None = None,
 ) -> bytes:
     """The argument of `run` for one worker: JSON with sorted members and no spaces, at most CONFIG_SIZE_MAX bytes.
 
     It holds the key of an imported CA: it may be written into the region and nowhere else.
+
+    Args: platform: for an enclave under `gramine-direct`.
 
     Raises: ConfigError: it would be too big, or a public key was not read from its file.
     """
@@ -158,6 +165,7 @@ def enclave_document(
             worker_count=worker_count,
             ca=ca,
             start=start,
+            platform=platform,
             rings=settings.rings,
             timeouts=settings.timeouts,
             limits=settings.limits,
@@ -187,7 +195,8 @@ def parse_enclave_document(data: bytes) -> EnclaveSettings:
     """
     document = _load_json(data)
     problems: dict[str, str] = {}
-    top = _members(document, "", ("format", "worker", "enclave", "ca", "start"), problems)
+    simulated = ("platform",) if isinstance(document, dict) and "platform" in document else ()
+    top = _members(document, "", ("format", "worker", "enclave", "ca", "start", *simulated), problems)
     if top.get("format") != DOCUMENT_FORMAT or isinstance(top.get("format"), bool):
         problems["format"] = f"{shown(top.get('format'))} is not {DOCUMENT_FORMAT}"
         raise ConfigError(problems)
@@ -196,6 +205,7 @@ def parse_enclave_document(data: bytes) -> EnclaveSettings:
     index = _read(Integer(0, (count or 1) - 1).read, worker.get("index"), "worker.index", problems)
     ca = _read_ca(top.get("ca"), problems)
     start = _read_start(top.get("start"), problems)
+    platform = _read_platform(top["platform"], problems) if simulated else None
     enclave = _members(top.get("enclave"), "enclave.", (*ENCLAVE_SECTIONS, "module"), problems)
     sections = _read_sections(ENCLAVE_SECTIONS, enclave, problems, complete=True)
     sections["module"] = _read_modules(enclave.get("module"), sections.get("modules"), problems)
@@ -203,7 +213,12 @@ def parse_enclave_document(data: bytes) -> EnclaveSettings:
     if problems or ca is None or start is None or index is None or count is None:
         raise ConfigError(problems)
     settings = EnclaveSettings(
-        worker_index=index, worker_count=count, ca=ca, start=start, **cast(dict[str, Any], sections)
+        worker_index=index,
+        worker_count=count,
+        ca=ca,
+        start=start,
+        platform=platform,
+        **cast(dict[str, Any], sections),
     )
     if _encode(settings) != data:
         raise ConfigError({"": "the document says the same in another form than the host's side writes"})
@@ -341,6 +356,19 @@ def _read_start(document: object, problems: dict[str, str]) -> Start | None:
     return None if giver is None else Start(kind=kind, giver=giver)
 
 
+def _read_platform(document: object, problems: dict[str, str]) -> PlatformFiles | None:
+    names = ("platform", "collateral", "seal_key")
+    members = _members(document, "platform.", names, problems)
+    for name in names:
+        value = members.get(name)
+        # Not by `_read`: its messages show the value.
+        if name in members and (not isinstance(value, str) or len(value) > PLATFORM_TEXT_MAX):
+            problems[f"platform.{name}"] = f"is not a text of at most {PLATFORM_TEXT_MAX} characters"
+    if problems:
+        return None
+    return PlatformFiles(**cast(dict[str, Any], members))
+
+
 def _read(reader: Callable[[object], Value], value: object, path: str, problems: dict[str, str]) -> Value | None:
     try:
         return reader(value)
@@ -374,6 +402,8 @@ def _encode(settings: EnclaveSettings) -> bytes:
         "ca": dataclasses.asdict(settings.ca),
         "start": dataclasses.asdict(settings.start),
     }
+    if settings.platform is not None:
+        document["platform"] = dataclasses.asdict(settings.platform)
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return text.encode()
 

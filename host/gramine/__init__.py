@@ -1,0 +1,1 @@
+"""Building, measuring and starting the enclave for Gramine: what `enclave-os gramine` and `serve --enclave` rest on."""
