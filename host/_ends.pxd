@@ -73,6 +73,12 @@ cdef inline void finish(proxy_t *p, connection_t *connection) noexcept nogil:
     if connection.flags & C_READABLE:
         queue_ready(connection)
 
+cdef inline void forget(proxy_t *p, connection_t *connection) noexcept nogil:
+    # Ends a connection of which the enclave never heard: nothing is owed to it, and nothing comes from it.
+    drop_socket(p, connection, True)
+    connection.flags = (connection.flags & (C_IN_READY | C_IN_OWED)) | C_SENT_CLOSE | C_GOT_CLOSE
+    give_back_slot(p, connection)
+
 cdef inline void drop_all(proxy_t *p, worker_t *worker) noexcept nogil:
     # Every socket of a worker that is gone. One that only lingers has its whole answer in the kernel, which a reset would
     # throw away: it is closed, and the kernel delivers on.
@@ -113,7 +119,10 @@ cdef inline void expire(proxy_t *p) noexcept nogil:
                 p.more = True
                 return
             budget -= 1
-            if which == DEADLINE_LINGER:
+            if which == DEADLINE_FRONT:
+                count(&p.count.bad_fronts, 1)
+                forget(p, connection)
+            elif which == DEADLINE_LINGER:
                 drop_socket(p, connection, True)
                 give_back_slot(p, connection)
             else:

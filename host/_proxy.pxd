@@ -29,6 +29,7 @@ from enclave_os._ring cimport ring_consumer_t, ring_producer_t
 cdef enum:
     WORKERS_MAX = 64              # as settings.WORKERS_MAX; tests/host/test_proxy.py holds them equal
     LISTENERS_MAX = 64            # as the bound of settings.Server.listen
+    FRONTS_MAX = 16               # as the bound of settings.Server.proxy_protocol_from
     CHUNK_BITS = 8                # slots come in chunks of 256, which never move: 28 KiB each
     CHUNK_SLOTS = 256
     CHUNKS_MAX = 4096             # CHUNKS_MAX * CHUNK_SLOTS == 1 << CONN_SLOT_BITS
@@ -63,6 +64,7 @@ cdef enum:
     C_IN_OWED = 4096              # queued in worker.owed
     C_EGRESS = 8192               # to a server: the enclave chose the slot, and egress_t holds it
     C_CONNECTING = 16384          # the connector has not answered
+    C_FRONT = 32768               # of a front, whose header has not come: the enclave has not heard of it
 
 # Frames that a connection owes the enclave, kept as bits so that a full ring can never make us queue more.
 cdef enum:
@@ -78,7 +80,8 @@ cdef enum:
     DEADLINE_IDLE = 0             # no byte either way
     DEADLINE_STALL = 1            # bytes wait in `unsent` and the client takes none
     DEADLINE_LINGER = 2           # our FIN is out and the client's has not come
-    DEADLINES = 3
+    DEADLINE_FRONT = 3            # a front owes the header
+    DEADLINES = 4
 
 cdef enum:
     W_STARTING = 0                # attached; nothing is accepted for it
@@ -192,11 +195,16 @@ cdef struct counters_t:           # written by the proxy thread, read by any; al
     uint64_t dropped_frames       # for no connection, or after its end
     uint64_t resets               # clients gone without an end
     uint64_t timeouts
+    uint64_t bad_fronts           # connections of fronts without a header that can be read
     uint64_t floods
     uint64_t broken
     uint64_t connects             # CONNECTs taken
     uint64_t connected
     uint64_t connects_failed      # answered CLOSE, for whatever reason
+
+cdef struct front_t:
+    uint8_t address[16]           # a network of fronts: IPv6, or IPv4 as ::ffff:a.b.c.d
+    uint32_t bits                 # of its prefix, 0 .. 128
 
 cdef struct deadline_list_t:
     uint64_t after_ns
@@ -212,6 +220,8 @@ cdef struct proxy_t:
     int listener[LISTENERS_MAX]
     bint listener_ready[LISTENERS_MAX]
     uint32_t listeners
+    front_t front[FRONTS_MAX]
+    uint32_t fronts
     bint accepting
     bint draining
     bint stopping

@@ -22,6 +22,8 @@ class Proxy:
         spin_us: int = 0,
         read_size: int = ...,
         egress_max: int = 0,
+        fronts: Sequence[tuple[bytes, int]] = (),
+        front_ms: int = 5000,
     ) -> Proxy: ...
     @property
     def event_fd(self) -> int: ...

@@ -288,7 +288,7 @@ cdef class Proxy:
     cdef dict _regions
 
     def __cinit__(self, listeners, *, connections_max, pause_above, resume_below, idle_ms, stall_ms, linger_ms,
-                  spin_us=0, read_size=TCP_READ_SIZE_MAX, egress_max=0):
+                  spin_us=0, read_size=TCP_READ_SIZE_MAX, egress_max=0, fronts=(), front_ms=5000):
         cdef epoll_event_t event
         cdef uint32_t i
         self.p.epoll = self.p.control = self.p.answer = self.p.event = self.p.reserve = self.p.asked_bell = -1
@@ -303,6 +303,7 @@ cdef class Proxy:
             ("resume_below", resume_below, 1, pause_above), ("idle_ms", idle_ms, 1, 1 << 31),
             ("stall_ms", stall_ms, 1, 1 << 31), ("linger_ms", linger_ms, 1, 1 << 31), ("spin_us", spin_us, 0, 1000000),
             ("read_size", read_size, 1, TCP_READ_SIZE_MAX), ("egress_max", egress_max, 0, EGRESS_SLOTS),
+            ("front_ms", front_ms, 1, 1 << 31), ("fronts", len(fronts), 0, FRONTS_MAX),
         ):
             if not low <= value <= high:
                 raise UsageError(f"{name}: {value} is not in {low} .. {high}")
@@ -317,6 +318,13 @@ cdef class Proxy:
         self.p.deadline[DEADLINE_IDLE].after_ns = <uint64_t>idle_ms * 1000000
         self.p.deadline[DEADLINE_STALL].after_ns = <uint64_t>stall_ms * 1000000
         self.p.deadline[DEADLINE_LINGER].after_ns = <uint64_t>linger_ms * 1000000
+        self.p.deadline[DEADLINE_FRONT].after_ns = <uint64_t>front_ms * 1000000
+        for network, bits in fronts:
+            if len(network) != 16 or not 0 <= bits <= 128:
+                raise UsageError("a network of fronts is 16 bytes and a prefix of 0 .. 128 bits")
+            memcpy(self.p.front[self.p.fronts].address, <const char *><bytes>network, 16)
+            self.p.front[self.p.fronts].bits = bits
+            self.p.fronts += 1
         self.p.accepting = True
         self.p.epoll = checked(epoll_create1(EPOLL_CLOEXEC))
         self.p.control = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))

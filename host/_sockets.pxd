@@ -5,7 +5,7 @@ from libc.stdio cimport snprintf
 from enclave_os._limits cimport PEER_ADDRESS_SIZE_MAX
 
 cdef extern from "<sys/socket.h>" nogil:
-    int SOL_SOCKET, SO_LINGER, SHUT_WR, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_TRUNC, AF_INET, AF_INET6
+    int SOL_SOCKET, SO_LINGER, SHUT_WR, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, MSG_TRUNC, MSG_PEEK, AF_INET, AF_INET6
     struct sockaddr:
         uint16_t sa_family
     struct sockaddr_storage:
@@ -23,6 +23,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr_t *message, int flags)
+    int getpeername(int fd, sockaddr *address, unsigned int *size)
     int setsockopt(int fd, int level, int option, const void *value, unsigned int size)
     int shutdown(int fd, int how)
 

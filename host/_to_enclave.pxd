@@ -17,7 +17,8 @@ from enclave_os._ring cimport (
 from host._connections cimport (
     count, deadline_set, deadline_touch, give_back_slot, pop_owed, pop_ready, queue_ready, take_slot,
 )
-from host._ends cimport REASON_PEER_GONE, broke, drop_socket, end
+from host._front cimport FRONT_BAD, FRONT_SIZE_MAX, FRONT_WAIT, front_parse, is_front
+from host._ends cimport REASON_PEER_GONE, broke, drop_socket, end, forget
 from host._proxy cimport *
 from host._sockets cimport *
 
@@ -189,6 +190,56 @@ cdef inline void receive(proxy_t *p, worker_t *worker, connection_t *connection,
             count(&p.count.resets, 1)
             end(p, connection, REASON_PEER_GONE, True)
 
+cdef inline bint announce(proxy_t *p, worker_t *worker, connection_t *connection, const sockaddr_storage *address,
+                          bint alleged) noexcept nogil:
+    # NEW with the client's address; marked when a front alleges it. False: the ring is full.
+    cdef uint8_t *payload = NULL
+    cdef uint32_t size
+    if claim(p, worker, FRAME_HEADER_SIZE + PEER_ADDRESS_SIZE_MAX, &payload) != RING_READY:
+        return False
+    eos_store_relaxed(<uint64_t *>payload, frame_word(FRAME_NEW, connection.conn_id))
+    payload += FRAME_HEADER_SIZE
+    size = address_text(address, <char *>payload, PEER_ADDRESS_SIZE_MAX)
+    if alleged and size + 10 <= PEER_ADDRESS_SIZE_MAX:
+        memcpy(payload + size, b" via front", 10)
+        size += 10
+    ring_commit(&worker.to_enclave, FRAME_HEADER_SIZE + size)
+    count(&p.count.frames_to_enclave, 1)
+    return True
+
+cdef inline void await_header(proxy_t *p, worker_t *worker, connection_t *connection) noexcept nogil:
+    # A front's header is looked at where it lies in the socket until it is whole, so that not one byte of what follows
+    # is taken. Then the enclave hears of the client.
+    cdef uint8_t data[FRONT_SIZE_MAX]
+    cdef sockaddr_storage source
+    cdef unsigned int size = sizeof(source)
+    cdef ssize_t got = recv(connection.fd, data, FRONT_SIZE_MAX, MSG_PEEK)
+    cdef int parsed = FRONT_BAD
+    cdef bint alleged
+    if got < 0 and (errno == EAGAIN or errno == EINTR):
+        connection.flags &= ~<int>C_READABLE
+        return
+    source.ss_family = 0
+    if got > 0 and not worker.drain_owed and not worker.drain_sent:
+        parsed = front_parse(data, <uint32_t>got, &source)
+    if parsed == FRONT_WAIT and not connection.flags & C_HANGUP:
+        connection.flags &= ~<int>C_READABLE        # the next byte is another edge
+        return
+    if parsed <= 0:
+        count(&p.count.bad_fronts, 1)
+        forget(p, connection)
+        return
+    alleged = source.ss_family != 0
+    if not alleged:
+        getpeername(connection.fd, <sockaddr *>&source, &size)      # fails when it is gone: family 0, so "?"
+    if not announce(p, worker, connection, &source, alleged):
+        queue_ready(connection)                     # the ring is full: the header stays where it is
+        return
+    recv(connection.fd, data, <size_t>parsed, 0)    # as many bytes as were there to be looked at
+    connection.flags &= ~<int>C_FRONT
+    deadline_set(p, connection, DEADLINE_IDLE)
+    queue_ready(connection)
+
 cdef inline void read_sockets(proxy_t *p, worker_t *worker) noexcept nogil:
     cdef int budget = READS_PER_TURN_MAX
     cdef uint64_t publish_above = worker.to_enclave.capacity // 8
@@ -204,6 +255,13 @@ cdef inline void read_sockets(proxy_t *p, worker_t *worker) noexcept nogil:
             pop_ready(connection)
             budget -= 1
             discard(p, connection)
+            continue
+        if connection.flags & C_FRONT:
+            if worker.blocked:
+                return
+            pop_ready(connection)
+            budget -= 1
+            await_header(p, worker, connection)
             continue
         if connection.flags & (C_STOPPED | C_SENT_EOF | C_GOT_CLOSE) or connection.owed & OWE_CONNECTED:
             pop_ready(connection)       # RESUME, the end of flushing, or CONNECTED queues it again
@@ -297,13 +355,18 @@ cdef inline bint accept_one(proxy_t *p, uint32_t listener) noexcept nogil:
         connection.flags = C_SENT_CLOSE | C_GOT_CLOSE     # the enclave never heard of it
         give_back_slot(p, connection)
         return True
+    connection.fd = fd
+    p.sockets += 1
+    count(&p.count.accepted, 1)
+    if is_front(p, &address):
+        ring_abort(&worker.to_enclave)
+        connection.flags |= C_FRONT
+        deadline_set(p, connection, DEADLINE_FRONT)
+        return True
     eos_store_relaxed(<uint64_t *>payload, frame_word(FRAME_NEW, connection.conn_id))
     size = address_text(&address, <char *>payload + FRAME_HEADER_SIZE, PEER_ADDRESS_SIZE_MAX)
     ring_commit(&worker.to_enclave, FRAME_HEADER_SIZE + size)
-    connection.fd = fd
-    p.sockets += 1
     deadline_set(p, connection, DEADLINE_IDLE)
-    count(&p.count.accepted, 1)
     count(&p.count.frames_to_enclave, 1)
     return True
 

@@ -1,4 +1,4 @@
-"""The host's part of the command line: `serve`, `config`, `ca`, `seal import` and `gramine`.
+"""The host's part of the command line: `serve`, `config`, `ca`, `seal import`, `gramine` and `doctor`.
 
 `enclave-os` (the package `enclave_os_client`) executes this one for these commands and passes its arguments on, so
 that the client works where no server is installed. Exit codes are those of sysexits.h, as service managers know them.
@@ -23,6 +23,7 @@ from enclave_os.wire.settings import ConfigError
 
 from . import config, config_report
 from .commands import ca as ca_command
+from .commands import doctor as doctor_command
 from .commands import gramine as gramine_command
 from .commands import seal as seal_command
 from .commands.parser import Parser
@@ -102,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ca_command.run(parsed, loaded.settings)
     if parsed.command == "seal":
         return _seal(parsed, loaded)
+    if parsed.command == "doctor":
+        return doctor_command.run(parsed, loaded.settings)
     if parsed.command == "gramine" and parsed.action != "run":
         return gramine_command.run(parsed, loaded.settings)
     return _serve(parsed, loaded)
@@ -209,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     names.add_parser("reference", help="print docs/configuration.md")
     names.add_parser("example", help="print a configuration file with every key and its default")
     names.add_parser("accept", help="let a manager accept its policy: enclave-os config accept --help")
+    _add_sources(doctor_command.describe(commands))
     described = (ca_command.describe, seal_command.describe, gramine_command.describe)
     for action in (action for describe in described for action in describe(commands)):
         _add_sources(action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import resource
 import socket
 import threading
@@ -18,6 +19,7 @@ from .doorbell import Doorbell
 from .shared_memory import Region
 
 LINGER_MS: Final = 2000  # how long the client's FIN is awaited after ours: what it still sends is thrown away
+FRONT_MS: Final = 5000  # for a front's header, which it sends before anything else
 RESUME_SHARE: Final = 4  # RESUME when a quarter of the buffer is left: few frames, and the client never runs dry
 DESCRIPTORS_KEPT: Final = 64  # the host's own: standard streams, locks, epolls, logs
 DESCRIPTORS_PER_WORKER: Final = 8  # region, doorbells, lifeline, pidfd
@@ -57,6 +59,8 @@ class TCPProxy:
             stall_ms=_ms(settings.timeouts.write_stall),
             linger_ms=LINGER_MS,
             spin_us=settings.rings.spin_us,
+            fronts=[mapped(network) for network in settings.server.proxy_protocol_from],
+            front_ms=FRONT_MS,
         )
         self._thread = threading.Thread(target=self._run, name="tcp-proxy", daemon=True)
 
@@ -160,6 +164,15 @@ def open_listeners(wanted: Sequence[Endpoint], *, backlog: int, reuseport: bool)
             listener.close()
         raise
     return opened
+
+
+def mapped(network: str) -> tuple[bytes, int]:
+    """A network as the native loop compares it: 16 bytes, IPv4 as ::ffff:a.b.c.d, and the size of the prefix in bits."""
+    read = ipaddress.ip_network(network)
+    packed = read.network_address.packed
+    if len(packed) == 16:
+        return packed, read.prefixlen
+    return bytes(10) + b"\xff\xff" + packed, 96 + read.prefixlen
 
 
 def socket_family_works(family: socket.AddressFamily) -> bool:

@@ -145,7 +145,10 @@ def _measure(image: Image) -> int:
 
 def _run_signer(folder: Path, key: Path, out: Path) -> int:
     """Gramine's signer over the manifest in `folder`, whose paths are relative to it."""
-    command = [SIGNER, "--manifest", f"{NAME}.manifest", "--output", str(out), "--key", str(key)]
+    signature = out.with_name(f"{NAME}.sig")
+    command = [
+        SIGNER, "--manifest", f"{NAME}.manifest", "--output", str(out), "--sigfile", str(signature), "--key", str(key)
+    ]  # fmt: skip
     return subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode
 
 

@@ -1,6 +1,6 @@
 """The command line `enclave-os`.
 
-`serve`, `config`, `ca` and `gramine` belong to the host and are executed as its own process (`python -m
+`serve`, `config`, `ca`, `gramine` and `doctor` belong to the host and are executed as its own process (`python -m
 enclave_os_host`), which is all that this package knows of a server; the other commands work where no server is
 installed, and stand one file each in `commands`. Exit codes are those of sysexits.h and stand in the help.
 """
@@ -26,7 +26,7 @@ from .commands import wasm as wasm_command
 from .commands.parser import Parser
 from .token import TokenError
 
-HOST_COMMANDS: Final = ("serve", "config", "ca", "gramine")
+HOST_COMMANDS: Final = ("serve", "config", "ca", "gramine", "doctor")
 HOST_ACTIONS: Final = (("seal", "import"),)  # start an enclave, where the other actions talk to one
 OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
 COMMANDS: Final = (
@@ -41,6 +41,7 @@ serving:
   config     check, show, accept the configuration   enclave-os config show
   ca         who signs the enclave's certificates    enclave-os ca csr
   gramine    the enclave's image, for SGX            enclave-os gramine manifest
+  doctor     what this machine lacks for SGX         enclave-os doctor
 
 using:
   verify     check who answers before trusting it    enclave-os verify https://HOST --mrenclave HEX

@@ -7,7 +7,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -40,6 +40,8 @@ class Rig:
         backlog: int = 1024,
         ready: bool = True,
         egress_max: int = 0,
+        fronts: Sequence[tuple[bytes, int]] = (),
+        front_ms: int = 60_000,
     ) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -57,6 +59,8 @@ class Rig:
             linger_ms=linger_ms,
             spin_us=spin_us,
             egress_max=egress_max,
+            fronts=fronts,
+            front_ms=front_ms,
         )
         self.connector = Connector(self.proxy) if egress_max else None
         if self.connector is not None:

@@ -116,6 +116,7 @@ PARTS_OF = {
     "enclave_os_host._connections": "enclave_os_host._proxy",
     "enclave_os_host._connects": "enclave_os_host._proxy",
     "enclave_os_host._ends": "enclave_os_host._proxy",
+    "enclave_os_host._front": "enclave_os_host._proxy",
     "enclave_os_host._sockets": "enclave_os_host._proxy",
     "enclave_os_host._to_clients": "enclave_os_host._proxy",
     "enclave_os_host._to_enclave": "enclave_os_host._proxy",

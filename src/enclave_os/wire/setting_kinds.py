@@ -272,6 +272,19 @@ class ServerName(Kind):
         return "DNS name or IP address"
 
 
+class Network(Kind):
+    """An IP address, or a network in CIDR notation."""
+
+    def read(self, value: object) -> str:
+        try:
+            return str(ipaddress.ip_network(value if isinstance(value, str) else ""))
+        except ValueError:
+            raise ValueError(f"{shown(value)} is no IP address and no network; example: 10.0.0.0/24") from None
+
+    def describe(self) -> str:
+        return "IP address or network"
+
+
 class ListenEndpoint(Kind):
     """`address:port`, IPv6 in brackets."""
 

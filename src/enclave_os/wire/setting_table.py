@@ -29,6 +29,7 @@ from enclave_os.wire.setting_kinds import (
     Json,
     ListenEndpoint,
     ListOf,
+    Network,
     OptionalInteger,
     Seconds,
     ServerName,
@@ -79,6 +80,12 @@ class Server:
         False,
         "host",
         "Let other processes of the same user listen on the same ports (SO_REUSEPORT).",
+    )
+    proxy_protocol_from: tuple[str, ...] = key(
+        ListOf(Network(), 0, 16),
+        [],
+        "host",
+        "Fronts (layer 4) that must begin each connection with a PROXY protocol v2 header; see docs/deploy-sgx.md.",
     )
     workers: int = key(
         Integer(1, WORKERS_MAX),
