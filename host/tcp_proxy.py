@@ -167,7 +167,7 @@ def open_listeners(wanted: Sequence[Endpoint], *, backlog: int, reuseport: bool)
 
 
 def mapped(network: str) -> tuple[bytes, int]:
-    """A network as the native loop compares it: 16 bytes, IPv4 as ::ffff:a.b.c.d, and the size of the prefix in bits."""
+    """A network as the native loop compares it: 16 bytes, IPv4 as ::ffff:a.b.c.d; and the bits of its prefix."""
     read = ipaddress.ip_network(network)
     packed = read.network_address.packed
     if len(packed) == 16:

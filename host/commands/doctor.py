@@ -25,8 +25,8 @@ examples:
 It only looks: at the processor, the kernel and its SGX devices, aesmd, the PCCS (one connection), Gramine, the enclave
 image, /dev/shm and the limits. Run it as the user that serves.
 
-exit codes: 0 the enclave can run the way that server.enclave says (auto: in some way), 69 it cannot, 64 wrong arguments,
-78 the configuration is wrong
+exit codes: 0 the enclave can run the way that server.enclave says (auto: in some way), 69 it cannot, 64 wrong
+arguments, 78 the configuration is wrong
 """
 
 

@@ -70,7 +70,13 @@ def _version(loader: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is looked at. Attributes: root: in place of /; search: in place of $PATH; connect, version, limits: asked."""
+    """What is looked at.
+
+    Attributes:
+        root: in place of /; search: in place of $PATH.
+        connect, version: ask a server, and a loader.
+        descriptors: the hard limit.
+    """
 
     root: Path = Path("/")
     search: str | None = None
@@ -110,8 +116,8 @@ def _processor(machine: Machine) -> Iterator[Check]:
     if "sgx" not in words:
         yield Check(
             "processor", "fail", "no SGX", SGX,
-            "Xeon Scalable of the third generation or newer (or E-2300) has it: set SGX to Enabled in the firmware, with "
-            "memory reserved for it; in a virtual machine the hypervisor must pass it through",
+            "Xeon Scalable of the third generation or newer (or E-2300) has it: set SGX to Enabled in the firmware, "
+            "with memory reserved for it; in a virtual machine the hypervisor must pass it through",
         )  # fmt: skip
         return
     yield Check("processor", "ok", "SGX", SGX)
@@ -161,7 +167,8 @@ def _epc(machine: Machine, settings: Settings) -> Check:
     total = sum(int(text) for node in nodes if (text := node.read_text().strip()).isdigit())
     wanted = settings.gramine.enclave_size * settings.server.workers
     if not total:
-        return Check("enclave memory", "warn", "not told by the kernel", (), "Linux 5.17 or newer says how much there is")
+        remedy = "Linux 5.17 or newer says how much there is"
+        return Check("enclave memory", "warn", "not told by the kernel", (), remedy)
     found = f"{total // MIB} MiB of EPC"
     if settings.gramine.edmm or total >= wanted:
         return Check("enclave memory", "ok", found, ())
@@ -179,8 +186,8 @@ def _quoting(machine: Machine) -> Iterator[Check]:
     else:
         yield Check(
             "AESM", "fail", "no /var/run/aesmd/aesm.socket", SGX,
-            "install sgx-aesm-service and libsgx-aesm-quote-ex-plugin (Intel's SGX packages), then: systemctl enable --now "
-            "aesmd",
+            "install sgx-aesm-service and libsgx-aesm-quote-ex-plugin (Intel's SGX packages), then: systemctl enable "
+            "--now aesmd",
         )  # fmt: skip
     if not any(machine.path(name).exists() for name in QUOTE_PROVIDERS):
         yield Check(
@@ -223,8 +230,8 @@ def _gramine(machine: Machine, how: How) -> Check:
         return Check(name, "fail", f"{loader}: {error}", (how,), f"install Gramine anew: {INSTALL}")
     found = re.search(r"(\d+)\.(\d+)", said)
     if not found or (int(found[1]), int(found[2])) < GRAMINE_VERSION:
-        need = ".".join(map(str, GRAMINE_VERSION))
-        return Check(name, "fail", said.strip()[:80] or "no version", (how,), f"Gramine {need} or newer is needed: {INSTALL}")
+        remedy = f"Gramine {'.'.join(map(str, GRAMINE_VERSION))} or newer is needed: {INSTALL}"
+        return Check(name, "fail", said.strip()[:80] or "no version", (how,), remedy)
     return Check(name, "ok", f"{loader}, {found[0]}", (how,))
 
 
@@ -248,9 +255,8 @@ def _image(image: Image) -> Iterator[Check]:
         yield Check("signature", "fail", str(image.signature), SGX, str(error))
         return
     if signature.debug:
-        yield Check(
-            "signature", "warn", "a debug enclave", (), "no client accepts it: set gramine.debug = false, make and sign anew"
-        )
+        remedy = "no client accepts it: set gramine.debug = false, make and sign anew"
+        yield Check("signature", "warn", "a debug enclave", (), remedy)
     else:
         yield Check("signature", "ok", f"MRENCLAVE {signature.mr_enclave.hex()[:16]}...", SGX)
 
@@ -264,7 +270,8 @@ def _shared_memory(machine: Machine, settings: Settings) -> Check:
     )  # fmt: skip
     wanted = region.size * settings.server.workers
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return Check("shared memory", "fail", "/dev/shm may not be written", EVERY, "mount a tmpfs there, mode 1777")
+        found = f"{Path(REGION_FOLDER).parent} may not be written"
+        return Check("shared memory", "fail", found, EVERY, "mount a tmpfs there, mode 1777")
     room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
     if free < wanted:
