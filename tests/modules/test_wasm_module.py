@@ -9,11 +9,17 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from enclave_os.errors import ConfigError
 from enclave_os.evidence import oids
+from enclave_os.http import HTTPError
+from enclave_os.modules.wasm import multipart
+from enclave_os.modules.wasm.envelope import WANTED
 from enclave_os.modules.wasm.settings import WasmSettings
 from tests.modules import wasm_guests as guests
+from tests.modules import wasm_rig
 from tests.modules.storage import ModuleStorage
 from tests.modules.wasm_rig import Site, json_of, on_site
 
@@ -390,6 +396,37 @@ def test_the_envelope_of_the_family() -> None:
         assert (await data(site, {"wasm_call": {"app": "demo", "function": "x"}}))["status"] == "error"
 
     on_site(test)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60), st.sampled_from(["xyz", "", "--", "x"]))
+def test_any_bytes_are_a_form_or_refused(body: bytes, boundary: str) -> None:
+    for whole in (body, b"--xyz\r\n" + body, form({"config": body, "component": body})):
+        try:
+            found = multipart.parts(f"multipart/form-data; boundary={boundary}", whole)
+        except HTTPError:
+            continue
+        assert all(isinstance(value, bytes) for value in found.values())
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["app", "function", "params", "name", "type", "value", "body", "x"]), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.sampled_from(WANTED), ANYTHING), min_size=1, max_size=20))
+def test_any_envelope_is_answered(documents: list[tuple[str, Any]]) -> None:
+    async def test(site: Site) -> None:
+        await site.loaded("demo", PLAIN)
+        for wanted, body in documents:
+            response = await site.send("POST", "/data", json.dumps({wanted: body}).encode())
+            assert response.status < 500, (wanted, body, response.body)
+
+    wasm_rig.on_site(test, compiled_before=(PLAIN,))
 
 
 @pytest.mark.parametrize("document", [{"other": 1}, [], "wasm_call", {"wasm_call": None}, {"x": '"wasm_call"'}])

@@ -84,6 +84,24 @@ def test_calls_and_queue_of_an_app_are_bounded() -> None:
     with_pool(test, cores=8, threads=8, app_calls=2, app_waiting=4)
 
 
+def test_what_does_not_fit_into_memory_waits() -> None:
+    async def test(pool: Pool, clock: Clock) -> None:
+        go = threading.Event()
+        large = pool.submit("a", lambda turn: go.wait(20), 50, 70)
+        while pool._apps["a"].running < 1:
+            await asyncio.sleep(0)
+        second = pool.submit("b", lambda turn: 2, 50, 40)
+        assert await pool.submit("c", lambda turn: 3, 50, 30) == 3
+        assert not second.done()
+        go.set()
+        await large
+        assert await second == 2
+        with pytest.raises(UsageError):
+            pool.submit("a", lambda turn: 1, 50, 101)
+
+    with_pool(test, memory=100)
+
+
 def test_a_deadline_counts_from_the_queue() -> None:
     async def test(pool: Pool, clock: Clock) -> None:
         go = threading.Event()

@@ -34,6 +34,11 @@ class CallLimits:
     tables: int = 32
     memories: int = 2
 
+    @property
+    def memory_in_all(self) -> int:
+        """Bytes of all linear memories of one call."""
+        return self.memories * self.memory
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -42,12 +42,14 @@ class PoolLimits:
         threads: calls that are under way at once, of all apps; each takes a thread's stack and its app's memory.
         app_calls: calls of one app that are under way at once.
         app_waiting: calls of one app that wait for a thread; one more is refused.
+        memory: bytes that all calls under way may take together; one that does not fit waits.
     """
 
     cores: int = 2
     threads: int = 16
     app_calls: int = 4
     app_waiting: int = 64
+    memory: int = 2 << 30
 
 
 @dataclass(eq=False, slots=True)
@@ -62,8 +64,11 @@ class _App:
 class Turn:
     """One call's place: in the queue, on a thread, at a core. Made by `Pool.submit`, handed to the work."""
 
-    def __init__(self, pool: Pool, app: str, work: Callable[[Turn], Any], deadline: float) -> None:
+    def __init__(
+        self, pool: Pool, app: str, work: Callable[[Turn], Any], deadline: float, memory: int
+    ) -> None:
         self.app = app
+        self.memory = memory
         self.deadline = deadline
         self.cancelled = False
         self._pool = pool
@@ -127,16 +132,22 @@ class Pool:
         self._running: set[Turn] = set()
         self._idle = 0  # threads without a call
         self._busy = 0  # threads with one
+        self._memory_free = limits.memory
         self._cores_free = limits.cores
         self._at_gate: list[Turn] = []  # on a thread, waiting for a core
         self._ended = False
 
-    def submit(self, app: str, work: Callable[[Turn], _T], seconds: float) -> asyncio.Future[_T]:
+    def submit(
+        self, app: str, work: Callable[[Turn], _T], seconds: float, memory: int = 0
+    ) -> asyncio.Future[_T]:
         """Run `work(turn)` on a thread. On the loop's thread. Cancelling the future ends the call at its next tick.
 
-        Raises: PoolFull: the app has as many waiting as it may.
+        Args: memory: bytes that it may take at most.
+        Raises: PoolFull: the app has as many waiting as it may. UsageError: it could never fit.
         """
-        turn = Turn(self, app, work, self.now() + seconds)
+        if memory > self._limits.memory:
+            raise UsageError(f"a call of {memory} bytes never fits into {self._limits.memory}")
+        turn = Turn(self, app, work, self.now() + seconds, memory)
         future: asyncio.Future[_T] = self.loop.create_future()
         turn.future = future
         with self._lock:
@@ -263,27 +274,34 @@ class Pool:
                 self._running.discard(turn)
                 self._idle += 1
                 self._busy -= 1
-                known = self._apps[turn.app]
-                known.running -= 1
-                if known.waiting:
-                    self._work.notify()
+                self._memory_free += turn.memory
+                self._apps[turn.app].running -= 1
+                self._work.notify_all()  # what did not fit may be of any app
                 self._answer(turn, answer, failure)
 
     def _next(self) -> Turn | None:
         with self._lock:
             while True:
-                ready = [app for app in self._apps.values() if app.waiting and app.running < self._limits.app_calls]
+                ready = [app for app in self._apps.values() if self._may_begin(app)]
                 if ready:
                     known = min(ready, key=lambda app: (app.running, app.used))
                     known.running += 1
                     self._idle -= 1
                     self._busy += 1
                     turn = known.waiting.popleft()
+                    self._memory_free -= turn.memory
                     self._running.add(turn)
                     return turn
                 if self._ended:
                     return None
                 self._work.wait()
+
+    def _may_begin(self, app: _App) -> bool:
+        return (
+            bool(app.waiting)
+            and app.running < self._limits.app_calls
+            and app.waiting[0].memory <= self._memory_free
+        )
 
     def _given_up(self, turn: Turn) -> None:
         with self._lock:

@@ -96,7 +96,7 @@ class Caller:
             return outcome, text
 
         try:
-            outcome, text = await self._pool.submit(app.name, work, app.limits.seconds)
+            outcome, text = await self._pool.submit(app.name, work, app.limits.seconds, app.limits.memory_in_all)
         except PoolFull as error:
             again = (("Retry-After", "1"),)
             raise HTTPError(503, "the app has too many calls already; try again later", again) from error

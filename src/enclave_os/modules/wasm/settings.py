@@ -29,6 +29,7 @@ class WasmSettings:
         fuel_max: the most that an app may say.
         memory: bytes of a linear memory, where the app says nothing.
         memory_max: the most that an app may say.
+        memory_total: bytes of linear memories of all calls under way, two for each; a call that does not fit waits.
         seconds: of a call from its arrival to its answer, where the app says nothing, and the most.
         file_bytes: of one file of an app; one row of the store holds it.
         response_bytes: of what an app's HTTPS request may bring back.
@@ -44,6 +45,7 @@ class WasmSettings:
     fuel_max: int = 100_000_000_000
     memory: int = 64 * MIB
     memory_max: int = 512 * MIB
+    memory_total: int = 2048 * MIB
     seconds: int = 10
     file_bytes: int = 8 * MIB
     response_bytes: int = 4 * MIB
@@ -62,6 +64,8 @@ class WasmSettings:
         for most, usual in ((made.fuel_max, made.fuel), (made.memory_max, made.memory)):
             if usual > most:
                 raise ConfigError("module.wasm: fuel and memory are at most fuel_max and memory_max")
+        if made.call().memories * made.memory_max > made.memory_total:
+            raise ConfigError("module.wasm: two memories of memory_max fit into memory_total")
         return made
 
     def pool(self) -> PoolLimits:
@@ -71,6 +75,7 @@ class WasmSettings:
             threads=self.threads,
             app_calls=self.app_calls,
             app_waiting=self.app_waiting,
+            memory=self.memory_total,
         )
 
     def call(self) -> CallLimits:
