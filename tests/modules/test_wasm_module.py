@@ -409,10 +409,10 @@ def test_any_bytes_are_a_form_or_refused(body: bytes, boundary: str) -> None:
         assert all(isinstance(value, bytes) for value in found.values())
 
 
+MEMBERS = ["app", "function", "params", "name", "type", "value", "body", "x"]
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["app", "function", "params", "name", "type", "value", "body", "x"]), inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(MEMBERS), inner, max_size=4),
     max_leaves=8,
 )
 
