@@ -68,6 +68,8 @@ def test_it_comes_as_a_form_or_alone() -> None:
         assert json_of(response)["max_fuel"] == 5_000_000
         response = await site.send("PUT", "/wasm/apps/alone", PLAIN, headers={"Content-Type": "application/wasm"})
         assert response.status == 201, response.body
+        response = await site.send("PUT", "/wasm/apps/form", PLAIN, headers={"Content-Type": "application/wasm"})
+        assert json_of(response)["max_fuel"] == 5_000_000, "what was said of it stays"
         for app in ("form", "alone"):
             assert await site.value(app, "hello") == "hello, world"
 
@@ -178,6 +180,9 @@ def test_code_that_was_compiled_for_another_engine_is_compiled_anew() -> None:
         later = await site.again()
         later.module = Wasm_with_other_fingerprint()
         async with later:
+            parts = later.module._parts
+            assert parts is not None
+            await asyncio.gather(*parts.apps.tasks)  # behind the start, which does not wait for it
             assert await later.value("demo", "hello") == "hello, world"
 
     asyncio.run(main())

@@ -1,7 +1,8 @@
 """The apps of one worker: loaded, replaced, unloaded, and the same as in the store, whoever changed it.
 
     absent --load--> ready --replace--> ready --unload--> absent
-    start: ready, or locked (its developer's key has to come again), or failed (says why, serves nothing)
+    start: ready, or compiling (the engine is another than before), or locked (its developer's key has to come again),
+           or failed (says why, serves nothing)
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import asyncio
 import hashlib
 import hmac
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
-from enclave_os.errors import ConfigError
+from enclave_os.errors import ConfigError, EnclaveError
 from enclave_os.evidence import oids
 from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.merkle import root
@@ -46,7 +47,7 @@ class App:
     Attributes:
         linker: None while it is not ready.
         means: what its calls may use; None while it is not ready.
-        state: `ready`, `locked` or `failed`; why: what to do about the latter two.
+        state: `ready`, `compiling`, `locked` or `failed`; why: what to do about the others.
         log: its last lines; the host's log never has them.
     """
 
@@ -139,11 +140,12 @@ class Apps:
         self._compiler = ThreadPoolExecutor(1, "wasm-compile")  # one at a time: each may take a core and much memory
         self._changing = asyncio.Lock()
         self._revision = -1
+        self.tasks: set[asyncio.Task[None]] = set()
         self.by_name: dict[str, App] = {}
         self.by_hostname: dict[str, App] = {}
 
     def close(self) -> None:
-        """Wait for a compilation that is under way."""
+        """Wait for a compilation that is under way. From another thread than the loop's."""
         self._compiler.shutdown(cancel_futures=True)
 
     def get(self, name: str) -> App:
@@ -171,12 +173,34 @@ class Apps:
             self._revision = revision
         self._changed()
 
-    async def _restore(self, record: AppRecord, known: App | None) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _restore_late(self, record: AppRecord, known: App | None) -> None:
+        async with self._changing:
+            there = self.by_name.get(record.spec.name)
+            if there is None or there.record.version != record.version:
+                return  # replaced or unloaded meanwhile
+            try:
+                await self._restore(record, known, late=True)
+            except EnclaveError as error:
+                self._services.logger.error("the app %s is not restored: %s", record.spec.name, type(error).__name__)
+                there.state, there.why = "failed", "its component cannot be read now; load it again"
+
+    async def _restore(self, record: AppRecord, known: App | None, *, late: bool = False) -> None:
         key = record.key
         if key is None and known is not None and known.record.source == record.source:
             key = known.record.spec.brought_key
         try:
-            linker = await self._linked(record.code)
+            linker = await self._compiled_before(record.code)
+            if linker is None and not late:
+                # Another version of the engine: so that a start does not wait for minutes, it is compiled behind it.
+                self._take(App(record, state="compiling", why="its component is compiled for this version"))
+                self._keep(self._restore_late(record, known))
+                return
+            linker = linker or await self._linked(record.code)
         except (ComponentRefused, HTTPError) as error:
             self._services.logger.error("the app %s does not load: %s", record.spec.name, error)
             self._take(App(record, state="failed", why=str(error)))

@@ -23,18 +23,18 @@ def bearer(request: Request) -> str | None:
     return token if scheme.lower() == "bearer" else None
 
 
-def body_of(request: Request) -> tuple[Mapping[str, Any], bytes | None]:
-    """(what is said of the app, its component or None).
+def body_of(request: Request) -> tuple[Mapping[str, Any] | None, bytes | None]:
+    """(what is said of the app, or None if nothing is; its component or None).
 
-    multipart/form-data: parts `config` (JSON) and `component`. application/wasm: the component alone, all else as it
-    was or by default. JSON: the document, with `component` (or `bytes`) in base64 or as an array of numbers.
+    multipart/form-data: parts `config` (JSON) and `component`. application/wasm: the component alone.
+    JSON: the document, with `component` (or `bytes`) in base64 or as an array of numbers.
 
     Raises: HTTPError: 400.
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind in COMPONENT_TYPES:
-        return {}, request.body
+        return None, request.body
     if multipart.is_form(content_type):
         found = multipart.parts(content_type, request.body)
         unknown = set(found) - {COMPONENT, CONFIGURATION}

@@ -47,6 +47,7 @@ class MCPServer:
         self, app: App, number: Any, method: str, params: Mapping[str, Any], token: str | None
     ) -> Response:
         if method == "initialize":
+            self._caller.allow(app, None, token)
             asked = params.get("protocolVersion")
             return _result(
                 number,

@@ -260,10 +260,17 @@ class _Parts:
             self.services.config_changed()
 
     async def load(
-        self, name: str, document: Mapping[str, Any], code: bytes | None, caller: Token
+        self, name: str, document: Mapping[str, Any] | None, code: bytes | None, caller: Token
     ) -> tuple[App, bool]:
-        """Load or replace an app. It goes on when the client does not wait: half a compilation is of no use."""
-        spec = loading.spec_of(name, document, self.settings)
+        """Load or replace an app. It goes on when the client does not wait: half a compilation is of no use.
+
+        Args: document: what is said of it; None: as it was, or by default.
+        """
+        known = self.apps.by_name.get(name)
+        if document is None and known is not None:
+            spec = known.record.spec
+        else:
+            spec = loading.spec_of(name, document or {}, self.settings)
         return await asyncio.shield(self.apps.load(spec, code, caller, manager=MANAGER in caller.roles))
 
     async def unload(self, name: str, caller: Token) -> None:
@@ -313,9 +320,9 @@ class _Parts:
 
     async def close(self) -> None:
         """End everything, in the order in which it depends."""
-        for task in self.tasks:
+        for task in (*self.tasks, *self.apps.tasks):
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, *self.apps.tasks, return_exceptions=True)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.pool.close)
         try:
