@@ -120,7 +120,10 @@ nonces: $(STAMPS)/fast $(STAMPS)/test ## no key and nonce twice in PUTS=1e7 reco
 	$(PY) -m tests.hostile.nonces --puts $(PUTS)
 
 N ?= 1000
-.PHONY: mitm
+.PHONY: crash mitm
+crash: $(STAMPS)/fast $(STAMPS)/test ## kill host, enclave or both N=1000 times under 32 writers, and look for what was acknowledged
+	$(PY) -m tests.e2e.crash --rounds $(N)
+
 mitm: $(STAMPS)/fast $(STAMPS)/test ## a thief of the leaf's key in the middle, over sockets: N=1000 refused, 1000 accepted
 	$(PY) -m tests.hostile.mitm --runs $(N)
 

@@ -183,6 +183,16 @@ class KVStore:
                 return
         done(Status.NOT_WRITABLE)
 
+    def settled(self, done: Callable[[], None]) -> None:
+        """Call `done` once all that was handed in before is written, or refused: now, or in the store's thread."""
+        with self._changed:
+            waits = self._thread is not None and not self._closing
+            if waits:
+                self._queue.append(_Write((), 0, False, lambda _: done()))
+                self._changed.notify()
+        if not waits:
+            done()
+
     def make_durable(self) -> None:
         """Have the disk hold what was acknowledged, where `sync` is "off". Any thread. Raises: StoreError."""
         with self._lock:

@@ -44,20 +44,35 @@ class StoreDesk:
         self._store: KVStore | None = None
         self._handlers: dict[Method, Handler] = {}
 
-    def load(self, measurement: bytes) -> bytes:
-        """SEAL_LOAD. From now on the store of this measurement is meant; another's is closed."""
+    def load(self, measurement: bytes) -> bytes | Later:
+        """SEAL_LOAD. From now on the store of this measurement is meant; another's is closed.
+
+        Answered when nothing waits any more that a former life of the enclave wrote: a start reads all rows, and a
+        batch that came into effect behind its back would be taken for tampering.
+        """
+        if self._store is not None and measurement == self._measurement:
+            later = Later()
+            self._store.settled(lambda: self._load_later(measurement, later))
+            return later
         reply = self._seal.load(measurement)
-        if measurement != self._measurement:
-            self.close()
-            self._measurement = measurement
-            self._store = KVStore(
-                self._seal.folder_of(measurement) / STORE_FOLDER,
-                sync=cast(StoreSync, self._settings.sync),
-                cache_bytes=self._settings.cache,
-                report=self._report,
-            )
-            self._handlers = kv_handlers(self._store)
+        self.close()
+        self._measurement = measurement
+        self._store = KVStore(
+            self._seal.folder_of(measurement) / STORE_FOLDER,
+            sync=cast(StoreSync, self._settings.sync),
+            cache_bytes=self._settings.cache,
+            report=self._report,
+        )
+        self._handlers = kv_handlers(self._store)
         return reply
+
+    def _load_later(self, measurement: bytes, later: Later) -> None:
+        try:
+            later.answer(self._seal.load(measurement))
+        except Refused as refused:
+            later.refuse(refused.status)
+        except OSError:
+            later.refuse(Status.FAILED)
 
     def handlers(self, reads: Callable[[], None]) -> dict[Method, Handler]:
         """KV_*, of one worker; refused before a store was chosen. Args: reads: called when it asks for many rows."""

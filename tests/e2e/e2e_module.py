@@ -4,10 +4,11 @@ It is no part of the product: `installation.py` installs it beside the product f
 """
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
 
 from enclave_os.http import Request, Response, StreamingResponse, json_response
-from enclave_os.modules.api import AppIdentity, Module, Route, Services
+from enclave_os.modules.api import AppIdentity, Module, Route, Services, Table, Write
 
 PIECE = bytes(range(256)) * 64
 """16 KiB whose every offset tells where it belongs within 256 bytes."""
@@ -43,11 +44,31 @@ class Trial(Module):
             Route("GET", "/trial/caller", self.caller),
             Route("POST", "/trial/reflect", self.reflect),
             Route("POST", "/trial/log", self.log),
+            Route("PUT", "/trial/pair/{name}", self.put_pair),
+            Route("DELETE", "/trial/pair/{name}", self.put_pair),
+            Route("GET", "/trial/pair/{name}", self.get_pair),
         ]
 
     def start(self, services: Services) -> None:
         """Take the services."""
         self._services = services
+
+    async def put_pair(self, request: Request) -> Response:
+        """Write, or delete, one entry in each of two tables, by one batch."""
+        tables, name = self._pair(request)
+        value = None if request.method == "DELETE" else request.body
+        await self._given().storage.write([Write(table, name, value) for table in tables])
+        return Response(204)
+
+    async def get_pair(self, request: Request) -> Response:
+        """Both values, in base64."""
+        tables, name = self._pair(request)
+        items = [await table.get(name) for table in tables]
+        return json_response([None if item is None else base64.b64encode(item.value).decode() for item in items])
+
+    def _pair(self, request: Request) -> tuple[list[Table], bytes]:
+        storage = self._given().storage
+        return [storage.table("left"), storage.table("right")], (request.params or {})["name"].encode()
 
     def echo(self, request: Request) -> Response:
         """The body."""
