@@ -119,6 +119,11 @@ PUTS ?= 10000000
 nonces: $(STAMPS)/fast $(STAMPS)/test ## no key and nonce twice in PUTS=1e7 records through a hundred kills and restores
 	$(PY) -m tests.hostile.nonces --puts $(PUTS)
 
+TOKENS ?= 100000
+.PHONY: fuzz-jwt
+fuzz-jwt: $(STAMPS)/fast $(STAMPS)/test ## TOKENS=100000 spoilt bearer tokens, of which none may be accepted (minutes)
+	$(PY) -m tests.fuzz.fuzz_jwt --tokens $(TOKENS)
+
 N ?= 1000
 .PHONY: crash mitm
 crash: $(STAMPS)/fast $(STAMPS)/test ## kill host, enclave or both N=1000 times under 32 writers, and look for what was acknowledged

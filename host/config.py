@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from enclave_os.wire.setting_issuers import PEM_SIZE_MAX
 from enclave_os.wire.setting_kinds import Kind, ServerName, keys_of, nearest, shown
-from enclave_os.wire.setting_table import PEM_SIZE_MAX, SECTIONS
+from enclave_os.wire.setting_table import SECTIONS
 from enclave_os.wire.settings import ConfigError, Settings, check
 
 FILE_NAME: Final = "enclave-os.toml"
@@ -201,7 +202,7 @@ def read_pem(path: Path, key: str, where: str = "") -> str:
 
 
 def _read_key_files(document: Document, folder: Path) -> None:
-    """Replace each issuer's `public_key_file` by what the file holds: the enclave cannot open files of the host."""
+    """Replace each issuer's `public_key_file` and `jwks_file` by what they hold: the enclave cannot open files."""
     issuers = document.get("auth", {}).get("issuers")
     if not isinstance(issuers, list):
         return
@@ -211,6 +212,12 @@ def _read_key_files(document: Document, folder: Path) -> None:
             continue  # not ours to judge: `check` has the words for it
         issuer["public_key_pem"] = read_pem(folder / name, "auth.issuers", f"entry {number}: public_key_file ")
         del issuer["public_key_file"]
+    for number, issuer in enumerate(issuers, 1):
+        name = issuer.get("jwks_file") if isinstance(issuer, dict) else None
+        if not isinstance(name, str) or not name or issuer.get("jwks"):
+            continue
+        issuer["jwks"] = read_pem(folder / name, "auth.issuers", f"entry {number}: jwks_file ")
+        del issuer["jwks_file"]
 
 
 def _place_files(document: Document, folder: Path) -> None:

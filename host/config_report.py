@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import (
     Endpoint,
     Key,
@@ -20,7 +21,7 @@ from enclave_os.wire.setting_kinds import (
     keys_of,
     size_text,
 )
-from enclave_os.wire.setting_table import SECTIONS, Issuer
+from enclave_os.wire.setting_table import SECTIONS
 
 from .config import DEFAULT, ENVIRONMENT_PREFIX, Loaded, all_keys
 

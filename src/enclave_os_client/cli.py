@@ -20,6 +20,7 @@ from .commands import kv as kv_command
 from .commands import seal as seal_command
 from .commands import token as token_command
 from .commands import top as top_command
+from .commands import vault as vault_command
 from .commands import verify as verify_command
 from .commands import version as version_command
 from .commands import wasm as wasm_command
@@ -30,7 +31,8 @@ HOST_COMMANDS: Final = ("serve", "config", "ca", "gramine", "doctor")
 HOST_ACTIONS: Final = (("seal", "import"),)  # start an enclave, where the other actions talk to one
 OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
 COMMANDS: Final = (
-    *(verify_command, seal_command, kv_command, wasm_command, top_command, token_command, version_command),
+    *(verify_command, seal_command, kv_command, vault_command, wasm_command),
+    *(top_command, token_command, version_command),
 )
 
 DESCRIPTION: Final = "Serve HTTPS from inside an enclave, and talk to one that does."
@@ -49,6 +51,7 @@ using:
   kv         its key-value store                     enclave-os kv get --help
   wasm       apps as WebAssembly components          enclave-os wasm --help
   top        what a server does right now            enclave-os top --help
+  vault      secrets and keys of a server            enclave-os vault --help
   token      development keys and bearer tokens      enclave-os token keygen
   version    what is installed here                  enclave-os version
 

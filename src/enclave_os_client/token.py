@@ -6,6 +6,7 @@ person with one machine: whoever reads the key file can be any role.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
@@ -22,7 +23,9 @@ ALGORITHM: Final = "ES256"
 DEFAULT_ISSUER: Final = "enclave-os-development"
 DEFAULT_AUDIENCE: Final = "enclave-os"
 DEFAULT_LIFETIME: Final = 3600  # seconds; a development token that is lost should not matter tomorrow
-LIFETIME_MAX: Final = 30 * 24 * 3600  # seconds
+LIFETIME_MAX: Final = 24 * 3600  # seconds; no enclave takes a token that lives longer
+CLAIM_SIZE_MAX: Final = 8 << 10  # bytes of a file that becomes a claim
+OWN_CLAIMS: Final = frozenset({"iss", "aud", "sub", "iat", "nbf", "exp", "jti", "one_time", "scope"})
 TOKEN_SIZE_MAX: Final = 16 << 10
 KEY_FILE_SIZE_MAX: Final = 16 << 10
 NOT_P256: Final = "the key is not a P-256 key, which ES256 needs (RFC 7518 3.4)"
@@ -83,6 +86,15 @@ def read_key_file(path: Path) -> str:
     return data.decode("ascii")
 
 
+def claim_of_file(path: Path) -> str:
+    """What a file holds, as base64url without padding. Raises: OSError; TokenError: too big for a token."""
+    with path.open("rb") as stream:
+        data = stream.read(CLAIM_SIZE_MAX + 1)
+    if len(data) > CLAIM_SIZE_MAX:
+        raise TokenError(f"{path} has more than {CLAIM_SIZE_MAX} bytes, which is too much for a token")
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
 def public_half(pem: str) -> str:
     """The public key of a PEM that holds a P-256 key, private or public. Raises: TokenError: it holds none."""
     if "PRIVATE KEY" in pem:
@@ -116,6 +128,8 @@ def issue(
     lifetime: int = DEFAULT_LIFETIME,
     roles_claim: str = "roles",
     scopes: Sequence[str] = (),
+    one_time: bool = False,
+    claims: Mapping[str, object] | None = None,
 ) -> str:
     """Sign a token.
 
@@ -123,12 +137,18 @@ def issue(
         scopes: words of the claim `scope`; without one there is no such claim.
         now: seconds since the Unix epoch.
         lifetime: seconds, 1 to LIFETIME_MAX.
-    Raises: TokenError: the key is not a P-256 private key, or the lifetime is out of range.
+        one_time: it is good for one request.
+        claims: further ones, of other names than ours.
+    Raises: TokenError: the key is not a P-256 private key, the lifetime is out of range, or a claim is ours.
     """
+    ours = sorted({*OWN_CLAIMS, roles_claim} & set(claims or ()))
+    if ours:
+        raise TokenError(f"the claim {ours[0]} has a flag of its own")
     if not 1 <= lifetime <= LIFETIME_MAX:
         raise TokenError(f"a lifetime of {lifetime} s is out of range; give 1 to {LIFETIME_MAX}")
     key = _load_private(private_pem)
-    claims: dict[str, Any] = {
+    signed: dict[str, Any] = {
+        **(claims or {}),
         "iss": issuer,
         "aud": audience,
         "sub": subject,
@@ -139,8 +159,10 @@ def issue(
         roles_claim: list(roles),
     }
     if scopes:
-        claims["scope"] = " ".join(scopes)
-    return jwt.encode(claims, key, algorithm=ALGORITHM)
+        signed["scope"] = " ".join(scopes)
+    if one_time:
+        signed["one_time"] = True
+    return jwt.encode(signed, key, algorithm=ALGORITHM)
 
 
 def decode(token: str, *, public_pem: str | None = None, audience: str | None = None) -> Decoded:

@@ -23,7 +23,7 @@ from enclave_os.modules.auth import (
     verify_es256,
 )
 from enclave_os.modules.issuer_keys import load_es256_key, thumbprint
-from enclave_os.wire.setting_table import Issuer
+from enclave_os.wire.setting_issuers import Issuer
 from tests.enclave.tokens import (
     CLAIMS,
     HEADER,

@@ -15,7 +15,7 @@ from enclave_os.modules.api import Status
 from enclave_os.modules.auth import FORBIDDEN, UNAUTHORIZED, UNCONFIGURED, Authenticator
 from enclave_os.modules.core import Core, prometheus_text, wants_prometheus
 from enclave_os.modules.registry import Registry
-from enclave_os.wire.setting_table import Issuer
+from enclave_os.wire.setting_issuers import Issuer
 from tests.enclave.module_services import LOGGER, STATUS, answer, make_services
 from tests.enclave.tokens import CLAIMS, FixedClock, issuer, new_key, token
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, HashAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from enclave_os.wire.setting_table import Issuer
+from enclave_os.wire.setting_issuers import Issuer
 
 NOW = 1_795_000_000  # seconds since the Unix epoch
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551

@@ -1,7 +1,8 @@
 """Bearer tokens: ES256 JWTs of the issuers that the configuration names (RFC 6750, 7519, 8725; threat-model.md E).
 
 What is accepted is decided here and never by the token: one algorithm, keys from the configuration, claims by our own
-rules and our own clock. PyJWT checks the signature and nothing else, over text that was found canonical before.
+rules and our own clock. PyJWT checks the signature and nothing else, over text that was found canonical before; a
+token that comes again is known by its exact text, and only its times are looked at.
 
 A token is judged as a whole: every check runs, whichever failed, the clock is read once and exactly one signature is
 verified (a decoy's, when there is nothing to verify), and each failure gets the same 401. A token's identity is its
@@ -11,19 +12,19 @@ verified (a decoy's, when there is nothing to verify), and each failure gets the
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from enclave_os.errors import ClockUntrusted, ConfigError, UsageError
 from enclave_os.http import HTTPError, Request, Response, error_response, parse_json
 from enclave_os.modules.api import MANAGER, MONITORING, Clock, Token
-from enclave_os.modules.issuer_keys import b64url, load_es256_key, thumbprint
+from enclave_os.modules.issuer_keys import b64url, keys_of
 from enclave_os.modules.spent_tokens import Spending, SpentTokens
-from enclave_os.wire.setting_table import Issuer
+from enclave_os.wire.setting_issuers import Issuer
 
 TOKEN_SIZE_MAX: Final = 16 * 1024
 LIFETIME_S_MAX: Final = 24 * 3600
@@ -33,6 +34,9 @@ NUMERIC_DATE_MAX: Final = 2**53  # JSON numbers are exact up to here (RFC 8259 6
 SIGNATURE_SIZE: Final = 64  # r || s of P-256 (RFC 7518 3.4)
 KEY_ID_SIZE_MAX: Final = 256
 SUBJECT_SIZE_MAX: Final = 256
+KEPT_MAX: Final = 1024
+"""Tokens whose signatures were verified, kept by their exact text. Times are asked again with each use."""
+KEPT_SIZE_MAX: Final = 4096  # characters of one
 TOKEN_ID_SIZE_MAX: Final = 256
 ROLES_MAX: Final = 64
 ROLE_SIZE_MAX: Final = 64
@@ -64,7 +68,9 @@ _NS_PER_SECOND: Final = 1_000_000_000
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]+\Z", re.ASCII)
 _SCOPE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*\Z", re.ASCII)  # RFC 6749 3.3
 _MISSING: Final = object()
-_ES256: Final = jwt.PyJWS(algorithms=["ES256"])
+_DECOY: Final = "e30.e30"
+# The algorithm itself, and no look at the header: what a token says of its algorithm decides nothing (RFC 8725 3.1).
+_ES256: Final = ECAlgorithm(ECAlgorithm.SHA256)
 
 _SPENDING: Final[dict[Spending, Response | None]] = {
     Spending.TAKEN: None,
@@ -81,17 +87,18 @@ class _TrustedKey:
     issuer: str
     audience: str
     roles_claim: str
-    key_id: str
+    names: frozenset[str]
     key: ec.EllipticCurvePublicKey
 
 
 def verify_es256(token: str, key: ec.EllipticCurvePublicKey) -> bool:
     """Whether the signature of a compact JWS is `key`'s, by ES256 and nothing else."""
+    signed, _, signature = token.rpartition(".")
     try:
-        _ES256.decode(token, key, algorithms=["ES256"])
-    except jwt.PyJWTError:
+        data = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
+        return _ES256.verify(signed.encode("ascii"), key, data)
+    except ValueError:  # binascii.Error, UnicodeEncodeError
         return False
-    return True
 
 
 class Authenticator:
@@ -99,7 +106,7 @@ class Authenticator:
 
     Args:
         issuers: the configuration's `[[auth.issuers]]`. One issuer may have several keys; then the token's `kid` must
-            be the key's thumbprint (RFC 7638).
+            be the key's thumbprint (RFC 7638) or the `kid` that its JWK has.
         clock: asked once a token.
         verify: checks one signature.
         worker_index, worker_count: a one-time token is taken by one worker only, which its `jti` chooses.
@@ -121,17 +128,17 @@ class Authenticator:
         self._spent = SpentTokens(worker_index, worker_count)
         self._keys: dict[str, list[_TrustedKey]] = {}
         for entry in issuers:
-            key = load_es256_key(entry.public_key_pem, f"auth.issuers: {entry.issuer}")
-            trusted = _TrustedKey(entry.issuer, entry.audience, entry.roles_claim, thumbprint(key), key)
             others = self._keys.setdefault(entry.issuer, [])
-            if any(other.key_id == trusted.key_id for other in others):
-                raise ConfigError(f"auth.issuers: {entry.issuer}: the same key is there twice")
-            others.append(trusted)
+            for found in keys_of(entry):
+                if any(not other.names.isdisjoint(found.names) for other in others):
+                    raise ConfigError(f"auth.issuers: {entry.issuer}: the same key is there twice")
+                others.append(_TrustedKey(entry.issuer, entry.audience, entry.roles_claim, found.names, found.key))
         # What is verified when a token gives nothing to verify, so that every refusal costs the same. The private half
         # is forgotten here.
         private = ec.generate_private_key(ec.SECP256R1())
         self._decoy = private.public_key()
-        self._decoy_token = _ES256.encode(b"{}", private, algorithm="ES256")
+        self._decoy_token = f"{_DECOY}.{b64url(_ES256.sign(_DECOY.encode(), private))}"
+        self._kept: dict[str, Token] = {}
 
     def begin(self) -> None:
         """Take one-time tokens from now on: those issued before may have been spent in an earlier run.
@@ -202,6 +209,20 @@ class Authenticator:
 
         Args: moments: when it must be good, seconds since the Unix epoch; None: now, by our clock.
         """
+        if moments is not None:
+            return self._judge(token, moments)
+        now = self._now()
+        kept = self._kept.get(token)
+        if kept is not None and _is_timely(kept.claims, now[0]):
+            return kept
+        found = self._judge(token, now)
+        if found is not None and not found.one_time and len(token) <= KEPT_SIZE_MAX:
+            self._kept[token] = found
+            if len(self._kept) > KEPT_MAX:
+                del self._kept[next(iter(self._kept))]
+        return found
+
+    def _judge(self, token: str, moments: Sequence[int]) -> Token | None:
         header, claims = _read(token)
         shaped = _header_is_ours(header)
         trusted = self._find(claims.get("iss"), header.get("kid"))
@@ -209,7 +230,7 @@ class Authenticator:
         signed = self._verify(
             token if usable else self._decoy_token, trusted.key if usable and trusted is not None else self._decoy
         )
-        timely = all(_is_timely(claims, moment) for moment in (self._now() if moments is None else moments))
+        timely = all(_is_timely(claims, moment) for moment in moments)
         subject = claims.get("sub")
         named = type(subject) is str and 0 < len(subject) <= SUBJECT_SIZE_MAX
         token_id = claims.get("jti", "")
@@ -235,11 +256,11 @@ class Authenticator:
 
     def _find(self, issuer: object, key_id: object) -> _TrustedKey | None:
         """The key that a token names, from the map that the configuration made; its names lead nowhere else."""
-        if type(issuer) is not str:
+        if type(issuer) is not str or type(key_id) not in (str, type(None)):
             return None
         keys = self._keys.get(issuer, [])
         for trusted in keys:
-            if trusted.key_id == key_id:
+            if key_id in trusted.names:
                 return trusted
         return keys[0] if len(keys) == 1 else None
 
@@ -290,7 +311,7 @@ def _header_is_ours(header: dict[str, Any]) -> bool:
     )
 
 
-def _is_timely(claims: dict[str, Any], now: int) -> bool:
+def _is_timely(claims: Mapping[str, Any], now: int) -> bool:
     """Whether exp, iat and nbf are whole numbers that allow `now`, seconds since the Unix epoch; -1 is never."""
     expires, issued = _numeric_date(claims.get("exp")), _numeric_date(claims.get("iat"))
     begins = _numeric_date(claims.get("nbf", issued))

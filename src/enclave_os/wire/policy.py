@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from enclave_os.wire.errors import UsageError
+from enclave_os.wire.jwks import canonical_jwks
+from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import Json, check_json, keys_of, shown
 from enclave_os.wire.setting_table import EXPORTS, Attestation, EnclaveSettings, Settings
 
@@ -24,7 +26,8 @@ POLICY_SIZE_MAX: Final = 24 << 10
 MEMBERS: Final = ("clients", "export", "format", "issuers", "module", "modules", "owner_key")
 CLIENT_KEYS: Final = tuple(sorted(name for name in keys_of(Attestation) if name.startswith("client_")))
 """Whose evidence is accepted: what an attested caller may read, they decide."""
-ISSUER_MEMBERS: Final = ("audience", "issuer", "key", "roles_claim")
+ISSUER_MEMBERS: Final = (("audience", "issuer", "key", "roles_claim"), ("audience", "issuer", "jwks", "roles_claim"))
+"""With a key of its own, or with a set of them."""
 
 _PUBLIC_KEY: Final = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z", re.ASCII)
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{1,16384}={0,2}\Z", re.ASCII)
@@ -59,7 +62,11 @@ def policy_of(settings: Settings | EnclaveSettings) -> bytes:
         {
             "issuer": entry.issuer,
             "audience": entry.audience,
-            "key": _key_of(entry.public_key_pem, f"auth.issuers: {entry.issuer}"),
+            **(
+                {"jwks": _jwks_of(entry)}
+                if entry.jwks
+                else {"key": _key_of(entry.public_key_pem, f"auth.issuers: {entry.issuer}")}
+            ),
             "roles_claim": entry.roles_claim,
         }
         for entry in settings.auth.issuers
@@ -126,8 +133,8 @@ def owner_key_of(policy: bytes) -> str | None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
-    before = {(entry["issuer"], entry["key"]): entry for entry in old["issuers"]}
-    after = {(entry["issuer"], entry["key"]): entry for entry in new["issuers"]}
+    before = {(entry["issuer"], _keys_in(entry)): entry for entry in old["issuers"]}
+    after = {(entry["issuer"], _keys_in(entry)): entry for entry in new["issuers"]}
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
             yield Difference(
@@ -162,7 +169,19 @@ def _presence(name: str, policy: Mapping[str, Any]) -> str:
 def _issuer_text(entry: Mapping[str, str] | None) -> str:
     if entry is None:
         return "none of this name with this key"
-    return f"{_key_text(entry['key'])} for audience {shown(entry['audience'])}, roles in {shown(entry['roles_claim'])}"
+    keys = f"the key set {shown(entry['jwks'])}" if "jwks" in entry else _key_text(entry["key"])
+    return f"{keys} for audience {shown(entry['audience'])}, roles in {shown(entry['roles_claim'])}"
+
+
+def _keys_in(entry: Mapping[str, str]) -> str:
+    return entry["jwks"] if "jwks" in entry else entry["key"]
+
+
+def _jwks_of(entry: Issuer) -> str:
+    try:
+        return canonical_jwks(entry.jwks)
+    except ValueError as error:
+        raise PolicyError(f"auth.issuers: {entry.issuer}: jwks {error}") from error
 
 
 def _key_text(key: str | None) -> str:
@@ -206,12 +225,12 @@ def _problems(policy: Mapping[str, Any]) -> Iterator[str]:
         yield "issuers: is not a list of objects"
         return
     for entry in policy["issuers"]:
-        if tuple(sorted(entry)) != ISSUER_MEMBERS or not _is_list_of(list(entry.values()), str):
-            yield f"issuers: each has the texts {', '.join(ISSUER_MEMBERS)}"
+        if tuple(sorted(entry)) not in ISSUER_MEMBERS or not _is_list_of(list(entry.values()), str):
+            yield f"issuers: each has the texts {', '.join(ISSUER_MEMBERS[0])}, or jwks in the place of key"
             return
-        if not _is_key(entry["key"]):
+        if "key" in entry and not _is_key(entry["key"]):
             yield "issuers: a key is not base64"
-    if len({(entry["issuer"], entry["key"]) for entry in policy["issuers"]}) != len(policy["issuers"]):
+    if len({(entry["issuer"], _keys_in(entry)) for entry in policy["issuers"]}) != len(policy["issuers"]):
         yield "auth.issuers: an issuer has the same key twice"
 
 

@@ -17,6 +17,9 @@ from enclave_os.wire.gramine import Gramine, PlatformFiles
 from enclave_os.wire.kv_settings import KV, EnclaveKV
 from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
+from enclave_os.wire.setting_issuers import NOBODY, Auth
+from enclave_os.wire.setting_issuers import PEM_SIZE_MAX as PEM_SIZE_MAX
+from enclave_os.wire.setting_issuers import Issuer as Issuer
 from enclave_os.wire.setting_kinds import (
     GIB,
     KIB,
@@ -34,7 +37,6 @@ from enclave_os.wire.setting_kinds import (
     Seconds,
     ServerName,
     Size,
-    Tables,
     Text,
     key,
 )
@@ -44,7 +46,6 @@ PLATFORM_ID_SIZE: Final = 16
 QUOTES_PER_SECOND_MAX: Final = 1_000_000
 DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339e1096653b2a96"
 """MRSIGNER of simulated enclaves unless another is given: SHA-256 of `Enclave OS development signer`, of no key."""
-PEM_SIZE_MAX: Final = 16 * KIB
 StartKind = Literal["serve", "import", "recover"]
 START_KINDS: Final[tuple[StartKind, ...]] = get_args(StartKind)
 EXPORTS: Final = ("none", "approved", "signer")
@@ -228,39 +229,6 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Issuer:
-    """One `[[auth.issuers]]` table: whose bearer tokens (ES256) are accepted."""
-
-    issuer: str = key(Text("the token's `iss`", 256), ..., "enclave", "The claim `iss`, compared exactly.")
-    audience: str = key(Text("the token's `aud`", 256), ..., "enclave", "The claim `aud`, compared exactly.")
-    public_key_pem: str = key(
-        Text("a P-256 public key in PEM", PEM_SIZE_MAX, empty=True, lines=True),
-        "",
-        "enclave",
-        "The issuer's P-256 public key; this or `public_key_file`.",
-    )
-    public_key_file: str = key(
-        Text("a file", 4096, empty=True),
-        "",
-        "host",
-        "File with that key, relative to the configuration file; the host reads it at start.",
-    )
-    roles_claim: str = key(Text("a claim's name", 64), "roles", "enclave", "The claim that lists the roles.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Auth:
-    """Who may use the routes that need a role. Without an issuer nobody may."""
-
-    issuers: tuple[Issuer, ...] = key(
-        Tables("issuers of bearer tokens", 16, Issuer),
-        [],
-        "enclave",
-        "Issuers of bearer tokens; `enclave-os token keygen` prints one to paste.",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Attestation:
     """Our evidence, and whose evidence we accept (docs/attestation.md). Without a measurement or a signer: nobody's."""
 
@@ -412,7 +380,7 @@ class Settings:
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     tls: Tls = Tls()
-    auth: Auth = Auth()
+    auth: Auth = NOBODY
     attestation: Attestation = Attestation()
     simulated: Simulated = Simulated()
     ca: Ca = Ca()
@@ -454,7 +422,7 @@ class EnclaveSettings:
     timeouts: EnclaveTimeouts = EnclaveTimeouts()
     limits: EnclaveLimits = EnclaveLimits()
     tls: Tls = Tls()
-    auth: Auth = Auth()
+    auth: Auth = NOBODY
     attestation: Attestation = Attestation()
     simulated: Simulated = Simulated()
     seal: EnclaveSeal = EnclaveSeal()

@@ -18,9 +18,11 @@ from typing import Any, Final, TypeVar, cast
 from enclave_os.wire.authority import KEY_ORIGINS, CertificateAuthority
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.gramine import PLATFORM_TEXT_MAX, PlatformFiles
+from enclave_os.wire.jwks import canonical_jwks
 from enclave_os.wire.kv_settings import EnclaveKV
 from enclave_os.wire.layout import CONFIG_SIZE_MAX
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
+from enclave_os.wire.setting_issuers import PEM_SIZE_MAX, Issuer
 from enclave_os.wire.setting_kinds import (
     Hex,
     Integer,
@@ -41,7 +43,6 @@ from enclave_os.wire.setting_table import (
     WORKERS_MAX,
     EnclaveSeal,
     EnclaveSettings,
-    Issuer,
     ModuleTables,
     Settings,
     Start,
@@ -119,7 +120,8 @@ RELATIONS: Final = (
 def check(document: Mapping[str, object]) -> Settings:
     """Check the operator's whole document.
 
-    `public_key_file` must have been read before (into `public_key_pem`) for the result to reach an enclave.
+    `public_key_file` must have been read before (into `public_key_pem`) for the result to reach an enclave, and
+    `jwks_file` into `jwks`.
 
     Raises: ConfigError: with every problem, not only the first.
     """
@@ -157,8 +159,9 @@ def enclave_document(
     Raises: ConfigError: it would be too big, or a public key was not read from its file.
     """
     for number, issuer in enumerate(settings.auth.issuers, 1):
-        if not issuer.public_key_pem:
-            raise ConfigError({"auth.issuers": f"entry {number}: {issuer.public_key_file} was not read"})
+        if not issuer.public_key_pem and not issuer.jwks:
+            unread = issuer.public_key_file or issuer.jwks_file
+            raise ConfigError({"auth.issuers": f"entry {number}: {unread} was not read"})
     encoded = _encode(
         EnclaveSettings(
             worker_index=worker_index,
@@ -263,8 +266,14 @@ def _check_ca(ca: Any, problems: dict[str, str]) -> None:
 
 
 def _issuer_problem(issuer: Issuer) -> str | None:
-    if bool(issuer.public_key_pem) == bool(issuer.public_key_file):
-        return "give either public_key_pem or public_key_file"
+    sources = (issuer.public_key_pem, issuer.public_key_file, issuer.jwks, issuer.jwks_file)
+    if sum(map(bool, sources)) != 1:
+        return "give either public_key_pem, public_key_file, jwks or jwks_file"
+    if issuer.jwks:
+        try:
+            canonical_jwks(issuer.jwks)
+        except ValueError as error:
+            return f"jwks {error}"
     if "PRIVATE KEY" in issuer.public_key_pem:
         return "public_key_pem holds a private key, which nobody but the issuer may have; give the public one"
     if issuer.public_key_pem and not issuer.public_key_pem.startswith(PUBLIC_KEY_LINE):

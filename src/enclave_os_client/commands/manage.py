@@ -91,9 +91,11 @@ class Server:
     def close(self) -> None:
         self._client.close()
 
-    def ask(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def ask(
+        self, method: str, path: str, document: Mapping[str, Any] | None = None, *, content: bytes | None = None
+    ) -> dict[str, Any]:
         """The server's answer to one request."""
-        return read(self.send(method, path, document))
+        return read(self.send(method, path, document, content=content))
 
     def send(
         self,
@@ -111,6 +113,13 @@ class Server:
         headers = {**(fields or {}), "Authorization": f"Bearer {_token(self._parsed)}"}
         with self._saying():
             return self._client.request(method, self._origin + path, json=document, content=content, headers=headers)
+
+    def fetch(self, method: str, path: str) -> bytes:
+        """The body of the server's answer to one request, as it is."""
+        response = self.send(method, path)
+        if not response.is_success:
+            read(response)
+        return response.content
 
     @contextlib.contextmanager
     def _saying(self) -> Iterator[None]:

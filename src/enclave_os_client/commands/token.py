@@ -21,6 +21,9 @@ examples:
   enclave-os token issue --role monitoring         a token of one hour for /status and /metrics
   enclave-os token issue --role manager --lifetime 300
   enclave-os token issue --scope kv:orders:read --scope kv:orders:write     for enclave-os kv
+  enclave-os token issue --role vault-writer --subject alice
+  enclave-os token issue --role manager --one-time                          good for one request
+  enclave-os token issue --subject alice --claim-file secret=password.txt      for POST /data (docs/vault.md)
   enclave-os token show TOKEN                      what a token says, unverified
   enclave-os token show - --key issuer.key.pem < token.txt
 
@@ -52,6 +55,15 @@ def add(commands: Subparsers) -> None:
     issue.add_argument(
         "--scope", action="append", default=[], help="what a module lets in, as kv:orders:read; may be given again"
     )
+    issue.add_argument("--roles-claim", default="roles", metavar="NAME", help="where they stand (default: %(default)s)")
+    issue.add_argument("--one-time", action="store_true", help="good for one request (claim one_time)")
+    issue.add_argument(
+        "--claim", action="append", default=[], metavar="NAME=TEXT", help="a further claim; may be given again"
+    )
+    issue.add_argument(
+        "--claim-file", action="append", default=[], metavar="NAME=FILE",
+        help="a claim of what the file holds, as base64url: a secret is no argument",
+    )  # fmt: skip
     issue.add_argument("--subject", default="developer", help="claim sub (default: %(default)s)")
     issue.add_argument(
         "--lifetime", type=int, default=token.DEFAULT_LIFETIME, metavar="SECONDS", help="default: %(default)s"
@@ -75,21 +87,36 @@ def _keygen(parsed: argparse.Namespace) -> int:
 
 
 def _issue(parser: Parser, parsed: argparse.Namespace) -> int:
-    if not parsed.role and not parsed.scope:
-        parser.error("what may its bearer do? give --role or --scope")
+    if not (parsed.role or parsed.scope or parsed.claim or parsed.claim_file):
+        parser.error("what may its bearer do? give --role or --scope (or --claim, --claim-file)")
     print(
         token.issue(
             token.read_key_file(parsed.key),
             roles=parsed.role,
-            scopes=parsed.scope,
             subject=parsed.subject,
             now=int(time.time()),
             issuer=parsed.issuer,
             audience=parsed.audience,
             lifetime=parsed.lifetime,
+            roles_claim=parsed.roles_claim,
+            scopes=parsed.scope,
+            one_time=parsed.one_time,
+            claims=_claims(parsed),
         )
     )
     return os.EX_OK
+
+
+def _claims(parsed: argparse.Namespace) -> dict[str, str]:
+    """The claims of --claim and --claim-file. Raises: TokenError, OSError."""
+    claims: dict[str, str] = {}
+    for flag, given in (("--claim", parsed.claim), ("--claim-file", parsed.claim_file)):
+        for text in given:
+            name, equals, value = text.partition("=")
+            if not equals or not name or name in claims:
+                raise token.TokenError(f"{flag} {text}: give NAME=..., each name once")
+            claims[name] = value if flag == "--claim" else token.claim_of_file(Path(value))
+    return claims
 
 
 def _show(parsed: argparse.Namespace) -> int:

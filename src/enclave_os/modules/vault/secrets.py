@@ -1,0 +1,362 @@
+"""Secrets: versions under paths, each with a policy of its own.
+
+The row of a secret holds policy, versions and a small current value, so that most reads are one look-up; larger values,
+and those of former versions, have rows of their own. Writing a version, the audit's entry and what falls off the end
+happen in one batch, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from enclave_os.http import HTTPError
+from enclave_os.modules.api import Clock, Item, Storage, Write
+from enclave_os.modules.vault.access import ABSENT, DENIED, Access, Refused, Who, caller_key, enclave_key
+from enclave_os.modules.vault.policy import Rule
+from enclave_os.modules.vault.policy_document import (
+    Approval,
+    PolicyMistake,
+    canonical,
+    check_path,
+    owned_by,
+    read_policy,
+    with_issuers,
+)
+from enclave_os.modules.vault.record import Record, Records, State, Version
+
+SECRET_SIZE_MAX: Final = 1 << 20
+BESIDE_SIZE_MAX: Final = 2 << 10  # a value that stands in the secret's own row
+VERSIONS_MAX: Final = 32
+VERSIONS_KEPT: Final = 10
+TTL_MAX: Final = 10 * 366 * 24 * 3600  # seconds
+LIST_MAX: Final = 1000
+DECOY: Final = b"\0decoy"
+"""Read where a secret is not there, so that its absence costs the store as much as its presence."""
+APPROVED_ACTIONS: Final = frozenset({"secret.read", "secret.policy"})
+"""What needs the second person, where a policy asks for one: to take that away needs it as well."""
+
+_NS: Final = 1_000_000_000
+_NS_PER_MS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A secret that was read."""
+
+    version: Version
+    value: bytes = field(repr=False)
+
+
+class Secrets:
+    """The operations. Each raises HTTPError through `Access.run`, and what the store raises.
+
+    Args:
+        versions_kept: of a secret; with the next one the oldest is destroyed.
+    """
+
+    def __init__(self, access: Access, storage: Storage, clock: Clock, *, versions_kept: int = VERSIONS_KEPT) -> None:
+        self._access = access
+        self._clock = clock
+        self._table = storage.table("secrets")
+        self._values = storage.table("values")
+        self._approvals = storage.table("approvals")
+        self._records = Records("secret")
+        self._versions_kept = versions_kept
+
+    async def open(self) -> None:
+        """Lay out the decoy."""
+        if await self._table.get(DECOY) is None:
+            await self._table.put(DECOY, Record(owned_by("-", "-")).encode())
+
+    # -- one secret ----------------------------------------------------------------------------------------------------
+
+    async def read(self, who: Who, path: str, number: int = 0, *, granted: Rule | None = None) -> Found:
+        """The value of a version; 0: the latest.
+
+        Args: granted: what holds of this caller beside the section's rules.
+        """
+
+        async def work() -> Found:
+            _, record, approval, rules = await self._find(path)
+            self._access.check(who, "secret.read", path, rules, granted)
+            record, version = _live(record, number, self._now_s())
+            used = await self._use_approval(who, "secret.read", path, approval)
+            value = await self._value(path, record, version)
+            await self._access.record(who, "secret.read", path, used, version=version.number)
+            return Found(version, value)
+
+        return await self._access.run(who, "secret.read", path, work)
+
+    async def write(
+        self,
+        who: Who,
+        path: str,
+        value: bytes,
+        *,
+        cas: int | None = None,
+        ttl: int = 0,
+        granted: Rule | None = None,
+    ) -> Version:
+        """A new version. The first makes the secret, which is its maker's alone then.
+
+        Args:
+            cas: the number that the latest version must have; 0: the secret must not be there.
+            ttl: seconds until the version counts as deleted; 0: never.
+            granted: what holds of this caller beside the section's rules.
+        """
+        mistake = check_path(path)
+        if mistake:
+            raise HTTPError(422, mistake)
+
+        async def work() -> Version:
+            item, record, _, rules = await self._find(path)
+            if record is None:
+                if not self._access.allows(who, "secret.create", path, _rules(granted)):
+                    raise Refused(403, DENIED, "denied")
+                record = Record(_own_policy(who))
+            else:
+                self._access.check(who, "secret.write", path, rules, granted)
+            latest = record.current.number if record.current is not None else 0
+            if cas is not None and cas != latest:
+                raise Refused(409, f"the latest version is {latest}", "conflict")
+            now_ms = self._clock.trusted_ns() // _NS_PER_MS
+            version = Version(record.next_number, now_ms, who.name, len(value), now_ms // 1000 + ttl if ttl else 0)
+            writes = self._with_version(path, record, version, value, 0 if item is None else item.version)
+            await self._access.record(
+                who, "secret.create" if item is None else "secret.write", path, writes, version=version.number
+            )
+            return version
+
+        return await self._access.run(who, "secret.write", path, work)
+
+    async def versions(self, who: Who, path: str) -> dict[str, Any]:
+        """All versions, without their values."""
+
+        async def work() -> dict[str, Any]:
+            _, record, _, rules = await self._find(path)
+            self._access.check(who, "secret.list", path, rules)
+            await self._access.record(who, "secret.list", path)
+            return self._summary(path, record) | {
+                "versions": [version.document() for version in (record.versions if record else ())],
+            }
+
+        return await self._access.run(who, "secret.list", path, work)
+
+    async def delete(self, who: Who, path: str, numbers: frozenset[int]) -> dict[str, Any]:
+        """Versions (none named: the latest) count as not there, until `undelete`."""
+        return await self._change_states(who, "secret.delete", path, numbers, State.DELETED)
+
+    async def undelete(self, who: Who, path: str, numbers: frozenset[int]) -> dict[str, Any]:
+        """Versions are there again."""
+        return await self._change_states(who, "secret.delete", path, numbers, State.LIVE)
+
+    async def destroy(self, who: Who, path: str, numbers: frozenset[int]) -> dict[str, Any]:
+        """The values of versions are gone for good."""
+        return await self._change_states(who, "secret.destroy", path, numbers, State.DESTROYED)
+
+    async def purge(self, who: Who, path: str) -> None:
+        """The whole secret is gone, its policy and its history with it; the path is free."""
+
+        async def work() -> None:
+            item, record, _, rules = await self._find(path)
+            self._access.check(who, "secret.destroy", path, rules)
+            if item is None or record is None:
+                raise Refused(404, ABSENT, "absent")
+            writes = [Write(self._table, path.encode(), None, item.version)]
+            writes += [Write(self._values, _value_name(path, version.number), None) for version in record.versions]
+            await self._access.record(who, "secret.destroy", path, writes, detail="purged")
+
+        await self._access.run(who, "secret.destroy", path, work)
+
+    async def _change_states(
+        self, who: Who, action: str, path: str, numbers: frozenset[int], state: State
+    ) -> dict[str, Any]:
+        async def work() -> dict[str, Any]:
+            item, record, _, rules = await self._find(path)
+            self._access.check(who, action, path, rules)
+            if item is None or record is None or record.current is None:
+                raise Refused(404, ABSENT, "absent")
+            chosen = numbers or frozenset({record.current.number})
+            unknown = sorted(number for number in chosen if record.find(number) is None)
+            if unknown:
+                raise Refused(404, f"there is no version {unknown[0]}", "absent")
+            changed = record.with_states(chosen, state)
+            writes: list[Write] = []
+            if state is State.DESTROYED:
+                writes = [Write(self._values, _value_name(path, number), None) for number in sorted(chosen)]
+                if record.value_of in chosen:
+                    changed = replace(changed, value_of=0, value=b"")
+            writes.append(Write(self._table, path.encode(), changed.encode(), item.version))
+            word = "undeleted" if state is State.LIVE else state.value
+            detail = f"{word} {','.join(map(str, sorted(chosen)))}"
+            await self._access.record(who, action, path, writes, detail=detail)
+            return self._summary(path, changed) | {"versions": [version.document() for version in changed.versions]}
+
+        return await self._access.run(who, action, path, work)
+
+    # -- policy and approval -------------------------------------------------------------------------------------------
+
+    async def policy(self, who: Who, path: str) -> Mapping[str, Any]:
+        """The policy's document."""
+
+        async def work() -> Mapping[str, Any]:
+            _, record, _, rules = await self._find(path)
+            self._access.check(who, "secret.policy", path, rules)
+            await self._access.record(who, "secret.policy", path, detail="read")
+            return {} if record is None else record.policy
+
+        return await self._access.run(who, "secret.policy", path, work)
+
+    async def set_policy(self, who: Who, path: str, document: object) -> Mapping[str, Any]:
+        """Another policy. Where the present one asks for a second person's word, this needs it too."""
+
+        async def work() -> Mapping[str, Any]:
+            item, record, approval, rules = await self._find(path)
+            self._access.check(who, "secret.policy", path, rules)
+            if item is None or record is None:
+                raise Refused(404, ABSENT, "absent")
+            try:
+                read_policy(document, "secret", who.caller.issuer)
+                stored = with_issuers(document, who.caller.issuer)
+                canonical(stored)
+            except PolicyMistake as mistake:
+                raise Refused(422, str(mistake), "mistake") from mistake
+            used = await self._use_approval(who, "secret.policy", path, approval)
+            changed = replace(record, policy=stored)
+            writes = [*used, Write(self._table, path.encode(), changed.encode(), item.version)]
+            await self._access.record(who, "secret.policy", path, writes, detail="changed")
+            return stored
+
+        return await self._access.run(who, "secret.policy", path, work)
+
+    async def approve(self, who: Who, path: str, reader: bytes, action: str, shown: str) -> int:
+        """Let one other person do `action` once, soon. Returns: until when, seconds since the Unix epoch."""
+
+        async def work() -> int:
+            item, _, approval, rules = await self._find(path)
+            self._access.check(who, "secret.approve", path, rules)
+            if approval is None or item is None:
+                raise Refused(409, "its policy asks for no approval", "unasked")
+            if who.token is None or who.key == reader:
+                raise Refused(403, "nobody approves for himself, and only a person with a token approves", "self")
+            until = self._now_s() + approval.seconds
+            write = Write(self._approvals, _approval_name(path, reader, action), until.to_bytes(8, "big") + who.key)
+            await self._access.record(who, "secret.approve", path, [write], detail=f"{action} for {shown}")
+            return until
+
+        return await self._access.run(who, "secret.approve", path, work)
+
+    async def _use_approval(self, who: Who, action: str, path: str, approval: Approval | None) -> list[Write]:
+        """What uses an approval up, with the operation that needs it; nothing where none is needed."""
+        if approval is None:
+            return []
+        name = _approval_name(path, who.key, action)
+        item = await self._approvals.get(name)
+        if item is None or self._now_s() >= int.from_bytes(item.value[:8], "big"):
+            roles = ", ".join(sorted(approval.roles))
+            raise Refused(403, f"a second person must approve this first: one with the role {roles}", "unapproved")
+        return [Write(self._approvals, name, None, item.version)]
+
+    # -- many secrets --------------------------------------------------------------------------------------------------
+
+    async def list(self, who: Who, prefix: str, after: str, limit: int) -> dict[str, Any]:
+        """Secrets below a prefix that the caller may see, in the order of their paths, without their values.
+
+        The store knows no order of names, so this reads the rows of all secrets; their large values it does not.
+        """
+
+        async def work() -> dict[str, Any]:
+            shown: list[dict[str, Any]] = []
+            async for item in self._table.iterate():
+                path = item.name.decode()
+                if item.name == DECOY or not path.startswith(prefix) or path <= after:
+                    continue
+                record, policy = self._records.read(item)
+                if self._access.allows(who, "secret.list", path, policy.rules):
+                    shown.append(self._summary(path, record))
+            shown.sort(key=lambda one: str(one["path"]))
+            await self._access.record(who, "secret.list", prefix, detail="prefix")
+            found: dict[str, Any] = {"secrets": shown[:limit]}
+            return found | ({"next": shown[limit - 1]["path"]} if len(shown) > limit else {})
+
+        return await self._access.run(who, "secret.list", prefix, work)
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    async def _find(self, path: str) -> tuple[Item | None, Record | None, Approval | None, Sequence[Rule] | None]:
+        """A secret's row, record, and what its policy says; all None where it is not there."""
+        name = path.encode("utf-8", "replace")
+        item = await self._table.get(name) if check_path(path) is None else None
+        if item is None:
+            await self._table.get(DECOY)
+            return None, None, None, None
+        record, policy = self._records.read(item)
+        return item, record, policy.approval, policy.rules
+
+    async def _value(self, path: str, record: Record, version: Version) -> bytes:
+        if record.value_of == version.number:
+            return record.value
+        item = await self._values.get(_value_name(path, version.number))
+        if item is None:
+            raise Refused(404, ABSENT, "absent")
+        return item.value
+
+    def _with_version(self, path: str, record: Record, version: Version, value: bytes, row: int) -> Sequence[Write]:
+        writes: list[Write] = []
+        versions = (*record.versions, version)
+        for old in versions[: -self._versions_kept]:
+            writes.append(Write(self._values, _value_name(path, old.number), None))
+        versions = versions[-self._versions_kept :]
+        if record.value_of and any(one.number == record.value_of for one in versions):
+            writes.append(Write(self._values, _value_name(path, record.value_of), record.value))
+        beside = len(value) <= BESIDE_SIZE_MAX
+        if not beside:
+            writes.append(Write(self._values, _value_name(path, version.number), value))
+        changed = replace(
+            record,
+            versions=versions,
+            next_number=version.number + 1,
+            value_of=version.number if beside else 0,
+            value=value if beside else b"",
+        )
+        return [*writes, Write(self._table, path.encode(), changed.encode(), row)]
+
+    def _summary(self, path: str, record: Record | None) -> dict[str, Any]:
+        current = None if record is None else record.current
+        found: dict[str, Any] = {"path": path, "audit": self._access.path_token("secret", path)}
+        return found if current is None else found | {"current": current.document()}
+
+    def _now_s(self) -> int:
+        return self._clock.trusted_ns() // _NS
+
+
+def _rules(granted: Rule | None) -> tuple[Rule, ...]:
+    return () if granted is None else (granted,)
+
+
+def reader_key(issuer: str, subject: str, mr_enclave: bytes) -> bytes:
+    """For whom an approval is: somebody with a token, or an enclave without one."""
+    return caller_key(issuer, subject) if subject else enclave_key(mr_enclave)
+
+
+def _live(record: Record | None, number: int, now_s: int) -> tuple[Record, Version]:
+    version = None if record is None else record.find(number)
+    if record is None or version is None or not version.is_live(now_s):
+        raise Refused(404, ABSENT, "absent")
+    return record, version
+
+
+def _own_policy(who: Who) -> dict[str, Any]:
+    if who.token is None:
+        raise Refused(403, "a secret is made with a token: its owner is a subject", "ownerless")
+    return owned_by(who.caller.issuer, who.caller.subject)
+
+
+def _value_name(path: str, number: int) -> bytes:
+    return path.encode() + b"\0" + number.to_bytes(8, "big")
+
+
+def _approval_name(path: str, reader: bytes, action: str) -> bytes:
+    return path.encode() + b"\0" + reader + action.encode()

@@ -1,0 +1,102 @@
+"""`enclave-os vault audit`: fetch the audit of a vault, and verify it offline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from .manage import EXIT_CODES, TRUST, Server, add_server, run, say
+
+if TYPE_CHECKING:
+    from .parser import Parser, Subparsers
+
+EX_CHANGED: Final = 1
+
+EPILOG: Final = f"""\
+examples (S as in enclave-os vault --help; the token needs the role vault-auditor):
+  enclave-os vault audit fetch --out audit.jsonl $S
+  enclave-os vault audit verify audit.jsonl
+  enclave-os vault audit verify audit.jsonl --kept 0=9f86d0...      the log still contains what it did then
+
+Each worker of a server has a chain of its own. verify follows every chain from its first entry and prints the hash of
+its last: keep it, apart from the file. Given back with --kept, it proves that nothing before it was changed, left out
+or put in. What was cut off behind the last hash that anybody kept, nobody can notice from the file.
+
+{TRUST}
+{EXIT_CODES}"""
+
+
+def add(names: Subparsers) -> None:
+    """Describe the command."""
+    group = names.add_parser("audit", description="Who did what, and that nobody changed it.", epilog=EPILOG)
+    actions = group.add_subparsers(dest="audit_action", required=True, metavar="fetch|verify")
+    fetch = actions.add_parser("fetch", description="Fetch every entry.", epilog=f"{TRUST}\n{EXIT_CODES}")
+    add_server(fetch, "vault-auditor")
+    fetch.add_argument("--out", type=Path, metavar="FILE", help="a new file; default: standard output")
+    fetch.set_defaults(run=lambda parsed: run(parsed, lambda given: _fetch(fetch, given)))
+    verify = actions.add_parser("verify", description="Verify a file that fetch wrote. Talks to nobody.")
+    verify.add_argument("file", type=Path, metavar="FILE")
+    verify.add_argument(
+        "--kept", action="append", default=[], metavar="CHAIN=HASH", help="a hash that an earlier verify printed"
+    )
+    verify.set_defaults(run=lambda parsed: _verify(verify, parsed))
+
+
+def _fetch(parser: Parser, parsed: argparse.Namespace) -> int:
+    server = Server(parser, parsed)
+    try:
+        if parsed.out is None:
+            _write(server, sys.stdout)
+        else:
+            descriptor = os.open(parsed.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                _write(server, stream)
+    finally:
+        server.close()
+    return os.EX_OK
+
+
+def _write(server: Server, stream: TextIO) -> None:
+    print(json.dumps({"audit": 1}), file=stream)
+    for chain in server.ask("GET", "/vault/audit")["chains"]:
+        number, page, count, digest = chain["chain"], 1, 0, ""
+        while page:
+            found = server.ask("GET", f"/vault/audit?chain={number}&page={page}")
+            for entry in found["entries"]:
+                print(json.dumps({"chain": number, "entry": entry}), file=stream)
+            count += len(found["entries"])
+            digest, page = found["hash"], found.get("next", 0)
+            if page > chain["pages"]:
+                break  # what was written meanwhile fills no further page
+        print(json.dumps({"chain": number, "entries": count, "hash": digest}), file=stream)
+
+
+def _verify(parser: Parser, parsed: argparse.Namespace) -> int:
+    from enclave_os_client.audit_file import AuditFileError, check_lines
+
+    kept: dict[int, bytes] = {}
+    for text in parsed.kept:
+        number, equals, digest = text.partition("=")
+        try:
+            kept[int(number)] = bytes.fromhex(digest)
+        except ValueError:
+            equals = ""
+        if not equals:
+            parser.error(f"--kept {text}: give CHAIN=HASH, as an earlier verify printed it")
+    try:
+        with parsed.file.open("rb") as stream:
+            chains = check_lines(stream, kept)
+    except AuditFileError as error:
+        print(f"enclave-os: NOT WHAT IT WAS: {error}", file=sys.stderr)
+        return EX_CHANGED
+    for chain in chains:
+        said = f"chain {chain.number}: {chain.entries} entries hang together"
+        if chain.kept is not None:
+            said += f"; the first {chain.kept} are those of the hash that was kept"
+        say(f"{said}; --kept {chain.number}={chain.hash.hex()}")
+        say("  " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(chain.outcomes.items())))
+    return os.EX_OK
