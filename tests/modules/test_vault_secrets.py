@@ -14,7 +14,7 @@ from enclave_os.errors import ClockUntrusted
 from enclave_os.http import Response, make_request
 from enclave_os.modules.vault.expiry import sweep
 from enclave_os.modules.vault.request_fields import encoded
-from enclave_os.modules.vault.secrets import BESIDE_SIZE_MAX, SECRET_SIZE_MAX
+from enclave_os.modules.vault.secrets import BESIDE_SIZE_MAX, SECRET_SIZE_MAX, VERSIONS_MAX
 from tests.enclave.tokens import new_key, token
 from tests.modules.test_vault_policy import peer
 from tests.modules.vault_rig import CLAIMS, ISSUER, NOW, Rig, run, said
@@ -364,6 +364,40 @@ def test_one_time_tokens_are_good_once_across_starts() -> None:
         assert (await again.ask("GET", URL, bearer=bearer)).status == 401
 
     run(work)
+
+
+def test_nobody_takes_the_places_of_post_data() -> None:
+    async def work(rig: Rig) -> None:
+        squatter = {"sub": "data"}
+        assert (await rig.ask("PUT", "/vault/secrets/data/x", b"x", **squatter)).status == 403
+        assert (await rig.ask("PUT", "/vault/secrets/data/x/y", b"x", **squatter)).status == 403
+        stored = Rig.bearer(roles=(), **{"secret": "c2VjcmV0"})
+        await rig.ask("POST", "/data", {"StoreSecret": {"jwt": stored}}, bearer="")
+        path = said(await rig.ask("GET", "/vault/secrets"))["secrets"][0]["path"]
+        assert (await rig.ask("PUT", f"/vault/secrets/{path}", b"new")).status == 200  # its owner may
+        assert (await rig.ask("PUT", f"/vault/secrets/{path}", b"new", **squatter)).status == 403
+
+    run(work)
+
+
+def test_the_largest_of_everything_is_written_and_purged() -> None:
+    """Policy, path and number of versions at their bounds: each change is still one batch."""
+    path = "/".join(["alice", *(["p" * 126] * 3), "p" * 124])
+    assert len(path) < 512
+    rules = [{"effect": "deny", "actions": ["secret.read"], "roles": [f"{number:0125d}"]} for number in range(36)]
+
+    async def work(rig: Rig) -> None:
+        target = f"/vault/secrets/{path}"
+        await put(rig, bytes(BESIDE_SIZE_MAX), target)
+        document = {"owners": ["alice"], "rules": rules}
+        assert (await rig.ask("PUT", f"{target}/policy", document)).status == 200
+        for _ in range(VERSIONS_MAX + 1):
+            await put(rig, bytes(BESIDE_SIZE_MAX), target)
+        every = ",".join(str(number) for number in range(3, VERSIONS_MAX + 3))
+        assert (await rig.ask("POST", f"{target}/destroy?versions={every}")).status == 200
+        assert (await rig.ask("POST", f"{target}/purge")).status == 204
+
+    run(work, {"versions_kept": VERSIONS_MAX})
 
 
 def test_what_is_over_leaves_the_store() -> None:

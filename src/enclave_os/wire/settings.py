@@ -37,7 +37,6 @@ from enclave_os.wire.setting_kinds import (
 )
 from enclave_os.wire.setting_table import (
     ENCLAVE_SECTIONS,
-    PEM_SIZE_MAX,
     SECTIONS,
     START_KINDS,
     WORKERS_MAX,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from enclave_os.http import HTTPError, Request, Response, json_response, parse_json
@@ -18,14 +19,13 @@ from enclave_os.modules.api import DATA_PATH, NO_STORE
 from enclave_os.modules.vault.access import Access, Who
 from enclave_os.modules.vault.policy import Rule
 from enclave_os.modules.vault.request_fields import decoded, encoded
-from enclave_os.modules.vault.secrets import Secrets
+from enclave_os.modules.vault.secrets import DATA_FOLDER, Secrets
 
-FOLDER: Final = "data"
 OPERATIONS: Final = ("StoreSecret", "GetSecret")
 OWN_SIZE: Final = 16
 _HASH: Final = re.compile(r"[0-9a-f]{64}\Z", re.ASCII)
 
-OWN_FOLDER: Final = Rule(True, frozenset({"secret.create"}), ((FOLDER, "**"),))
+OWN_FOLDER: Final = Rule(True, frozenset({"secret.create"}), ((DATA_FOLDER, "**"),))
 """Whoever has a token with the claim may make the secret in it: that its issuer put it there is the permission."""
 
 
@@ -36,14 +36,16 @@ class DataOperations:
         self._access = access
         self._secrets = secrets
 
-    async def answer(self, request: Request) -> Response | None:
-        """The answer, or None: the body is another module's."""
+    def answer(self, request: Request) -> Awaitable[Response] | None:
+        """The answer, or None: the body is another module's, who need not wait for this one."""
         if request.path != DATA_PATH or request.method != "POST" or not request.body.startswith(b"{"):
             return None
         asked = _asked(request.body)
         if asked is None:
             return None
-        operation, token = asked
+        return self._do(*asked)
+
+    async def _do(self, operation: str, token: str) -> Response:
         who = await self._access.who_by_text(token)
         return await (self._store(who) if operation == "StoreSecret" else self._get(who))
 
@@ -84,4 +86,4 @@ def _claim(who: Who, name: str) -> Any:
 
 
 def _path(who: Who, digest: str) -> str:
-    return f"{FOLDER}/{who.key[:OWN_SIZE].hex()}/{digest}"
+    return f"{DATA_FOLDER}/{who.key[:OWN_SIZE].hex()}/{digest}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from enclave_os.errors import ConfigError
@@ -73,9 +74,9 @@ class Vault(Module):
             await self._trail.close()
         self._trail = self._data = self._sweeper = None
 
-    async def handle(self, request: Request) -> Response | None:
+    def handle(self, request: Request) -> Awaitable[Response] | None:
         """`POST /data` with StoreSecret or GetSecret."""
-        return None if self._data is None else await self._data.answer(request)
+        return None if self._data is None else self._data.answer(request)
 
 
 def _versions_kept(value: Any) -> int:

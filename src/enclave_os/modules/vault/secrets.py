@@ -32,6 +32,8 @@ VERSIONS_MAX: Final = 32
 VERSIONS_KEPT: Final = 10
 TTL_MAX: Final = 10 * 366 * 24 * 3600  # seconds
 LIST_MAX: Final = 1000
+DATA_FOLDER: Final = "data"
+"""Below it only `POST /data` makes secrets: whoever has this word for a subject could take the places of others."""
 DECOY: Final = b"\0decoy"
 """Read where a secret is not there, so that its absence costs the store as much as its presence."""
 APPROVED_ACTIONS: Final = frozenset({"secret.read", "secret.policy"})
@@ -113,7 +115,8 @@ class Secrets:
         async def work() -> Version:
             item, record, _, rules = await self._find(path)
             if record is None:
-                if not self._access.allows(who, "secret.create", path, _rules(granted)):
+                reserved = granted is None and path.startswith(f"{DATA_FOLDER}/")
+                if reserved or not self._access.allows(who, "secret.create", path, _rules(granted)):
                     raise Refused(403, DENIED, "denied")
                 record = Record(_own_policy(who))
             else:
