@@ -191,3 +191,20 @@ def test_every_mode_is_named(mode: str) -> None:
     status: Status = replace(STATUS, mode=mode)  # type: ignore[arg-type]  # mypy does not narrow the parameter
     core.start(make_services(status=lambda: status))
     assert json.loads(core.healthz(make_request("GET", "/healthz")).body)["mode"] == mode
+
+
+def test_labels_stand_beside_the_workers() -> None:
+    counters = {"a_total": 1, 'b_total{app="x",function="y/z"}': 2, 'b_total{app="w"}': 3}
+    assert prometheus_text(counters, 4) == (
+        "# TYPE enclave_os_a_total counter\n"
+        'enclave_os_a_total{worker="4"} 1\n'
+        "# TYPE enclave_os_b_total counter\n"
+        'enclave_os_b_total{worker="4",app="x",function="y/z"} 2\n'
+        'enclave_os_b_total{worker="4",app="w"} 3\n'
+    )
+
+
+@pytest.mark.parametrize("name", ["a{", "a{}", 'a{b="c}', 'a{b="c"d"}', 'a{b="c\n"}', 'a{B="c"}', 'a{b="c"}\n'])
+def test_labels_that_are_none(name: str) -> None:
+    with pytest.raises(InternalError):
+        prometheus_text({name: 1}, 0)

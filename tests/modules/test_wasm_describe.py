@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from enclave_os.wasm import WitType
 from tests.modules import wasm_guests as guests
-from tests.modules.wasm_rig import Site, json_of, on_site
+from tests.modules import wasm_rig
+from tests.modules.wasm_rig import Site, json_of
 
 PROBE = (Path(__file__).parent / "guests" / "probe.wasm").read_bytes()
 DOCS = {"": "Notes in an enclave.", "write": "Write a file.", "write.path": "Where."}
@@ -68,6 +70,10 @@ def test_schemas_are_schemas_and_have_the_developers_words() -> None:
         assert write["params"]["properties"]["path"]["description"] == "Where."
 
     on_site(test)
+
+
+def on_site(test: Callable[[Site], Awaitable[None]], **options: Any) -> None:
+    wasm_rig.on_site(test, compiled_before=(PROBE,), **options)
 
 
 async def mcp(site: Site, method: str, params: Any = None, **more: Any) -> Any:

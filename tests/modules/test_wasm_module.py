@@ -317,6 +317,7 @@ def test_an_app_that_fails_costs_its_own_call(function: str, arguments: dict[str
         assert await site.value("good", "hello") == "hello, world"
         log = json_of(await site.send("GET", "/wasm/apps/bad/log"))["lines"]
         assert any(line.startswith(function) for line in log)
+        assert site.module.counters()[f'wasm_function_errors_total{{app="bad",function="{function}"}}'] == 1
         metrics = json_of(await site.send("GET", "/wasm/apps/bad/metrics"))["functions"][function]
         assert metrics["calls"] == metrics["errors"] == 1
 

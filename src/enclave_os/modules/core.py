@@ -14,7 +14,10 @@ NOT_READY: Final = Response(503, {"status": "not ready"})
 DRAINING: Final = Response(202, {"status": "draining"})
 
 METRIC_PREFIX: Final = "enclave_os_"
-METRIC_NAME: Final = re.compile(r"[a-z][a-z0-9_]*\Z", re.ASCII)
+METRIC_NAME: Final = re.compile(
+    r"""(?P<base>[a-z][a-z0-9_]*)(?:\{(?P<labels>[a-z_]+="[^"\\\n{}]*"(?:,[a-z_]+="[^"\\\n{}]*")*)\})?\Z""", re.ASCII
+)
+"""A name, with labels or without: `calls_total`, `calls_total{app="notes"}`."""
 # https://prometheus.io/docs/instrumenting/exposition_formats/: the text format's version, in Accept and Content-Type
 PROMETHEUS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -112,15 +115,23 @@ def wants_prometheus(accept: str) -> bool:
 
 
 def prometheus_text(counters: Mapping[str, int | float], worker_index: int) -> str:
-    """The text exposition format 0.0.4: a type and a value for each name, labelled with the worker.
+    """The text exposition format 0.0.4: a type for each name, a value for each of its labels, and the worker's.
+
+    Counters of one name follow each other.
 
     Raises:
         InternalError: a name that Prometheus would not read.
     """
     lines = []
+    last = ""
     for name, value in counters.items():
-        if not METRIC_NAME.match(name):
+        match = METRIC_NAME.match(name)
+        if match is None:
             raise InternalError(f"{name!r} is not a metric's name")
-        kind = "counter" if name.endswith("_total") else "gauge"
-        lines.append(f'# TYPE {METRIC_PREFIX}{name} {kind}\n{METRIC_PREFIX}{name}{{worker="{worker_index}"}} {value}\n')
+        base, labels = match["base"], match["labels"]
+        if base != last:
+            lines.append(f"# TYPE {METRIC_PREFIX}{base} {'counter' if base.endswith('_total') else 'gauge'}\n")
+            last = base
+        more = f",{labels}" if labels else ""
+        lines.append(f'{METRIC_PREFIX}{base}{{worker="{worker_index}"{more}}} {value}\n')
     return "".join(lines)

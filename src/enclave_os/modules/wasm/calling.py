@@ -12,6 +12,7 @@ from enclave_os.http import HTTPError, Response
 from enclave_os.modules.api import Services, Token
 from enclave_os.modules.wasm.apps import App
 from enclave_os.modules.wasm.host.context import CallContext, GuestExit
+from enclave_os.modules.wasm.meter import FunctionMeter
 from enclave_os.modules.wasm.permissions import authorize, token_of
 from enclave_os.wasm import Export, GuestTrap, Outcome, Pool, PoolFull, Turn, ValueMismatch, run
 from enclave_os.wasm.json_values import arguments, encode
@@ -26,6 +27,17 @@ TRAPS: Final[dict[str, tuple[int, str]]] = {
     "conflict": (409, "another call changed what this one wrote; try again"),
     "clock": (503, "what time it is cannot be known now; try again later"),
     "cancelled": (503, "the server is ending; try again"),
+}
+
+
+SERIES_MAX: Final = 500
+"""Functions with figures of their own in /metrics; all are in the app's own metrics."""
+
+FIGURES: Final = {
+    "wasm_function_calls_total": "calls",
+    "wasm_function_errors_total": "errors",
+    "wasm_function_fuel_total": "fuel",
+    "wasm_function_seconds_total": "seconds",
 }
 
 
@@ -56,6 +68,7 @@ class Caller:
         self.calls = 0
         self.errors = 0
         self.fuel = 0
+        self._by_function: dict[tuple[str, str], FunctionMeter] = {}
 
     def allow(self, app: App, function: str | None, token: str | None) -> Token | None:
         """Whether a caller may call a function, or (None) see the app's descriptions. Returns: who it is.
@@ -114,6 +127,24 @@ class Caller:
         self.calls += 1
         self.errors += outcome.failure is not None
         self.fuel += outcome.fuel
+        meter = self._by_function.get((app.name, function))
+        if meter is None and len(self._by_function) < SERIES_MAX:
+            meter = self._by_function[app.name, function] = FunctionMeter()
+        if meter is not None:
+            meter.note(outcome)
+
+    def counters(self) -> dict[str, int | float]:
+        """What this worker's apps did in this run: in all, and by app and function."""
+        found: dict[str, int | float] = {
+            "wasm_calls_total": self.calls,
+            "wasm_errors_total": self.errors,
+            "wasm_fuel_total": self.fuel,
+        }
+        by_function = sorted(self._by_function.items())
+        for name, attribute in FIGURES.items():
+            for (app, function), meter in by_function:
+                found[f'{name}{{app="{app}",function="{function}"}}'] = getattr(meter, attribute)
+        return found
 
     def _fail(self, app: App, function: str, failure: BaseException) -> None:
         """Raises: HTTPError: what the caller is told; or the failure itself, if it is the store's or our own."""

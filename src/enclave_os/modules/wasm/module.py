@@ -114,12 +114,7 @@ class Wasm(Module):
     def counters(self) -> Mapping[str, int | float]:
         """What this worker's apps did, in all."""
         parts = self._given()
-        return {
-            "wasm_apps": len(parts.apps.by_name),
-            "wasm_calls_total": parts.caller.calls,
-            "wasm_errors_total": parts.caller.errors,
-            "wasm_fuel_total": parts.caller.fuel,
-        }
+        return {"wasm_apps": len(parts.apps.by_name), **parts.caller.counters()}
 
     # -- apps ---------------------------------------------------------------------------------------------------------
 
