@@ -149,7 +149,9 @@ cdef struct worker_t:
     ring_producer_t to_enclave
     ring_consumer_t to_host
     int enclave_doorbell          # borrowed eventfd: we write
-    int host_doorbell             # borrowed eventfd: in our epoll
+    int host_doorbell             # borrowed eventfd, or pipe (see `text`): in our epoll
+    int rpc_doorbell              # of a pipe: borrowed eventfd of the dispatcher, which the pipe rings too
+    int text                      # of a pipe: where what is no ring goes; -1: host_doorbell is an eventfd
     uint32_t index
     uint32_t life                 # distinguishes successive workers of one index in epoll tags
     int state

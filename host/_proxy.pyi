@@ -36,6 +36,7 @@ class Proxy:
         data_to_host: tuple[int, int, int],
         enclave_doorbell: int,
         host_doorbell: int,
+        relay: tuple[int, int] | None = None,
     ) -> None: ...
     def detach_worker(self, index: int) -> None: ...
     @property

@@ -35,7 +35,7 @@ from host._ends cimport REASON_PEER_GONE, broke, drop_all, end, expire, sleep_ms
 from host._proxy cimport *
 from host._sockets cimport *
 from host._to_clients cimport drain_to_host, flush
-from host._to_enclave cimport accept_all, publish, put_all_owed, read_sockets, ring_doorbell, worker_tag
+from host._to_enclave cimport accept_all, publish, put_all_owed, read_sockets, ring_doorbell, take_rings, worker_tag
 
 import os
 import threading
@@ -154,6 +154,8 @@ cdef void on_event(proxy_t *p, uint32_t events, uint64_t tag) noexcept nogil:
     if high >= CONTROL_TAG:
         if high == LISTENER_TAG:
             p.listener_ready[low] = True
+        elif high == DOORBELL_TAG:
+            take_rings(p.worker[low])
         return      # commands and rings are looked at in every turn
     worker = p.worker[high & 0xFF]
     if worker == NULL or worker.state == W_BROKEN or worker_tag(worker) != high:
@@ -378,7 +380,7 @@ cdef class Proxy:
         if error:
             raise OSError(error, os.strerror(error))
 
-    def add_worker(self, index, region, data_to_enclave, data_to_host, enclave_doorbell, host_doorbell):
+    def add_worker(self, index, region, data_to_enclave, data_to_host, enclave_doorbell, host_doorbell, relay=None):
         """Attach a worker's data channel; clients are accepted for it from its READY on.
 
         Args:
@@ -386,6 +388,8 @@ cdef class Proxy:
             region: writable buffer of the whole region; held until `detach_worker`.
             data_to_enclave, data_to_host: (header offset, data offset, capacity) in the region, in bytes.
             enclave_doorbell, host_doorbell: eventfds, non-blocking, borrowed until `detach_worker`.
+            relay: when `host_doorbell` is the pipe of an enclave under Gramine, which nobody else may read: the
+                dispatcher's eventfd, rung with it, and where the text goes that comes with the rings.
         Raises: UsageError: index in use or geometry outside the region. OSError: epoll refused the doorbell.
         """
         cdef unsigned char[::1] view = region
@@ -414,6 +418,7 @@ cdef class Proxy:
             worker.index = index
             worker.enclave_doorbell = enclave_doorbell
             worker.host_doorbell = host_doorbell
+            worker.rpc_doorbell, worker.text = (-1, -1) if relay is None else relay
             header, data, capacity = data_to_enclave
             lie = ring_producer_attach(&worker.to_enclave, base + <size_t>header, base + <size_t>data, capacity, False)
             header, data, capacity = data_to_host

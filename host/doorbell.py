@@ -9,8 +9,10 @@ room in data.to_enclave), one wakes the RPC dispatcher (rpc.to_host, and room in
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -36,9 +38,11 @@ class Doorbell(Protocol):
         spec: how the enclave is told to find its end.
         to_enclave, data_to_host, rpc_to_host: non-blocking descriptors, owned until `close`; the first takes writes,
             the others are waited on.
+        relay: what the proxy does with `data_to_host` where that is a pipe (`_proxy.Proxy.add_worker`).
     """
 
     spec: str
+    relay: tuple[int, int] | None
     to_enclave: int
     data_to_host: int
     rpc_to_host: int
@@ -62,6 +66,7 @@ class EventfdDoorbell:
 
     def __init__(self) -> None:
         self.spec = SPEC
+        self.relay: tuple[int, int] | None = None
         self.to_enclave, self.data_to_host, self.rpc_to_host = (_make() for _ in ENCLAVE_NUMBERS)
 
     @property
@@ -86,22 +91,34 @@ class EventfdDoorbell:
 class PipeDoorbell:
     """The two pipes of an enclave under Gramine: standard input, whose end also tells it that we are gone, and output.
 
-    What the enclave writes is rings and, since Gramine joins its standard error to its standard output, text. The proxy
-    and the dispatcher both wait on the same end; the dispatcher empties it. Nobody but we and that process hold an end.
+    What the enclave writes is rings and, since Gramine joins its standard error to its standard output, text. One
+    thread reads that pipe: the proxy's, which rings the dispatcher and passes the text on to one of ours; or the
+    dispatcher's, where there is no proxy. Nobody but we and that process hold an end.
 
-    Args: on_line: gets each line of text, without its end; the dispatcher's thread, or that which closes.
+    Args:
+        on_line: gets each line of text, without its end; a thread of ours, or the dispatcher's.
+        proxy: whether there is one.
     Attributes: as of `Doorbell`.
     """
 
-    def __init__(self, on_line: Callable[[str], None]) -> None:
+    def __init__(self, on_line: Callable[[str], None], *, proxy: bool = True) -> None:
         self.spec = PIPES
         self._on_line = on_line
         self._text = b""
         self._stdin, self.to_enclave = _make_pipe()
         self.data_to_host, self._stdout = _make_pipe()
-        self.rpc_to_host = self.data_to_host
         # Its reader blocks in read. Its writes never do: a full pipe rings already, and text is not worth a stop.
         os.set_blocking(self._stdin, True)
+        self.rpc_to_host = self.data_to_host
+        self.relay: tuple[int, int] | None = None
+        self._thread: threading.Thread | None = None
+        if proxy:
+            self.rpc_to_host = _make()
+            self._said, text = _make_pipe()
+            os.set_blocking(self._said, True)
+            self.relay = self.rpc_to_host, text
+            self._thread = threading.Thread(target=self._listen, name="enclave-text", daemon=True)
+            self._thread.start()
 
     @property
     def inherited(self) -> Sequence[tuple[int, int]]:
@@ -114,25 +131,43 @@ class PipeDoorbell:
 
     def silence(self) -> None:
         """See `Doorbell`. Bounded: a process that writes without end is read a pipe at a time."""
+        if self.relay is not None:
+            silence(self.rpc_to_host)
+            return
         try:
-            data = os.read(self.data_to_host, _READ_SIZE)
+            self._take(os.read(self.data_to_host, _READ_SIZE).translate(None, _RING_BYTES))
         except BlockingIOError:
             return
-        self._text += data.translate(None, _RING_BYTES)
+
+    def close(self) -> None:
+        """See `Doorbell`. What the process said last is told first."""
+        descriptors = [self.to_enclave, self.data_to_host, self._stdin, self._stdout]
+        if self._thread is None or self.relay is None:
+            self.silence()
+        else:
+            rpc, text = self.relay
+            with contextlib.suppress(BlockingIOError):  # what the proxy has not passed on
+                os.write(text, os.read(self.data_to_host, _READ_SIZE).translate(None, _RING_BYTES))
+            os.close(text)
+            self._thread.join()  # its pipe has an end now
+            descriptors += [rpc, self._said]
+        if self._text:
+            self._tell(self._text)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _listen(self) -> None:
+        while data := os.read(self._said, _READ_SIZE):
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        self._text += data
         *lines, self._text = self._text.split(b"\n")
         while len(self._text) > LINE_SIZE_MAX:
             lines.append(self._text[:LINE_SIZE_MAX])
             self._text = self._text[LINE_SIZE_MAX:]
         for line in lines:
             self._tell(line)
-
-    def close(self) -> None:
-        """See `Doorbell`. What the process said last is told first."""
-        self.silence()
-        if self._text:
-            self._tell(self._text)
-        for descriptor in (self.to_enclave, self.data_to_host, self._stdin, self._stdout):
-            os.close(descriptor)
 
     def _tell(self, line: bytes) -> None:
         if line:

@@ -7,8 +7,10 @@ business, and of it the enclave sees the region's name alone (gramine/enclave_os
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -72,6 +74,10 @@ class EnclaveProcess:
         finally:
             _close(end)
         self.pidfd = os.pidfd_open(self.pid)
+        if gramine:
+            # The enclave forbids core files itself, but to Gramine's own kernel: the loader is a process of ours.
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
+                resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, 0))
 
     def kill(self) -> None:
         """End it at once. By pidfd, so never another process; one that has ended is fine."""

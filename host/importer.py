@@ -81,7 +81,7 @@ def _run(
 ) -> tuple[int, str]:
     seal = SealStore(state, log.warning, importing=True)
     problems: list[str] = []
-    doorbell = launch.doorbell(lambda line: log.write(LogLevel.ERROR, INDEX, line))
+    doorbell = launch.doorbell(lambda line: log.write(LogLevel.ERROR, INDEX, line), proxy=False)
     dispatcher = RPCDispatcher(
         lambda _, error: problems.append(str(PeerProtocolError.from_peer(error, "the RPC channel"))),
         lambda: problems.append("the RPC dispatcher ended by a bug of the host"),

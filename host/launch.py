@@ -55,9 +55,9 @@ class Launch:
         """The platform as text, for an enclave that can open none of our files. Raises: StateError, OSError."""
         return read_platform(folder) if self.gramine and folder else None
 
-    def doorbell(self, on_line: Callable[[str], None]) -> Doorbell:
+    def doorbell(self, on_line: Callable[[str], None], *, proxy: bool = True) -> Doorbell:
         """A new doorbell. Args: on_line: gets what an enclave under Gramine writes beside its log."""
-        return PipeDoorbell(on_line) if self.gramine else EventfdDoorbell()
+        return PipeDoorbell(on_line, proxy=proxy) if self.gramine else EventfdDoorbell()
 
     def start(self, region: str, doorbell: Doorbell, platform: Path | None) -> EnclaveProcess:
         """Start a process on the region of this name. Raises: OSError: no such program, or no memory for a process."""

@@ -83,6 +83,7 @@ class TCPProxy:
             (outward.header_offset, outward.data_offset, outward.capacity),
             doorbell.to_enclave,
             doorbell.data_to_host,
+            doorbell.relay,
         )
 
     def detach_worker(self, index: int) -> None:

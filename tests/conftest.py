@@ -19,6 +19,11 @@ def pytest_report_header() -> str:
     return f"enclave_os: {build} build in {Path(enclave_os.__file__).parent}"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How the end-to-end tests run the enclave (docs/hacking.md)."""
+    parser.addoption("--enclave", choices=("simulated", "direct"), default="simulated", help="run tests/e2e this way")
+
+
 def pytest_configure() -> None:
     """PYTHONPATH names the build (see Makefile): the package must come from there, and be of that kind."""
     named = [Path(part) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part.endswith("/lib")]

@@ -16,6 +16,7 @@ import signal
 import ssl
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -30,6 +31,7 @@ from ..supervisor import serve
 
 ENTRY_POINT_GROUP: Final = "enclave_os.modules"
 SCRIPT: Final = Path(__file__).with_name("traced_enclave.py")
+STANDARD_ERROR: Final = 2
 START_SECONDS_MAX: Final = 60.0
 ANSWER_SECONDS_MAX: Final = 10.0
 # One of each kind: an answer, a refusal, a page with evidence in it, what no module knows.
@@ -125,9 +127,11 @@ def _run(settings: Settings, launch: Launch, log: Path) -> None:
         try:
             os.close(ready)
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.dup2(descriptor, sys.stderr.fileno())
+            os.dup2(descriptor, STANDARD_ERROR)
             code = serve(settings, ready_end, launch=launch)
         finally:
+            if sys.exc_info()[1] is not None:
+                os.write(STANDARD_ERROR, traceback.format_exc().encode())
             os._exit(code)
     os.close(ready_end)
     try:

@@ -8,6 +8,8 @@ touch must not be missing on the day it is called. What nothing loaded names is 
 from __future__ import annotations
 
 import ast
+import codecs
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -19,11 +21,9 @@ from pathlib import Path
 
 OWN = "enclave_os"
 # Imported by the interpreter itself, or by the standard library, when something rare happens: a traceback is printed, a
-# name is not ASCII, text comes in one of the encodings that protocols name.
-RARE = (
-    "_strptime", "concurrent.futures.thread", "encodings.ascii", "encodings.idna", "encodings.latin_1",
-    "encodings.utf_8", "linecache", "stringprep", "tokenize", "traceback", "unicodedata",
-)  # fmt: skip
+# name is not ASCII. Codecs are modules too, imported when they are first asked for.
+RARE = ("_strptime", "concurrent.futures.thread", "linecache", "stringprep", "tokenize", "traceback", "unicodedata")
+CODECS = ("ascii", "idna", "latin-1", "punycode", "raw-unicode-escape", "unicode-escape", "utf-8")
 
 
 class PHDRInfo(ctypes.Structure):
@@ -62,10 +62,27 @@ def imports_inside_functions(path: Path) -> set[str]:
     return found
 
 
+def codecs_named(path: Path) -> set[str]:
+    """What a source gives to `encode`, `decode` or as an `encoding`, where it stands there as it is."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        method = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+        if isinstance(node, ast.Call) and method in ("encode", "decode"):
+            given = [*node.args[:1], *(keyword.value for keyword in node.keywords)]
+        elif isinstance(node, ast.keyword) and node.arg == "encoding":
+            given = [node.value]
+        else:
+            continue
+        found |= {value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)}
+    return found
+
+
 def import_the_rest(packages: set[str]) -> None:
     """Import what the loaded sources of these top-level packages import in functions, until nothing new comes."""
     for name in RARE:
         importlib.import_module(name)
+    for name in CODECS:
+        codecs.lookup(name)
     read: set[str] = set()
     while unread := {name for name in sys.modules if name.partition(".")[0] in packages} - read:
         for name in sorted(unread):
@@ -73,6 +90,9 @@ def import_the_rest(packages: set[str]) -> None:
             for wanted in imports_inside_functions(Path(path)) if path and path.endswith(".py") else ():
                 if importlib.util.find_spec(wanted.partition(".")[0]) is not None:
                     importlib.import_module(wanted)
+            for wanted in codecs_named(Path(path)) if path and path.endswith(".py") else ():
+                with contextlib.suppress(LookupError):  # a word that is no codec's
+                    codecs.lookup(wanted)
         read |= unread
 
 

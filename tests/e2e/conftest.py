@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.image import make_image
 from tests.e2e.installation import install
-from tests.e2e.server import Overrides, Server
+from tests.e2e.server import Overrides, Server, everywhere
 
 StartServer = Callable[..., Server]
 
@@ -25,6 +26,27 @@ def _descriptors() -> None:
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an installation with the module `trial`."""
     return install(tmp_path_factory.mktemp("installation") / "venv")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _how(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """With --enclave direct: an image of everything that these tests enable, and every server started from it."""
+    if request.config.getoption("--enclave") == "simulated":
+        yield
+        return
+    python: Path = request.getfixturevalue("python")
+    image = make_image(python, tmp_path_factory.mktemp("image"))
+    everywhere.update({"server": {"enclave": "direct"}, "gramine": {"image": str(image)}})
+    yield
+    everywhere.clear()
+
+
+@pytest.fixture(autouse=True)
+def _skip_under_gramine(request: pytest.FixtureRequest) -> None:
+    """Tests of the plain process itself say why they are not for the other one."""
+    marker = request.node.get_closest_marker("under_gramine")
+    if marker is not None and request.config.getoption("--enclave") != "simulated":
+        pytest.skip(marker.kwargs["reason"])
 
 
 @pytest.fixture(scope="session")

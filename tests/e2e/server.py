@@ -38,6 +38,15 @@ def to_toml(settings: Overrides) -> str:
     return "\n".join(lines) + "\n"
 
 
+# What every server under test has over its defaults: how the enclave runs, where that is not as a plain process.
+everywhere: dict[str, dict[str, object]] = {}
+
+
+def mode() -> str:
+    """What every server under test says of how its enclave runs."""
+    return str(everywhere.get("server", {}).get("enclave", "simulated"))
+
+
 class Server:
     """One server on the loopback with a state folder of its own.
 
@@ -55,7 +64,7 @@ class Server:
             "server": {"listen": LOOPBACK, "state_dir": str(folder / "state")},
             "modules": {"enabled": ["helloworld", "trial"]},
         }
-        for section, keys in (settings or {}).items():
+        for section, keys in [*everywhere.items(), *(settings or {}).items()]:
             sections.setdefault(section, {}).update(keys)
         self.state = Path(str(sections["server"]["state_dir"]))
         self.config = folder / "site.toml"

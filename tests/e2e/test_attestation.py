@@ -29,7 +29,7 @@ from enclave_os_client.client import AsyncClient, Client, Demands, Mode, Policy,
 from enclave_os_client.connect import examine, open_stream, server_name
 from enclave_os_client.demands import ClientIdentity
 from tests.e2e.conftest import StartServer
-from tests.e2e.server import Server
+from tests.e2e.server import Server, mode
 from tests.e2e.wire import ask_json, client_context
 from tests.enclave.attested import ClientEnclave
 from tests.evidence.forge import Forge
@@ -130,7 +130,7 @@ class TestClients:
 class TestRoutes:
     def test_the_manifest_and_each_proof(self, server: Server) -> None:
         found = manifest(server)
-        assert (found["mode"], found["simulated"], found["image_profile"]) == ("simulated", True, "dev")
+        assert (found["mode"], found["simulated"], found["image_profile"]) == (mode(), True, "dev")
         assert "proves nothing" in found["warning"]
         names = [leaf["name"] for leaf in found["leaves"]]
         assert {"auth", "ca.certificate", "ca.key_origin", "limits", "modules", "tls", "attestation"} <= set(names)
@@ -150,7 +150,7 @@ class TestRoutes:
 
     def test_health_says_what_it_is(self, server: Server) -> None:
         found = ask_json(server, "/healthz")
-        assert (found["mode"], found["evidence"]) == ("simulated", "simulated DCAP quote")
+        assert (found["mode"], found["evidence"]) == (mode(), "simulated DCAP quote")
 
     def test_one_leaf_by_its_hash(self, server: Server) -> None:
         digests = {leaf["name"]: bytes.fromhex(leaf["sha256"]) for leaf in manifest(server)["leaves"]}

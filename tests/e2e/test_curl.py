@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import Server, mode
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -33,7 +33,7 @@ def test_the_first_line_of_the_readme(server: Server) -> None:
     assert curl(server, "--data", "hello", f"{server.url}/data") == "world"
     health = json.loads(curl(server, f"{server.url}/healthz"))
     assert health["status"] == "ok"
-    assert health["mode"] == "simulated"
+    assert health["mode"] == mode()
 
 
 @pytest.mark.parametrize(("family", "address"), [("--ipv4", "127.0.0.1"), ("--ipv6", "::1")])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import Server, mode
 from tests.e2e.wire import HELLO, Answer, Connection, get, request
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "enclave-os"
@@ -82,7 +82,7 @@ def test_monitoring(guarded: Guarded) -> None:
     token = guarded.token("monitoring")
     status = json.loads(guarded.ask("/status", token).body)
     assert status["worker"] == {"index": 0, "count": 1}
-    assert status["mode"] == "simulated"
+    assert status["mode"] == mode()
     assert status["ready"] is True
     assert status["modules"] == ["core", "attestation", "seal", "helloworld", "trial"]
     assert guarded.ask("/shutdown", token, method="POST").status == 403

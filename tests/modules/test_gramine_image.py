@@ -1,0 +1,282 @@
+"""The enclave's image: made by a trial run of the real enclave, listed exactly, the same each time it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from enclave_os.runtime.frozen import parse_frozen
+from enclave_os.wire.setting_table import Settings
+from enclave_os.wire.settings import check
+from enclave_os_host.gramine.build import FileList, ImageError, Listed, digest_of, make_image, read_image
+from enclave_os_host.gramine.collect import C_LIBRARY, CollectError, collect
+from enclave_os_host.gramine.image import Image
+from enclave_os_host.gramine.installed import Gramine
+from enclave_os_host.gramine.manifest import ManifestError, memory_needed, render
+from enclave_os_host.gramine.trace import Trace, TraceError, module_points, trace
+
+SETTINGS = check({"modules": {"enabled": ["helloworld"]}})
+HOME = f"enclave-os/lib/python{sys.version_info.major}.{sys.version_info.minor}"
+MODULES = {"helloworld": "enclave_os.modules.helloworld:HelloWorld"}
+
+# Every key that our manifest has, with the type that Gramine 1.9's own schema gives it (graminelibos.manifest_check).
+SCHEMA: dict[str, type | tuple[type, ...]] = {
+    "libos.entrypoint": str, "loader.argv": list, "loader.entrypoint.uri": str, "loader.entrypoint.sha256": str,
+    "loader.log_level": str, "loader.env.ENCLAVE_OS_MODE": str, "loader.env.ENCLAVE_OS_DOORBELL": str,
+    "loader.env.ENCLAVE_OS_REGION.passthrough": bool, "loader.env.LANG": str, "loader.env.LD_LIBRARY_PATH": str,
+    "loader.env.MALLOC_ARENA_MAX": str, "fs.root.type": str, "fs.root.uri": str, "fs.mounts": list,
+    "sys.stack.size": str, "sys.brk.max_size": str, "sys.fds.limit": int, "sys.disallow_subprocesses": bool,
+    "sys.enable_sigterm_injection": bool, "sgx.debug": bool, "sgx.remote_attestation": str, "sgx.isvprodid": int,
+    "sgx.isvsvn": int, "sgx.edmm_enable": bool, "sgx.enclave_size": str, "sgx.max_threads": int,
+    "sgx.use_exinfo": bool, "sgx.cpu_features.avx": str, "sgx.allowed_files": list, "sgx.trusted_files": list,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def traced() -> Trace:
+    """What the enclave loads, from a real run."""
+    return trace(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def made(traced: Trace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Image, FileList]:
+    image = Image(tmp_path_factory.mktemp("image") / "image")
+    return image, make_image(image, traced, MODULES)
+
+
+@pytest.fixture
+def gramine(tmp_path: Path) -> Gramine:
+    """An installation by its files alone."""
+    found = Gramine(tmp_path / "lib" / "gramine")
+    found.runtime.mkdir(parents=True)
+    found.libos.write_bytes(b"the library OS")
+    for name in C_LIBRARY:
+        (found.runtime / name).write_bytes(name.encode())
+    return found
+
+
+def flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+class TestList:
+    def test_it_is_what_lies_there_and_nothing_else(self, made: tuple[Image, FileList]) -> None:
+        image, files = made
+        lying = {path for path in image.root.rglob("*") if not path.is_dir()}
+        assert {image.root / file.path for file in files.files} == lying
+        for file in files.files:
+            data = (image.root / file.path).read_bytes()
+            assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert not [path for path in image.root.rglob("*") if path.is_symlink()]
+        assert read_image(image) == files
+
+    def test_it_has_what_the_process_loaded_under_the_names_that_it_asks_for(
+        self, traced: Trace, made: tuple[Image, FileList]
+    ) -> None:
+        _, files = made
+        paths = {str(file.path) for file in files.files}
+        for wanted in (
+            "enclave-os/python", "enclave-os/python._pth", "enclave-os/modules.json", "enclave-os/lib/libssl.so.3",
+            f"{HOME}/os.py", f"{HOME}/encodings/utf_8.py", f"{HOME}/traceback.py",
+            f"{HOME}/site-packages/enclave_os/__main__.py", f"{HOME}/site-packages/enclave_os/modules/helloworld.py",
+            f"{HOME}/site-packages/uvloop/__init__.py",
+        ):  # fmt: skip
+            assert wanted in paths
+        loaded = {name for name in traced.modules if name.startswith("enclave_os")}
+        ours = {path for path in paths if path.startswith(f"{HOME}/site-packages/enclave_os/")}
+        assert len(ours) == len(loaded)
+
+    def test_it_has_no_cache_no_host_no_test_and_no_c_library(self, made: tuple[Image, FileList]) -> None:
+        _, files = made
+        for file in files.files:
+            assert file.path.suffix in (".py", ".so", ".json", "._pth", "") or ".so." in file.path.name, file.path
+            assert file.path.name not in C_LIBRARY
+            for part in file.path.parts:
+                assert part not in ("__pycache__", "enclave_os_host", "enclave_os_client", "tests", "pytest", "host")
+        assert {"libc.so.6", "ld-linux-x86-64.so.2"} <= set(files.c_library)
+
+    def test_a_module_that_is_not_enabled_is_not_in_it(self, made: tuple[Image, FileList]) -> None:
+        _, files = made
+        assert not [file.path for file in files.files if "wasmtime" in file.path.parts]
+
+    def test_two_builds_are_the_same_to_the_bit(
+        self, made: tuple[Image, FileList], gramine: Gramine, tmp_path: Path
+    ) -> None:
+        image, files = made
+        again = Image(tmp_path / "elsewhere")
+        second = make_image(again, trace(SETTINGS), MODULES)
+        assert second == files
+        assert again.files.read_bytes() == image.files.read_bytes()
+        # Relative paths alone: where an image lies is not measured.
+        assert render(SETTINGS, second, gramine) == render(SETTINGS, files, gramine)
+
+    def test_its_hash_is_that_of_sha256sum(self) -> None:
+        listed = [Listed(PurePosixPath("b"), 1, "22" * 32), Listed(PurePosixPath("a"), 1, "11" * 32)]
+        said = b"11" * 32 + b"  a\n" + b"22" * 32 + b"  b\n"
+        assert digest_of(listed) == hashlib.sha256(said).hexdigest()
+
+    def test_the_enclave_reads_the_same_hash_and_modules(self, made: tuple[Image, FileList]) -> None:
+        image, files = made
+        frozen = parse_frozen((image.root / "enclave-os" / "modules.json").read_bytes())
+        assert [(point.name, point.value) for point in frozen.modules] == list(MODULES.items())
+        others = [file for file in files.files if file.path.name != "modules.json"]
+        assert frozen.files_sha256.hex() == digest_of(others)
+
+
+class TestGuards:
+    def test_a_changed_file_is_found(self, traced: Trace, tmp_path: Path) -> None:
+        image = Image(tmp_path / "image")
+        make_image(image, traced, MODULES)
+        victim = image.root / HOME / "os.py"
+        victim.write_bytes(victim.read_bytes() + b"\n")
+        with pytest.raises(ImageError, match=r"1 files of the image are not what its list says"):
+            read_image(image)
+
+    def test_a_file_too_many_is_found(self, traced: Trace, tmp_path: Path) -> None:
+        image = Image(tmp_path / "image")
+        make_image(image, traced, MODULES)
+        (image.root / "enclave-os" / "more.py").touch()
+        with pytest.raises(ImageError, match=r"more\.py for one"):
+            read_image(image)
+
+    def test_nothing_else_is_overwritten(self, traced: Trace, tmp_path: Path) -> None:
+        (tmp_path / "precious").touch()
+        with pytest.raises(ImageError, match="something else than an enclave image"):
+            make_image(Image(tmp_path), traced, MODULES)
+        assert (tmp_path / "precious").exists()
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 5}', '{"files": [{}], "c_library": []}'])
+    def test_a_damaged_list_is_none(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "files.json").write_text(text)
+        with pytest.raises(ImageError, match="is damaged"):
+            read_image(Image(tmp_path))
+
+    def test_no_image_says_what_to_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match="enclave-os gramine manifest"):
+            read_image(Image(tmp_path))
+
+    @pytest.mark.parametrize("name", ["enclave_os_host.cli", "enclave_os_client", "pytest", "tests.e2e"])
+    def test_what_has_no_business_inside_stops_the_build(self, traced: Trace, name: str) -> None:
+        wrong = dataclasses.replace(traced, modules={**traced.modules, name: Path(os.__file__)})
+        with pytest.raises(CollectError, match="no business"):
+            collect(wrong)
+
+    def test_two_files_in_one_place_stop_it(self, traced: Trace, tmp_path: Path) -> None:
+        other = tmp_path / "helloworld.py"
+        other.write_text("")
+        wrong = {**traced.modules, "enclave_os.modules.helloworld": other, "enclave_os.modules.hello": other}
+        first = tmp_path / "first" / "helloworld.py"
+        first.parent.mkdir()
+        first.write_text("")
+        wrong["enclave_os.modules.hello"] = first
+        with pytest.raises(CollectError, match="would both be"):
+            collect(dataclasses.replace(traced, modules=wrong))
+
+    def test_a_cache_without_its_source_stops_it(self, traced: Trace, tmp_path: Path) -> None:
+        wrong = dataclasses.replace(traced, modules={**traced.modules, "odd": tmp_path / "odd.pyc"})
+        with pytest.raises(CollectError, match="neither a source nor a shared object"):
+            collect(wrong)
+
+    def test_what_is_mapped_and_unknown_stops_it(self, traced: Trace) -> None:
+        with pytest.raises(CollectError, match="nothing that is known opened it"):
+            collect(dataclasses.replace(traced, executable=(*traced.executable, "/usr/lib/odd.so")))
+
+    def test_a_module_that_is_not_installed(self) -> None:
+        with pytest.raises(TraceError, match="no module 'hellowrld' is installed; did you mean helloworld"):
+            module_points(check({"modules": {"enabled": ["hellowrld"]}}))
+
+
+class TestManifest:
+    def text(self, made: tuple[Image, FileList], gramine: Gramine | None, settings: Settings = SETTINGS) -> str:
+        return render(settings, made[1], gramine)
+
+    def test_it_is_toml_of_known_keys(self, made: tuple[Image, FileList], gramine: Gramine) -> None:
+        found = dict(flat(tomllib.loads(self.text(made, gramine))))
+        assert set(found) == set(SCHEMA)
+        for name, kind in SCHEMA.items():
+            assert type(found[name]) is kind, name
+
+    def test_it_trusts_exactly_the_image_and_gramines_c_library(
+        self, made: tuple[Image, FileList], gramine: Gramine
+    ) -> None:
+        _, files = made
+        manifest = tomllib.loads(self.text(made, gramine))
+        trusted = {entry["uri"]: entry["sha256"] for entry in manifest["sgx"]["trusted_files"]}
+        image = {f"file:root/{file.path}": file.sha256 for file in files.files}
+        library = {f"file:{gramine.runtime / name}" for name in files.c_library}
+        assert set(trusted) == set(image) | library
+        assert all(trusted[uri] == digest for uri, digest in image.items())
+        assert manifest["loader"]["entrypoint"]["uri"] == f"file:{gramine.libos}"
+
+    def test_nothing_is_writable_but_the_regions(self, made: tuple[Image, FileList], gramine: Gramine) -> None:
+        manifest = tomllib.loads(self.text(made, gramine))
+        assert manifest["sgx"]["allowed_files"] == ["dev:/dev/shm/enclave-os/"]
+        assert [mount.get("type", "chroot") for mount in manifest["fs"]["mounts"]] == ["chroot", "untrusted_shm"]
+        assert manifest["fs"]["root"] == {"type": "chroot", "uri": "file:root"}
+        assert "file_check_policy" not in manifest["sgx"]
+
+    def test_the_command_line_is_fixed_and_the_host_has_one_word(
+        self, made: tuple[Image, FileList], gramine: Gramine
+    ) -> None:
+        loader = tomllib.loads(self.text(made, gramine))["loader"]
+        assert loader["argv"] == ["/enclave-os/python", "-I", "-B", "-m", "enclave_os"]
+        assert [name for name, value in loader["env"].items() if isinstance(value, dict)] == ["ENCLAVE_OS_REGION"]
+        assert not [name for name in loader if name.startswith("insecure")]
+
+    def test_gramines_c_library_comes_first(self, made: tuple[Image, FileList], gramine: Gramine) -> None:
+        manifest = tomllib.loads(self.text(made, gramine))
+        assert manifest["loader"]["env"]["LD_LIBRARY_PATH"].split(":") == ["/lib", "/enclave-os/lib"]
+        assert manifest["fs"]["mounts"][0] == {"path": "/lib", "uri": f"file:{gramine.runtime}"}
+
+    def test_debug_and_edmm_only_when_asked_for(self, made: tuple[Image, FileList], gramine: Gramine) -> None:
+        plain = tomllib.loads(self.text(made, gramine))["sgx"]
+        assert (plain["debug"], plain["edmm_enable"], plain["enclave_size"]) == (False, False, "2048M")
+        asked = check({"gramine": {"debug": True, "edmm": True, "enclave_size": "64GiB", "threads": 64, "isv_svn": 7}})
+        found = tomllib.loads(self.text(made, gramine, asked))["sgx"]
+        assert (found["debug"], found["edmm_enable"], found["enclave_size"]) == (True, True, "65536M")
+        assert (found["max_threads"], found["isvsvn"]) == (64, 7)
+
+    def test_an_enclave_that_is_too_small_is_refused(self, made: tuple[Image, FileList], gramine: Gramine) -> None:
+        small = check({"gramine": {"enclave_size": "512MiB"}})
+        assert memory_needed(small) > 512 << 20
+        with pytest.raises(ManifestError, match=r"gramine\.enclave_size: 512 MiB are less than"):
+            self.text(made, gramine, small)
+        self.text(made, gramine, check({"gramine": {"enclave_size": "512MiB", "edmm": True}}))
+
+    def test_without_gramine_it_can_be_read_and_not_run(self, made: tuple[Image, FileList]) -> None:
+        manifest = tomllib.loads(self.text(made, None))
+        assert manifest["loader"]["entrypoint"]["uri"] == "file:GRAMINE-IS-NOT-INSTALLED-HERE"
+
+    def test_a_path_that_toml_would_read_otherwise(self, made: tuple[Image, FileList], tmp_path: Path) -> None:
+        odd = Gramine(tmp_path / 'a"b')
+        odd.runtime.mkdir(parents=True)
+        odd.libos.write_bytes(b"")
+        for name in C_LIBRARY:
+            (odd.runtime / name).touch()
+        with pytest.raises(ManifestError, match="cannot stand in a manifest"):
+            self.text(made, odd)
+
+    def test_number_and_size_of_the_files_are_tracked(
+        self, made: tuple[Image, FileList], gramine: Gramine, record_property: Any
+    ) -> None:
+        """Start-up grows with both: Gramine hashes every file that is opened."""
+        image, files = made
+        record_property("trusted_files", files.count)
+        record_property("trusted_bytes", files.size)
+        assert f"{files.count + len(files.c_library)} files" in self.text(made, gramine)
+        document = json.loads(image.files.read_bytes())
+        assert (document["count"], document["size"], document["sha256"]) == (files.count, files.size, files.sha256)
+        assert files.count < 600
