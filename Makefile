@@ -45,7 +45,7 @@ $(STAMPS)/run: requirements/run.txt $(STAMPS)/venv
 
 # The programs that the end-to-end tests run as clients, and objdump, which looks at what was compiled.
 $(STAMPS)/test: requirements/test.txt $(STAMPS)/run
-	@.ci/system "$(or $(PYTHON),python3)" curl:curl openssl:openssl wrk:wrk objdump:binutils
+	@.ci/system "$(or $(PYTHON),python3)" curl:curl openssl:openssl wrk:wrk objdump:binutils etcd:etcd-server
 	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 

@@ -7,6 +7,7 @@ where a store has no other way to share an fsync), `get` of many, `get_one` at a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import os
 import signal
@@ -35,6 +36,7 @@ from .kv_host import CACHE_BYTES, RING
 from .processes import cpu_ns
 
 IN_FLIGHT: Final = 64
+CHUNK: Final = 32  # keys of a multi-get
 MASTER: Final = bytes(range(32))
 Answer = TypeVar("Answer")
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -73,7 +75,7 @@ class Sealed:
     ) -> None:
         folder.mkdir(exist_ok=True)
         self._fake = FakeHost(folder, RING)
-        self.gather = False  # `get` asks for IN_FLIGHT at once
+        self.gather = False  # `get` asks for CHUNK at once, and has as many in flight
         fake = self._fake
         bells = fake.to_enclave_bell, fake.rpc_bell
         command = [*before, sys.executable, "-m", "bench.kv_host", str(fake.path), *map(str, bells)]
@@ -101,6 +103,12 @@ class Sealed:
         self.kv = self._loop.run_until_complete(opening)
         self.place = self.kv.namespace("", "bench")
 
+    def reopen(self) -> None:
+        """A last checkpoint, and a start over all rows."""
+        self.run(self.kv.checkpoint())
+        self.kv = self.run(SealedKV.open(KVCalls(self.client), MASTER, self.checkpoint, lambda: 0))
+        self.place = self.kv.namespace("", "bench")
+
     @property
     def host_pid(self) -> int:
         """The host's process."""
@@ -120,11 +128,14 @@ class Sealed:
         async def one(name: bytes) -> None:
             assert await self.kv.get(self.place, name) is not None
 
-        async def many() -> None:
-            for start in range(0, len(names), IN_FLIGHT):
-                assert None not in await self.kv.multi_get(self.place, names[start : start + IN_FLIGHT])
+        async def several(some: Sequence[bytes]) -> None:
+            assert None not in await self.kv.multi_get(self.place, some)
 
-        self._loop.run_until_complete(many() if self.gather else _in_flight(one, names))
+        if self.gather:
+            chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+            self._loop.run_until_complete(_in_flight(several, chunks, IN_FLIGHT // CHUNK))
+        else:
+            self._loop.run_until_complete(_in_flight(one, names))
 
     def get_one(self, name: bytes) -> None:
         assert self._loop.run_until_complete(self.kv.get(self.place, name)) is not None
@@ -133,10 +144,27 @@ class Sealed:
         """The dispatcher stays awake between calls, or sleeps again."""
         os.kill(self.host_pid, signal.SIGUSR1)
 
-    def latencies(self, names: Sequence[bytes]) -> list[int]:
-        """Nanoseconds of each of these gets, one after the other."""
+    def latencies(self, names: Sequence[bytes], *, awake: bool = False) -> list[int]:
+        """Nanoseconds of each of these gets, one after the other.
+
+        Args: awake: the enclave's loop never sleeps, as when it has other work.
+        """
+
+        async def look() -> None:
+            self._replies.disarm()
+            while True:
+                self.client.drain()
+                await asyncio.sleep(0)
 
         async def many() -> list[int]:
+            looking = asyncio.ensure_future(look()) if awake else None
+            took = await one_by_one()
+            if looking is not None:
+                looking.cancel()
+                self._on_bell()
+            return took
+
+        async def one_by_one() -> list[int]:
             took = []
             for name in names:
                 began = time.perf_counter_ns()
@@ -156,7 +184,8 @@ class Sealed:
         self._fake.close()
 
     def _on_bell(self) -> None:
-        os.eventfd_read(self._fake.to_enclave_bell)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fake.to_enclave_bell)
         while True:
             self.client.drain()
             if self._replies.arm() == EMPTY:
@@ -251,12 +280,12 @@ class SQLite:
         self._db.close()
 
 
-async def _in_flight(one: Callable[..., Awaitable[None]], work: Sequence[object]) -> None:
-    """All of the work, IN_FLIGHT at a time."""
+async def _in_flight(one: Callable[..., Awaitable[None]], work: Sequence[object], count: int = IN_FLIGHT) -> None:
+    """All of the work, so many at a time."""
     left = iter(work)
 
     async def worker() -> None:
         for item in left:
             await one(item)
 
-    await asyncio.gather(*(worker() for _ in range(IN_FLIGHT)))
+    await asyncio.gather(*(worker() for _ in range(count)))

@@ -30,6 +30,7 @@ REQUESTS_PER_TURN_MAX: Final = 256
 REQUEST_BYTES_PER_TURN_MAX: Final = 1 << 20
 REPLIES_OWED_MAX: Final = 4096  # per worker: as many as its client has in flight
 OWED_BYTES_MAX: Final = 16 << 20  # per worker: requests whose answer comes later, and replies that wait for room
+REPLIES_AHEAD: Final = 4 << 10  # so much is published before the turn ends: the enclave opens it meanwhile
 STOP_SECONDS_MAX: Final = 5.0
 
 
@@ -228,8 +229,14 @@ class RPCDispatcher:
         if self._send_waiting(worker) and worker.room > 0:
             records = worker.requests.consume_many(min(REQUESTS_PER_TURN_MAX, worker.room), REQUEST_BYTES_PER_TURN_MAX)
             worker.more = bool(records)
+            before = worker.owed_bytes
             for record in records:
                 self._answer(worker, *decode_rpc_request(record))
+                if worker.owed_bytes - before >= REPLIES_AHEAD:
+                    self._send_waiting(worker)
+                    if worker.replies.publish():
+                        worker.doorbell.ring_enclave()
+                    before = worker.owed_bytes
             self._send_waiting(worker)
         owed = worker.requests.release()
         if worker.replies.publish() or owed:

@@ -23,6 +23,7 @@ __all__ = [
     "SealBroken",
     "ServerProtocolError",
     "StoreBusy",
+    "StoreFull",
     "UsageError",
     "VersionConflict",
 ]
@@ -103,6 +104,10 @@ class VersionConflict(EnclaveError):
 
 class StoreBusy(EnclaveError):
     """The store has no room now for what was asked. Nothing was written; try again later."""
+
+
+class StoreFull(StoreBusy):
+    """The store has as many rows as `kv.memory` is for. Nothing was written; what is there can be changed."""
 
 
 class AttestationError(EnclaveError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from itertools import permutations
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enclave_os.errors import ClockUntrusted, HostRefused, SealBroken, StoreBusy, VersionConflict
+from enclave_os.errors import ClockUntrusted, HostRefused, SealBroken, StoreBusy, StoreFull, VersionConflict
 from enclave_os.kv.change import Change
 from enclave_os.kv.namespace import Namespace
 from enclave_os.kv.record import HEAD_SIZE
@@ -329,6 +330,37 @@ def test_more_namespaces_than_one_message_names() -> None:
         again = await opened(store, checkpoint)
         for place in places:
             assert await again.get(place, b"k") is not None
+
+    asyncio.run(run())
+
+
+def test_rows_are_bounded_and_the_bound_says_so() -> None:
+    """What is there can be changed and deleted; a start that finds more than fits is refused, and changes nothing."""
+
+    async def run() -> None:
+        store, checkpoint = MemoryStore(), MemoryCheckpoint()
+        kv = await SealedKV.open(store, MASTER, checkpoint, lambda: NOW, rows_max=21)
+        place = kv.namespace("", "things")
+        results = await asyncio.gather(
+            *(kv.put(place, b"%d" % number, b"x") for number in range(30)), return_exceptions=True
+        )
+        assert sum(isinstance(result, StoreFull) for result in results) >= 10
+        assert len(kv) <= 21
+        for number in range(30):
+            with contextlib.suppress(StoreFull):
+                await kv.put(place, b"%d" % number, b"x")
+        assert len(kv) in (20, 21)
+        with pytest.raises(StoreFull, match="is for 21"):
+            await kv.put(place, b"another", b"x")
+        with pytest.raises(StoreFull):
+            await kv.write([Change(place, b"0", b"y"), Change(place, b"another", b"x"), Change(place, b"third", b"x")])
+        full = [item.name for item in await kv.scan(place)]
+        await kv.put(place, full[0], b"changed")
+        await kv.write([Change(place, name, None) for name in full[1:5]])
+        await kv.put(place, b"another", b"x")
+        with pytest.raises(StoreFull):
+            await SealedKV.open(store, MASTER, checkpoint, lambda: NOW, rows_max=10)
+        assert (await opened(store, checkpoint)).state == kv.state
 
     asyncio.run(run())
 

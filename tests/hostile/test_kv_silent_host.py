@@ -26,6 +26,7 @@ ALLOWANCE = 10  # times what is asked for: this machine has other work
 def sealed(tmp_path: Path) -> Iterator[Sealed]:
     sealed = Sealed(tmp_path / "sealed", "group", deadline=DEADLINE * ALLOWANCE)
     yield sealed
+    os.kill(sealed.host_pid, signal.SIGCONT)  # should it still be stopped
     sealed.close()
 
 
@@ -49,6 +50,7 @@ def test_a_stopped_host_costs_each_call_its_deadline_and_nothing_is_lost(sealed:
                 written[name] = b"before stop %d" % cycle
                 await kv.put(place, name, written[name])
             os.kill(sealed.host_pid, signal.SIGSTOP)
+            os.waitpid(sealed.host_pid, os.WUNTRACED)  # until it stands
             began = time.monotonic()
             lost = {b"lost %d" % number: b"of cycle %d" % cycle for number in range(50)}
             puts = [outcome(kv.put(place, name, value)) for name, value in lost.items()]

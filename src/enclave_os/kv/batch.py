@@ -14,6 +14,7 @@ from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation
 
+ROWS_MAX: Final = (256 << 20) // 64  # unless told otherwise
 BATCH_SIZE_MAX: Final = 1 << 20  # in as many messages as it takes: what waits for one fsync, in an enclave's memory
 CHANGES_MAX: Final = 1024  # of one batch: how long the loop is held up by sealing them
 TABLES_MAX: Final = 200  # that one batch writes to
@@ -42,27 +43,31 @@ class Batch:
     parts: dict[Place, int]
 
 
-def checked(changes: Sequence[Change]) -> tuple[list[Place], int]:
-    """Where the changes go, and what they take of its messages at most."""
+def checked(changes: Sequence[Change]) -> tuple[list[Place], int, bool]:
+    """Where the changes go, what they take of its messages at most, and whether a value needs parts."""
     places: list[Place] = []
-    size = 0
-    for change in changes:
-        checked_name(change.name)
-        if change.value is not None and len(change.value) > VALUE_SIZE_MAX:
-            raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(change.value)}")
-        if change.expires_ns < 0 or change.expires_ns >= 2**63:
-            raise UsageError("an entry's expiry is not a time")
-        places.append((change.namespace.table, change.namespace.token(change.name)))
-        value = b"" if change.value is None or needs_parts(change.value) else change.value
+    size, parts = 0, False
+    for namespace, name, value, _, expires_ns in changes:
+        checked_name(name)
         # Entry, deletion of former parts, and the namespace's own row, should it be new: at their largest.
-        size += 400 + len(change.name) + len(value) + len(change.namespace.app) + len(change.namespace.name)
-    if not changes or len(set(places)) != len(changes):
+        size += 400 + len(name) + len(namespace.app) + len(namespace.name)
+        if value is not None:
+            if len(value) > VALUE_SIZE_MAX:
+                raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(value)}")
+            if needs_parts(value):
+                parts = True
+            else:
+                size += len(value)
+        if not 0 <= expires_ns < 2**63:
+            raise UsageError("an entry's expiry is not a time")
+        places.append((namespace.table, namespace.token(name)))
+    if not changes or (len(changes) > 1 and len(set(places)) != len(changes)):
         raise UsageError("a batch has at least one change, and each key once")
-    if len({table for table, _ in places}) > TABLES_MAX:
+    if len(changes) > TABLES_MAX and len({table for table, _ in places}) > TABLES_MAX:
         raise UsageError(f"a batch writes to at most {TABLES_MAX} namespaces")
     if size > BATCH_SIZE_MAX or len(changes) > CHANGES_MAX:
         raise UsageError(f"a batch has at most {CHANGES_MAX} changes and {BATCH_SIZE_MAX} bytes")
-    return places, size
+    return places, size, parts
 
 
 def checked_name(name: bytes) -> bytes:
@@ -70,3 +75,9 @@ def checked_name(name: bytes) -> bytes:
     if not 1 <= len(name) <= NAME_SIZE_MAX:
         raise UsageError(f"a name has 1 to {NAME_SIZE_MAX} bytes, not {len(name)}")
     return name
+
+
+def fail(waiting: Waiting, error: Exception) -> None:
+    """Tell its writer, unless it was told."""
+    if not waiting.future.done():
+        waiting.future.set_exception(error)

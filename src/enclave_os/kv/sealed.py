@@ -18,31 +18,33 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Final
 
-from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
+from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, StoreFull, VersionConflict
 from enclave_os.kv._record import Entry, read_head, tag_of
-from enclave_os.kv.batch import BATCH_SIZE_MAX, CHANGES_MAX, TABLES_MAX, Batch, Waiting, checked, checked_name
+from enclave_os.kv.batch import (
+    BATCH_SIZE_MAX,
+    CHANGES_MAX,
+    ROWS_MAX,
+    TABLES_MAX,
+    Batch,
+    Waiting,
+    checked,
+    checked_name,
+    fail,
+)
 from enclave_os.kv.change import Change, Item
 from enclave_os.kv.freshness import Freshness, Latest, Place
-from enclave_os.kv.journal import decode_journal, encode_journal, journal_key, journal_version
+from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_key
 from enclave_os.kv.keys import TOKEN_SIZE, NamespaceKeys, StoreKeys
 from enclave_os.kv.namespace import Namespace, Parts, catalog_entry, catalog_name, needs_parts, part_key, parts_range
-from enclave_os.kv.store import Anchor, Checkpoint, Store
+from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, Store, rows_of
 from enclave_os.wire.errors import UsageError
-from enclave_os.wire.kv import (
-    Operation,
-    OperationKind,
-    Row,
-    Scan,
-    WriteFlag,
-)
+from enclave_os.wire.kv import Operation, OperationKind, WriteFlag
 
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
 PARTS_IN_FLIGHT: Final = 16  # of one value, on their way to the host
 PAGE: Final = 64  # keys of one multi-get of a scan
-ROWS_PER_SCAN: Final = 256
-JOURNAL_ROWS_MAX: Final = 1 << 20  # a start that finds more refuses: nobody writes so many without a checkpoint
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
 ORPHANS_MAX: Final = 1 << 18  # rows that one start removes; the next goes on
 _CATALOG: Final = "\0catalog"
@@ -54,6 +56,7 @@ class SealedKV:
     Args:
         trusted_ns: the trusted clock; raises ClockUntrusted.
         progress: told from time to time how many rows a start has read.
+        rows_max: of all namespaces, with one for each of those: each takes enclave memory (docs/kv.md).
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class SealedKV:
         trusted_ns: Callable[[], int],
         anchor: Anchor | None = None,
         progress: Callable[[int], None] = lambda rows: None,
+        rows_max: int = ROWS_MAX,
     ) -> None:
         self._store = store
         self._progress = progress
+        self._rows_max = rows_max
         self._master_key = master_key
         self._checkpoint = checkpoint
         self._anchor = anchor
@@ -74,11 +79,14 @@ class SealedKV:
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
         self._catalog = self.namespace("", _CATALOG, _own=True)
+        self._entered: set[bytes] = set()  # tables that the catalog has
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
         self._version = 0
         self._root = self._fresh.root(0)
         self._forget_to = 0  # journal rows to this version are behind the checkpoint
         self._forgotten = 0
+        self._anchored = 0  # the checkpoint that the anchor knows of
+        self._ended: SealBroken | None = None  # another start serves this store now
         self._writing = asyncio.Lock()
         self._unsettled: Batch | None = None
         self._in_flight: frozenset[Place] = frozenset()
@@ -95,17 +103,19 @@ class SealedKV:
         trusted_ns: Callable[[], int],
         anchor: Anchor | None = None,
         progress: Callable[[int], None] = lambda rows: None,
+        rows_max: int = ROWS_MAX,
     ) -> SealedKV:
         """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
 
         Raises:
             SealBroken: it is not a state that this enclave left, or older than the checkpoint: do not start.
+            StoreFull: more rows than `rows_max`.
             HostRefused: the host does not answer.
         """
-        kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress)
-        await kv._recover()
+        kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max)
+        await kv._recover(None if anchor is None else await anchor.known(new=checkpoint.state[0] == 0))
         if anchor is not None:
-            await anchor.confirm(*kv.state)
+            await anchor.claim(*kv.state)
         await kv.checkpoint()
         return kv
 
@@ -178,6 +188,7 @@ class SealedKV:
         return sorted(found)[:limit]
 
     async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
+        self._check_serving()
         place = (namespace.table, token)
         for _ in range(READS_MAX):
             if place in self._in_flight:
@@ -203,6 +214,7 @@ class SealedKV:
         self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = True
     ) -> list[Item | None]:
         """Args: whole: False leaves the parts of values unread; such an item's value means nothing."""
+        self._check_serving()
         places = [(namespace.table, token) for token in tokens]
         for place in places:
             if place in self._in_flight:
@@ -237,6 +249,10 @@ class SealedKV:
     def _moved(self, place: Place, known: Latest) -> bool:
         return place in self._in_flight or self._fresh.find(place) != known
 
+    def _check_serving(self) -> None:
+        if self._ended is not None:
+            raise SealBroken(str(self._ended))
+
     async def _wait_for(self, place: Place) -> None:
         while place in self._in_flight:
             async with self._writing:
@@ -259,21 +275,22 @@ class SealedKV:
 
         Raises:
             VersionConflict: nothing was written.
-            StoreBusy: nothing was written.
+            StoreBusy: nothing was written. StoreFull: a StoreBusy that only deletions mend.
             HostRefused: may be written or not, and may still come into effect.
             UsageError: a name, a value or the batch is too large, or a key comes twice.
         """
         if len(self._queue) >= WAITING_MAX:
             raise StoreBusy(f"{WAITING_MAX} writes wait already")
-        if self._version - self._checkpoint.state[0] >= JOURNAL_AHEAD_MAX:
+        self._check_serving()
+        if self._version - min(self._checkpoint.state[0], self._anchored) >= JOURNAL_AHEAD_MAX:
             raise StoreBusy("no checkpoint could be sealed for too many writes")  # a start would not follow more
-        places, size = checked(changes)
+        places, size, large = checked(changes)
         held = sum(len(change.value or b"") for change in changes)
         if self._held and self._held + held > WAITING_BYTES_MAX:
             raise StoreBusy(f"writes of {self._held} bytes wait already")
         self._held += held
         try:
-            parts = await self._write_parts(changes, places)
+            parts = await self._write_parts(changes, places) if large else {}
         except BaseException:
             self._held -= held
             raise
@@ -303,10 +320,10 @@ class SealedKV:
                     await self._write_some(taken)
                 except (HostRefused, HostProtocolError) as refusal:
                     for waiting in taken:
-                        _fail(waiting, refusal)
+                        fail(waiting, refusal)
                 finally:
                     for waiting in taken:
-                        _fail(waiting, StoreBusy("the store was stopped before it could write: may be written or not"))
+                        fail(waiting, StoreBusy("the store was stopped before it could write: may be written or not"))
 
     async def _write_some(self, taken: list[Waiting]) -> None:
         """The next batch of what waits; `taken` is filled with those who are told how it went."""
@@ -317,28 +334,28 @@ class SealedKV:
         changes: list[tuple[Change, Place, Parts | None]] = []
         accepted: list[Waiting] = []
         while self._queue:
-            own = set(self._queue[0].places)
+            own = self._queue[0].places
             size += self._queue[0].size
-            if taken and (size > BATCH_SIZE_MAX or places & own or len(places) + len(own) > CHANGES_MAX):
+            if taken and (size > BATCH_SIZE_MAX or len(places) + len(own) > CHANGES_MAX or not places.isdisjoint(own)):
                 break
-            more = tables | {table for table, _ in own}
-            if len(more) > TABLES_MAX:
+            more = {table for table, _ in own} - tables
+            if len(tables) + len(more) > TABLES_MAX:
                 break
-            tables = more
-            places |= own
+            tables |= more
+            places.update(own)
             taken.append(self._queue.popleft())
             self._held -= taken[-1].held
         await self._settle()
         for waiting in taken:
             conflict = self._conflict(waiting)
             if conflict is not None:
-                _fail(waiting, VersionConflict(conflict))
+                fail(waiting, VersionConflict(conflict))
+            elif not self._has_room(waiting, len(changes)):
+                fail(waiting, StoreFull(self._full))
             elif not waiting.future.done():
                 accepted.append(waiting)
-                changes += [
-                    (change, place, waiting.parts.get(index))
-                    for index, (change, place) in enumerate(zip(waiting.changes, waiting.places, strict=True))
-                ]
+                parts = map(waiting.parts.get, range(len(waiting.places)))
+                changes += zip(waiting.changes, waiting.places, parts, strict=True)
         if changes:
             self._unsettled = self._batch(version, changes)
             self._in_flight = frozenset(self._unsettled.latest)
@@ -355,6 +372,19 @@ class SealedKV:
                 if has != change.expected:
                     return has
         return None
+
+    def _has_room(self, waiting: Waiting, before: int) -> bool:
+        """Args: before: changes of this batch already, each of which may add a row and a namespace's."""
+        left = self._rows_max - len(self._fresh) - 2 * before
+        if 2 * len(waiting.changes) <= left:
+            return True
+        rows = zip(waiting.changes, waiting.places, strict=True)
+        new = sum(change.value is not None and self._fresh.find(place) is None for change, place in rows)
+        return new == 0 or new + 1 <= left
+
+    @property
+    def _full(self) -> str:
+        return f"the store has {len(self._fresh)} rows, and kv.memory is for {self._rows_max}: raise it, or delete some"
 
     def _batch(self, version: int, changes: Iterable[tuple[Change, Place, Parts | None]]) -> Batch:
         batch = Batch(version, b"", [], {}, {})
@@ -385,10 +415,14 @@ class SealedKV:
 
     def _enter(self, batch: Batch, namespace: Namespace) -> None:
         """Enter a new namespace into the catalog, with its first entry: a start finds all tables there."""
+        if namespace.table in self._entered:
+            return
         name = catalog_name(namespace.app, namespace.name)
         token = self._catalog.token(name)
         place = (self._catalog.table, token)
-        if self._fresh.find(place) is None and place not in batch.latest:
+        if self._fresh.find(place) is not None:
+            self._entered.add(namespace.table)
+        elif place not in batch.latest:
             record = self._catalog.seal_entry(token, batch.version, name, 0, b"")
             batch.operations.append(Operation(OperationKind.PUT, self._catalog.table, token, record))
             batch.latest[place] = (batch.version, tag_of(record))
@@ -418,18 +452,19 @@ class SealedKV:
         if (version, root) != self._checkpoint.state:
             await self._checkpoint.save(version, root)
         if self._anchor is not None:
-            await self._anchor.advance(version, root)
+            try:
+                await self._anchor.advance(version, root)
+            except SealBroken as error:
+                self._ended = error
+                raise
+        self._anchored = version
         self._forget_to = max(self._forget_to, version)
 
-    async def _recover(self) -> None:
-        version, root = self._checkpoint.state
-        count = 0
-        async for key, row in self._rows(self._keys.journal_table, journal_key(version + 1)):
-            count += 1
-            before, after = decode_journal(self._keys.journal, journal_version(key), row)
-            if journal_version(key) != version + 1 or before != root or count > JOURNAL_ROWS_MAX:
-                raise SealBroken("the stored journal does not descend from the sealed checkpoint")
-            version, root = version + 1, after
+    async def _recover(self, anchored: tuple[int, bytes] | None) -> None:
+        """Args: anchored: a state that the way here must have passed, as it must have passed the checkpoint's."""
+        points = sorted({self._checkpoint.state, anchored or self._checkpoint.state})
+        self._anchored = points[0][0]
+        version, root = await follow_journal(self._store, self._keys, points)
         orphans: list[Operation] = []
         await self._count_rows(self._catalog, orphans)
         for token in self._fresh.tokens(self._catalog.table):
@@ -451,32 +486,14 @@ class SealedKV:
     async def _count_rows(self, namespace: Namespace, orphans: list[Operation]) -> None:
         """Take a table's rows into the set hash; parts that no entry names are left over from a crash."""
         token, parts_id = b"", 0
-        async for key, record in self._rows(namespace.table, b""):
+        async for key, record in rows_of(self._store, namespace.table, b"", lambda: self._progress(len(self._fresh))):
             head = read_head(record)
             if len(key) == TOKEN_SIZE:
                 token, parts_id = key, head.parts_id
                 self._fresh.change({(namespace.table, key): (head.version, tag_of(record))})
+                if len(self._fresh) > self._rows_max:
+                    raise StoreFull(self._full)
                 if parts_id:
                     self._parts[namespace.table, key] = parts_id
             elif (key[:TOKEN_SIZE] != token or head.parts_id != parts_id) and len(orphans) < ORPHANS_MAX:
                 orphans.append(Operation(OperationKind.DELETE, namespace.table, key))
-
-    async def _rows(self, table: bytes, start: bytes) -> AsyncIterator[Row]:
-        more = True
-        while more:
-            rows, more = await self._store.scan(Scan(table, start, b"", ROWS_PER_SCAN))
-            last = start
-            for key, value in rows:
-                if key < start or (key <= last and last is not start):
-                    raise SealBroken("the host's rows are not in order")
-                last = key
-                yield key, value
-            if more and not rows:
-                raise SealBroken("the host says that there are more rows, and shows none")
-            start = last + b"\0"
-            self._progress(len(self._fresh))
-
-
-def _fail(waiting: Waiting, error: Exception) -> None:
-    if not waiting.future.done():
-        waiting.future.set_exception(error)

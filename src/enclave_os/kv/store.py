@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final, Protocol
 
+from enclave_os.errors import SealBroken
 from enclave_os.wire.kv import Operation, Row, Scan
+
+ROWS_PER_SCAN: Final = 256
 
 
 class Store(Protocol):
@@ -32,12 +35,41 @@ class Checkpoint(Protocol):
 
 
 class Anchor(Protocol):
-    """A counter elsewhere that the host cannot turn back. `None` in its place: there is none (docs/kv.md)."""
+    """A counter elsewhere that the host cannot turn back. `None` in its place: there is none (docs/kv.md).
 
-    async def confirm(self, version: int, root: bytes) -> None:
-        """At start: raises SealBroken if the anchor knows a later state than this one, or another of this version."""
+    All raise HostRefused: it does not answer.
+    """
+
+    async def known(self, *, new: bool) -> tuple[int, bytes] | None:
+        """Before a start: version and root that it must not fall behind; None: nothing yet, as for a `new` store.
+
+        Raises: SealBroken: it should know the store, and does not.
+        """
+        ...
+
+    async def claim(self, version: int, root: bytes) -> None:
+        """This start serves from here on, and none that began before. Raises: SealBroken: another came first."""
         ...
 
     async def advance(self, version: int, root: bytes) -> None:
-        """After a checkpoint was sealed."""
+        """After a checkpoint was sealed. Raises: SealBroken: another start has claimed the store."""
         ...
+
+
+async def rows_of(
+    store: Store, table: bytes, start: bytes, page_read: Callable[[], None] = lambda: None
+) -> AsyncIterator[Row]:
+    """All rows of a table from `start` on, in order. Raises: SealBroken: the host shows them in none."""
+    more = True
+    while more:
+        rows, more = await store.scan(Scan(table, start, b"", ROWS_PER_SCAN))
+        last = start
+        for key, value in rows:
+            if key < start or (key <= last and last is not start):
+                raise SealBroken("the host's rows are not in order")
+            last = key
+            yield key, value
+        if more and not rows:
+            raise SealBroken("the host says that there are more rows, and shows none")
+        start = last + b"\0"
+        page_read()

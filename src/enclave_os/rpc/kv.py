@@ -27,6 +27,7 @@ Answer = TypeVar("Answer")
 
 SIZE_FIRST: Final = 512  # what a value is taken to have before one was read
 SIZE_WEIGHT: Final = 8  # how slowly that follows what is read
+TOGETHER_MAX: Final = 32  # gets of one call: a second one is read by the host while we open what the first brought
 CHUNKS_MAX: Final = 16  # calls of one multi-get in flight: half a MiB of replies
 
 _Get = tuple[bytes, asyncio.Future[bytes | None]]  # key, and who waits
@@ -120,7 +121,7 @@ class KVCalls:
     def _send_gets(self) -> None:
         gets, self._gets = self._gets, {}
         for namespace, waiting in gets.items():
-            step = self._step(namespace)
+            step = min(self._step(namespace), TOGETHER_MAX)
             for start in range(0, len(waiting), step):
                 self._get_together(namespace, waiting[start : start + step])
 

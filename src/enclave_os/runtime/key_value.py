@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
-from enclave_os.errors import HostRefused, InternalError, SealBroken
+from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken, StoreFull
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.kv.store import Store
 from enclave_os.modules.api import NoStorage, Storage
@@ -26,6 +26,7 @@ from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.wire.errors import PeerProtocolError
 
 CHECKPOINT_BATCHES: Final = 4096
+ROW_MEMORY: Final = 64  # bytes, where a table is as loose as it gets (docs/kv.md)
 PROGRESS_ROWS: Final = 100_000  # between two lines of a start's progress
 
 SEVERAL_WORKERS: Final = (
@@ -55,6 +56,7 @@ class KeyValue:
         rows: what the host keeps.
         keep: runs a coroutine beside everything else.
         checkpoint_seconds: from a write to its checkpoint, at most.
+        memory: bytes for what is known of each row.
         workers: how many serve; a store for several is not there.
     """
 
@@ -67,6 +69,7 @@ class KeyValue:
         *,
         keep: Callable[[Coroutine[Any, Any, None]], None],
         checkpoint_seconds: float,
+        memory: int,
         workers: int,
     ) -> None:
         self._rows = rows
@@ -75,6 +78,7 @@ class KeyValue:
         self._logger = logger
         self._keep = keep
         self._seconds = checkpoint_seconds
+        self._memory = memory
         self._workers = workers
         self._checkpoint = SealedCheckpoint(keeper)
         self._kv: SealedKV | None = None
@@ -101,7 +105,10 @@ class KeyValue:
                 self._clock.trusted_ns,
                 None,
                 self._progress,
+                self._memory // ROW_MEMORY,
             )
+        except StoreFull as error:
+            raise ConfigError(f"the key-value store does not fit: {error}") from error
         except SealBroken as error:
             raise SealBroken(f"the key-value store is refused: {error}") from error
         except HostRefused as error:

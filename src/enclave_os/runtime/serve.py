@@ -121,6 +121,7 @@ class Server:
             logging.getLogger("kv"),
             keep=self._keep,
             checkpoint_seconds=settings.kv.checkpoint,
+            memory=settings.kv.memory,
             workers=settings.worker_count,
         )
         exporting = Exporting(

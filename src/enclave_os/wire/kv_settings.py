@@ -20,6 +20,15 @@ class EnclaveKV:
     )
 
 
+    memory: int = key(
+        Size(MIB, 64 * GIB),
+        "256MiB",
+        "enclave",
+        "Enclave memory for what is known of each row, its version and tag: 64 bytes each, so 16 million rows a GiB. "
+        "Beyond it new rows are refused, and a start that finds more.",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KV(EnclaveKV):
     """The sealed key-value store, whose rows the host keeps: ciphertext only (docs/kv.md)."""

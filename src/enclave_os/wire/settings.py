@@ -178,7 +178,7 @@ def enclave_document(
             seal=EnclaveSeal(owner_public_key_pem=settings.seal.owner_public_key_pem, export=settings.seal.export),
             modules=settings.modules,
             module=settings.module,
-            kv=EnclaveKV(checkpoint=settings.kv.checkpoint),
+            kv=EnclaveKV(checkpoint=settings.kv.checkpoint, memory=settings.kv.memory),
             log=settings.log,
         )
     )

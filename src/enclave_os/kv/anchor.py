@@ -1,0 +1,196 @@
+"""An anchor on etcd: the store's last checkpoint, kept where the host of this machine cannot turn it back.
+
+One key of an etcd cluster holds who serves the store, and version and root of its last checkpoint; every change is a
+compare-and-swap on all three. So a store that was put back is refused at its start, and of two clones the one that
+started last serves: the other's next checkpoint fails, and it stops (`SealBroken`).
+
+What it is worth. The exchange must be one that the host cannot answer itself: TLS that ends in this enclave, and a CA
+that the operator pinned (docs/kv.md). The entry carries a MAC, so etcd can keep, lose or give back an older entry, and
+not make one. Whoever operates etcd is trusted not to do the latter two; that is why this anchor is weak.
+
+Between two checkpoints nothing is anchored: what was acknowledged since can be turned back by a host that stops the
+enclave before the next one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import os
+import struct
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from enclave_os._aead import KEY_SIZE, hkdf_sha256
+from enclave_os.errors import HostRefused, SealBroken
+
+FORMAT: Final = 1
+BOOT_SIZE: Final = 16
+MAC_SIZE: Final = 32
+_ENTRY: Final = struct.Struct(">B16sQ32s")  # format, boot, version, root
+ENTRY_SIZE: Final = _ENTRY.size + MAC_SIZE
+ANSWER_SIZE_MAX: Final = 64 << 10  # of one entry there is little to say
+PREFIX: Final = b"/enclave-os/kv/"
+
+State = tuple[int, bytes]  # version, root
+
+
+class Exchange(Protocol):
+    """A POST to etcd's JSON gateway over a connection that ends inside."""
+
+    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer, at most ANSWER_SIZE_MAX. Raises: HostRefused: none in time; says why."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the anchor knows: who serves (16 bytes that a start draws), and version and root of a checkpoint."""
+
+    boot: bytes
+    version: int
+    root: bytes
+
+    def encode(self, key: bytes, place: bytes) -> bytes:
+        """As it lies in etcd."""
+        data = _ENTRY.pack(FORMAT, self.boot, self.version, self.root)
+        return data + hmac.digest(key, place + data, "sha256")
+
+    @classmethod
+    def decode(cls, key: bytes, place: bytes, text: bytes) -> Entry:
+        """Raises: SealBroken: not one that this store's enclaves wrote there."""
+        data, mac = text[: _ENTRY.size], text[_ENTRY.size :]
+        if len(text) != ENTRY_SIZE or not hmac.compare_digest(mac, hmac.digest(key, place + data, "sha256")):
+            raise SealBroken("the anchor holds an entry that none of our enclaves wrote: look at etcd")
+        form, boot, version, root = _ENTRY.unpack(data)
+        if form != FORMAT:
+            raise SealBroken(f"the anchor's entry has format {form}, this enclave reads {FORMAT}")
+        return cls(boot, version, root)
+
+
+class EtcdAnchor:
+    """`kv.store.Anchor` on etcd 3.4 or later. Event loop's thread only; one call at a time.
+
+    Args:
+        name: of the endpoint, for people.
+        adopt: a store that is not new may find no entry, and makes one: for the day when the anchor is introduced.
+    """
+
+    def __init__(self, exchange: Exchange, master_key: bytes, *, name: str, adopt: bool = False) -> None:
+        self._exchange = exchange
+        self._name = name
+        self._adopt = adopt
+        self._key = hkdf_sha256(master_key, b"", b"enclave-os kv anchor", KEY_SIZE)
+        self._place = PREFIX + hkdf_sha256(master_key, b"", b"enclave-os kv anchor name", 16).hex().encode()
+        self._boot = os.urandom(BOOT_SIZE)
+        self._held: bytes | None = None  # the entry as it lies there, as far as we know
+        self._sent: bytes | None = None  # one that may have taken its place: no answer came
+
+    async def known(self, *, new: bool) -> State | None:
+        """Version and root that a start must not fall behind; None: there is no entry, and there need be none.
+
+        Raises: SealBroken: there must be one. HostRefused: no answer.
+        """
+        answer = await self._ask("/v3/kv/range", {"key": _base64(self._place)})
+        self._held = self._value(answer)
+        if self._held is not None:
+            entry = Entry.decode(self._key, self._place, self._held)
+            return entry.version, entry.root
+        if not new and not self._adopt:
+            raise SealBroken(
+                f"the anchor {self._name} knows nothing of this store, which is not new: it was emptied, or is "
+                "another. Restore etcd, or, to begin with this anchor, start once with kv.anchor_adopt = true"
+            )
+        return None
+
+    async def claim(self, version: int, root: bytes) -> None:
+        """This start serves the store from here on: whoever did before is shut out.
+
+        Raises: SealBroken: another start claimed it at the same time. HostRefused: no answer.
+        """
+        await self._swap(Entry(self._boot, version, root).encode(self._key, self._place))
+
+    async def advance(self, version: int, root: bytes) -> None:
+        """A checkpoint was sealed.
+
+        Raises: SealBroken: another start has claimed the store: this one must stop. HostRefused: no answer; try again.
+        """
+        new = Entry(self._boot, version, root).encode(self._key, self._place)
+        if new != self._held:
+            await self._swap(new)
+
+    async def _swap(self, new: bytes) -> None:
+        expected = self._held
+        while True:
+            self._sent = new
+            answer = await self._ask("/v3/kv/txn", self._transaction(expected, new))
+            if answer.get("succeeded") is True:
+                self._held, self._sent = new, None
+                return
+            found = self._value(_first_range(answer))
+            # An earlier swap of ours whose answer was lost may be what lies there.
+            if found is None or found == expected or not self._is_ours(found):
+                raise SealBroken(
+                    f"another enclave has claimed this store at the anchor {self._name}: a clone, or a start of it "
+                    "elsewhere. Only one may serve; this one stops"
+                )
+            self._held = expected = found
+            if found == new:
+                self._sent = None
+                return
+
+    def _is_ours(self, text: bytes) -> bool:
+        return Entry.decode(self._key, self._place, text).boot == self._boot
+
+    def _transaction(self, expected: bytes | None, new: bytes) -> dict[str, Any]:
+        key = _base64(self._place)
+        if expected is None:
+            compare: dict[str, Any] = {"target": "CREATE", "createRevision": "0"}
+        else:
+            compare = {"target": "VALUE", "value": _base64(expected)}
+        return {
+            "compare": [{**compare, "result": "EQUAL", "key": key}],
+            "success": [{"requestPut": {"key": key, "value": _base64(new)}}],
+            "failure": [{"requestRange": {"key": key}}],
+        }
+
+    def _value(self, answer: dict[str, Any]) -> bytes | None:
+        found = answer.get("kvs", [])
+        if found == []:
+            return None
+        try:
+            (one,) = found
+            if base64.b64decode(one["key"], validate=True) == self._place:
+                return base64.b64decode(one["value"], validate=True)
+        except (TypeError, ValueError, KeyError, binascii.Error) as error:
+            raise self._strange() from error
+        raise self._strange()
+
+    async def _ask(self, path: str, question: dict[str, Any]) -> dict[str, Any]:
+        status, body = await self._exchange.post(path, json.dumps(question).encode())
+        if status != 200:
+            raise HostRefused(f"the anchor {self._name} answered {status}: {body[:200].decode(errors='replace')}")
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise self._strange() from error
+        # Every answer of etcd has a header; one without comes from something else.
+        if not isinstance(answer, dict) or not isinstance(answer.get("header"), dict):
+            raise self._strange()
+        return answer
+
+    def _strange(self) -> HostRefused:
+        return HostRefused(f"what the anchor {self._name} answered is nothing that etcd says: is it etcd 3.4 or later?")
+
+
+def _first_range(answer: dict[str, Any]) -> dict[str, Any]:
+    responses = answer.get("responses")
+    first = responses[0] if isinstance(responses, list) and responses else None
+    found = first.get("response_range") if isinstance(first, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
