@@ -136,7 +136,7 @@ mitm: $(STAMPS)/fast $(STAMPS)/test ## a thief of the leaf's key in the middle, 
 # wasi-libc libclang-rt-14-dev-wasm32), Node.js, and the npm registry. What comes out is checked in.
 GUESTS := tests/modules/guests
 JCO := build/guests/node_modules/@bytecodealliance/jco
-.PHONY: guests guests-python
+.PHONY: guests guests-python guests-js
 $(JCO):
 	@.ci/system "$(or $(PYTHON),python3)" npm:npm
 	@mkdir -p build/guests && cp sdk/componentize.mjs build/guests/
@@ -157,6 +157,11 @@ guests-python: ## build sdk/examples/notes-py with componentize-py into build/gu
 	$(or $(PYTHON),python3) sdk/flatten.py sdk/examples/notes-py/notes.wit build/guests/notes.wit
 	cd sdk/examples/notes-py && $(CURDIR)/build/guests/venv/bin/componentize-py -d $(CURDIR)/build/guests/notes.wit \
 		-w notes componentize app -o $(CURDIR)/build/guests/notes.wasm
+
+guests-js: $(JCO) ## build sdk/examples/notes-js with componentize-js into build/guests (half a minute, 11 MB)
+	$(or $(PYTHON),python3) sdk/flatten.py sdk/examples/notes-js/notes.wit build/guests/words.wit
+	cp sdk/componentize-js.mjs build/guests/ && cd build/guests && node componentize-js.mjs \
+		$(CURDIR)/sdk/examples/notes-js/app.js words.wasm words words.wit
 
 # -- measure ----------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A Python app beside the C one: CPython as a component, on the same interfaces. `make guests-python` builds it."""
+"""A Python and a JavaScript app beside the C one, on one server: make guests-python and guests-js build them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from tests.e2e.test_roles import enclave_os
 from tests.e2e.test_wasm import PROBE
 from tests.e2e.wire import client_context
 
-NOTES = Path(__file__).parents[2] / "build" / "guests" / "notes.wasm"
+BUILT = Path(__file__).parents[2] / "build" / "guests"
+NOTES = BUILT / "notes.wasm"
+WORDS = BUILT / "words.wasm"
 LOAD_SECONDS = 400.0  # tenfold what compiling 19 MB takes on a busy machine
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not NOTES.is_file(), reason="build/guests/notes.wasm is not there: make guests-python builds it")
-def test_two_toolchains_one_server(python: Path, tmp_path: Path) -> None:
+def test_three_toolchains_one_server(python: Path, tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     table = enclave_os("token", "keygen", "--key", key)
     settings = {
@@ -56,5 +58,14 @@ def test_two_toolchains_one_server(python: Path, tmp_path: Path) -> None:
             assert call("notes", "sign", title="milk")["ok"]
             assert call("notes", "token") != call("notes", "token")
             assert client.post("/rpc/notes/fetch", json={"url": "https://nobody.example/"}).status_code == 422
+            if not WORDS.is_file():
+                pytest.skip("build/guests/words.wasm is not there: make guests-js builds it. The Python app passed")
+            assert client.put("/wasm/apps/words", content=WORDS.read_bytes(), headers=head).status_code in (201, 503)
+            while client.get("/rpc/words/schema").status_code != 200:
+                assert time.monotonic() < deadline
+            assert call("words", "count", text="a b a") == {"ok": [["a", 1], ["b", 1], ["a", 2]]}
+            assert call("words", "count", text="a") == {"ok": [["a", 3]]}
+            assert call("words", "chance") != call("words", "chance")
+            assert call("words", "digest", text="abc") == call("probe", "digest", data="YWJj")
     finally:
         server.stop()
