@@ -1,0 +1,54 @@
+"""`enclave-os wasm`: what is wrong on the command line is said before anybody is talked to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from enclave_os_client.cli import main
+
+SERVER = ("--url", "https://localhost:1", "--token", "t", "--ca", "c")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("call", "app", "f", "[1]"), "JSON is a JSON object"),
+        (("call", "app", "f", "{"), "JSON"),
+        (("load", "app", "-", "--env", "NAME"), "NAME=VALUE"),
+        (("load", "app", "-", "--env", "=x"), "NAME=VALUE"),
+        (("load", "app"), "FILE"),
+        (("load", "app", "-", "--max-fuel", "much"), "--max-fuel"),
+        (("explode", "app"), "explode"),
+        ((), "load|call|list"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["wasm", *arguments, *(SERVER if arguments else ())])
+    assert caught.value.code == os.EX_USAGE
+    assert text in capsys.readouterr().err
+
+
+def test_permissions_that_are_no_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "permissions.json"
+    file.write_text("[]")
+    with pytest.raises(SystemExit) as caught:
+        main(["wasm", "load", "app", "-", "--permissions", str(file), *SERVER])
+    assert caught.value.code == os.EX_USAGE
+    assert "is a JSON object" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wasm", "load", "app", str(tmp_path / "none.wasm"), *SERVER]) == os.EX_NOINPUT
+    assert "none.wasm" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["wasm", "--help"])
+    said = capsys.readouterr().out
+    assert "enclave-os wasm load notes notes.wasm" in said
+    assert "exit codes" in said
