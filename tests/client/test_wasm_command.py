@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 
 from enclave_os_client.cli import main
+from enclave_os_client.commands import manage, wasm
 
 SERVER = ("--url", "https://localhost:1", "--token", "t", "--ca", "c")
 
@@ -52,3 +55,26 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "enclave-os wasm load notes notes.wasm" in said
     assert "exit codes" in said
+
+
+def test_loading_waits_for_what_is_compiled_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    component, token = tmp_path / "app.wasm", tmp_path / "token"
+    component.write_bytes(b"code")
+    token.write_text("e.y.J\n")
+    old, new = {"code_hash": "00"}, {"name": "app", "code_hash": hashlib.sha256(b"code").hexdigest()}
+    answers = iter([(503, {"error": "later"}), (404, {"error": "none"}), (200, old), (200, new)])
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        status, document = next(answers)
+        return httpx.Response(status, json=document)
+
+    monkeypatch.setattr(manage, "_client", lambda *_: httpx.Client(transport=httpx.MockTransport(answer)))
+    monkeypatch.setattr(wasm, "COMPILE_PAUSE_SECONDS", 0.0)
+    server = ("--url", "https://enclave.example", "--token", str(token), "--ca", "c")
+    assert main(["wasm", "load", "app", str(component), *server]) == os.EX_OK
+    assert asked == ["PUT", "GET", "GET", "GET"]
+    assert "compiles it still" in capsys.readouterr().err

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import json
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -14,6 +17,9 @@ from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, run, say
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
+
+COMPILE_PAUSE_SECONDS: Final = 2.0
+COMPILE_LOOKS: Final = 150  # five minutes: tenfold what CPython's component takes
 
 EPILOG: Final = f"""\
 examples:
@@ -85,13 +91,40 @@ def _load(parser: Parser, parsed: argparse.Namespace) -> int:
             document[member] = _json_of(parser, Path(name).read_text(encoding="utf-8"), name)
     if parsed.key_file is not None:
         document["encryption_key"] = Path(parsed.key_file).read_text(encoding="ascii").strip()
+    digest = ""
     if parsed.component != "-":
-        document["component"] = base64.b64encode(Path(parsed.component).read_bytes()).decode("ascii")
-    app = _ask(parser, parsed, "PUT", f"/wasm/apps/{_segment(parsed.name)}", document)
+        component = Path(parsed.component).read_bytes()
+        digest = hashlib.sha256(component).hexdigest()
+        document["component"] = base64.b64encode(component).decode("ascii")
+    path = f"/wasm/apps/{_segment(parsed.name)}"
+    try:
+        app = _ask(parser, parsed, "PUT", path, document)
+    except Refused as refused:
+        if refused.code != os.EX_TEMPFAIL or not digest:
+            raise
+        # Compiling may take longer than a request; it goes on without us.
+        print("enclave-os: the server compiles it still; waiting", file=sys.stderr)
+        app = _compiled(parser, parsed, path, digest, refused)
     say(f"{app.get('name')} is loaded, code {app.get('code_hash')}, data key {app.get('key_source')}")
     for export in app.get("exports", []):
         say(f"  {export.get('name')}")
     return os.EX_OK
+
+
+def _compiled(parser: Parser, parsed: argparse.Namespace, path: str, digest: str, first: Refused) -> dict[str, Any]:
+    """The app, once its code is what was sent. Raises: Refused: `first`, when that does not come about."""
+    pause = threading.Event()
+    for _ in range(COMPILE_LOOKS):
+        pause.wait(COMPILE_PAUSE_SECONDS)
+        try:
+            app = _ask(parser, parsed, "GET", path)
+        except Refused as refused:
+            if refused.code == os.EX_DATAERR:  # not there yet
+                continue
+            raise
+        if app.get("code_hash") == digest:
+            return app
+    raise first
 
 
 def _call(parser: Parser, parsed: argparse.Namespace) -> int:
