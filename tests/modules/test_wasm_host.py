@@ -367,6 +367,10 @@ def test_another_component_gets_the_data_only_by_consent() -> None:
         assert before.encode() in site.module.config_leaves()["app.probe"]
         await site.loaded("probe", PROBE, env={"A": "b"})  # the same code: its own data
         assert await ok(site, "read", path="/a") == "second"
+        # A consent is for one replacement: the component alone brings none.
+        kind = {"Content-Type": "application/wasm"}
+        assert (await site.send("PUT", "/wasm/apps/probe", changed(PROBE), headers=kind)).status == 200
+        assert "No such" in await err(site, "read", path="/a")
 
     on_site(test)
 
@@ -392,6 +396,10 @@ def test_a_key_of_the_developers_comes_again_after_a_start() -> None:
             assert (await later.send("POST", target, body)).status == 200
             assert await ok(later, "read", path="/a") == "secret"
             assert (await later.load("probe", PROBE, keep_data=True, encryption_key="cd" * 32)).status == 409
+            # A manager cannot let other code read it without the key, though it is in memory.
+            assert (await later.load("probe", changed(PROBE), keep_data=True)).status == 409
+            assert (await later.load("probe", changed(PROBE), keep_data=True, encryption_key=key)).status == 200
+            assert await ok(later, "read", path="/a") == "secret"
 
     asyncio.run(main())
 

@@ -318,6 +318,8 @@ class Apps:
         same_key = spec.brought_key is None or key_source(spec.brought_key) == old.source
         consents = old.consents
         if old.code != digest and spec.keep_data:
+            if old.key is None and spec.brought_key is None:
+                raise HTTPError(409, "other code is to read data under its developer's key: give encryption_key")
             if len(consents) >= CONSENTS_MAX:
                 raise HTTPError(409, f"the data went from component to component {CONSENTS_MAX} times; begin anew")
             consents = (*consents, (old.code.hex(), digest.hex()))

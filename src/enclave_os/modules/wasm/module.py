@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from enclave_os.errors import EnclaveError, InternalError
@@ -263,7 +264,7 @@ class _Parts:
         """
         known = self.apps.by_name.get(name)
         if document is None and known is not None:
-            spec = known.record.spec
+            spec = replace(known.record.spec, keep_data=False, brought_key=None)  # consent and key are given each time
         else:
             spec = loading.spec_of(name, document or {}, self.settings)
         return await asyncio.shield(self.apps.load(spec, code, caller, manager=MANAGER in caller.roles))
