@@ -52,6 +52,12 @@ class DevelopmentCA:
     key: ec.EllipticCurvePrivateKey = field(repr=False)
     now: Now = _utc_now
 
+    @property
+    def line(self) -> str:
+        """What it is, for the log."""
+        what = "made a development CA" if self.created else "development CA"
+        return f"{what}: clients trust {self.root_file}; not for production: this host knows its key"
+
     def sign(self, request: x509.CertificateSigningRequest) -> bytes:
         """An intermediary's certificate for the request's key, and the root, PEM. Raises: ValueError: not an EC key."""
         key = request.public_key()

@@ -153,7 +153,8 @@ def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
     # that we promise, and once all has ended there is nothing left that a signal could ask for.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_by_code)
-    code = serve(loaded.settings, ready_fd=getattr(parsed, "ready_fd", None), launch=launch)
+    recover = getattr(parsed, "recover", False)
+    code = serve(loaded.settings, ready_fd=getattr(parsed, "ready_fd", None), launch=launch, recover=recover)
     _ignore_signals()
     return code
 
@@ -199,6 +200,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_sources(serve)
     serve.add_argument(
         "--ready-fd", type=int, metavar="FD", help="write one line to this descriptor when the first worker serves"
+    )
+    serve.add_argument(
+        "--recover",
+        action="store_true",
+        help="wait for the owner to open what the platform's key does not, and end: enclave-os seal recover --help",
     )
 
     actions = commands.add_parser("config", help="check and show the configuration", epilog=CONFIG_EXAMPLES)

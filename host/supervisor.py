@@ -34,10 +34,10 @@ from typing import Final
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import EntryResult, Slot, plan_region
 from enclave_os.wire.rpc import LogLevel, Method
-from enclave_os.wire.setting_table import Settings
+from enclave_os.wire.setting_table import Settings, Start
 from enclave_os.wire.settings import ConfigError, enclave_document
 
-from .ca import DevelopmentCA, open_development_ca, read_imported_ca
+from .ca import open_development_ca, read_imported_ca
 from .doorbell import Doorbell, ring, silence
 from .enclave_process import EnclaveProcess, describe_exit
 from .handlers.ca import CertificateDesk
@@ -107,6 +107,7 @@ def serve(
     ready_fd: int | None = None,
     *,
     launch: Launch = SIMULATED,
+    recover: bool = False,
     folder: Path | None = None,
 ) -> int:
     """Serve until a signal ends it. Main thread only.
@@ -115,6 +116,7 @@ def serve(
         settings: the checked configuration; `server.state_dir` is absolute.
         ready_fd: gets one line with the addresses when the first worker serves, and is closed.
         launch: how an enclave process is started.
+        recover: serve only the route by which the owner opens what the platform's key does not, and end after it.
         folder: where regions lie: only tests give another.
     Returns: the exit code: 0 ended as asked, or one of sysexits.h (see `enclave-os serve --help`), or 128 + the number
         of the second signal.
@@ -124,7 +126,7 @@ def serve(
         raise_descriptor_limit()
         with StateFolder(Path(settings.server.state_dir)) as state:
             regions = region_folder(folder) if folder else region_folder()
-            return Supervisor(settings, log, state.path, regions, launch).run(ready_fd)
+            return Supervisor(settings, log, state.path, regions, launch, recover=recover).run(ready_fd)
     except StateTaken as error:
         log.error(str(error))
         return EX_TEMPFAIL
@@ -144,7 +146,9 @@ def serve(
 class Supervisor:
     """Everything that one server owns; `run` is its whole life."""
 
-    def __init__(self, settings: Settings, log: Log, state_folder: Path, folder: Path, launch: Launch) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, state_folder: Path, folder: Path, launch: Launch, *, recover: bool = False
+    ) -> None:
         self._settings = settings
         self._log = log
         self._state_folder = state_folder
@@ -162,10 +166,11 @@ class Supervisor:
         self._ca = open_development_ca(state_folder) if settings.ca.mode == "development" else None
         self._platform = launch.platform_folder(settings, state_folder)
         # Made before anything is started, so that a configuration that cannot be passed stops us here.
-        count = settings.server.workers
+        count = 1 if recover else settings.server.workers
+        start = Start(kind="recover") if recover else Start()
         authority = read_imported_ca(settings)
         files = launch.platform_files(self._platform)
-        self._documents = [enclave_document(settings, i, count, authority, platform=files) for i in range(count)]
+        self._documents = [enclave_document(settings, i, count, authority, start, platform=files) for i in range(count)]
         self._seal = SealStore(state_folder, log.warning, lambda: self._stores.make_durable())
         self._stores = StoreDesk(self._seal, settings.kv, log.error)
         self._desk = CertificateDesk(
@@ -452,7 +457,7 @@ class Supervisor:
         if self._ca is None:
             self._log.info("the operator's CA signs: enclave-os ca csr, enclave-os ca install")
             return
-        self._log.info(_ca_line(self._ca))
+        self._log.info(self._ca.line)
         port = self._proxy.addresses[0].port
         self._log.info(f"try: curl --cacert {self._ca.root_file} https://localhost:{port}/healthz")
 
@@ -474,11 +479,6 @@ def _result(region: Region, slot: Slot) -> EntryResult | None:
 def _reason(results: Sequence[EntryResult | None]) -> str:
     refused = [result.name for result in results if result]
     return f": it answered {', '.join(refused)} (its reason is above)" if refused else ""
-
-
-def _ca_line(ca: DevelopmentCA) -> str:
-    what = "made a development CA" if ca.created else "development CA"
-    return f"{what}: clients trust {ca.root_file}; not for production: this host knows its key"
 
 
 def _listen_exit(cause: BaseException | None) -> int:

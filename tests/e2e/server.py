@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from enclave_os.wire.layout import REGION_FOLDER
@@ -55,9 +55,17 @@ class Server:
         folder: for its state, configuration and log; made here.
         settings: over the defaults of this class: every address of the loopback, a free port, the module `trial`.
         more: TOML put behind them, for tables of tables.
+        flags: further ones of `serve`.
     """
 
-    def __init__(self, python: Path, folder: Path, settings: Overrides | None = None, more: str = "") -> None:
+    def __init__(
+        self,
+        python: Path,
+        folder: Path,
+        settings: Overrides | None = None,
+        more: str = "",
+        flags: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
         sections: dict[str, dict[str, object]] = {
@@ -74,13 +82,24 @@ class Server:
         self._asked = False
         self._lines: list[str] = []
         self._grown = threading.Condition()
-        self._start(python)
+        self._start(python, flags)
 
-    def _start(self, python: Path) -> None:
+    def _start(self, python: Path, flags: Sequence[str]) -> None:
         ready, ready_end = os.pipe()
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
         self.process = subprocess.Popen(
-            [python, "-I", "-m", "enclave_os_host", "serve", "--config", self.config, "--ready-fd", str(ready_end)],
+            [
+                python,
+                "-I",
+                "-m",
+                "enclave_os_host",
+                "serve",
+                "--config",
+                self.config,
+                "--ready-fd",
+                str(ready_end),
+                *flags,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -46,13 +46,19 @@ class Site:
     def state(self) -> Path:
         return self.folder / "state"
 
-    def start(self, settings: Overrides | None = None, more: str | None = None) -> Server:
+    def start(self, settings: Overrides | None = None, more: str | None = None, *, recover: bool = False) -> Server:
         """Start; an end is waited for."""
         number = len(list(self.folder.glob("start-*")))
         made = {**(settings or {})}
         made["server"] = {"state_dir": str(self.state), **made.get("server", {})}
         self.started.append(
-            Server(self.python, self.folder / f"start-{number}", made, self.issuer if more is None else more)
+            Server(
+                self.python,
+                self.folder / f"start-{number}",
+                made,
+                self.issuer if more is None else more,
+                ["--recover"] if recover else [],
+            )
         )
         return self.started[-1]
 

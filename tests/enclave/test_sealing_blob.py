@@ -19,8 +19,20 @@ PLATFORM = FakePlatform()
 CONTENT = b"what must stay secret, and whole"
 
 
+SIGNER = blob.signing_key(b"m" * 32)
+
+
 def sealed(content: bytes = CONTENT, owner: str | None = None) -> bytes:
-    return blob.seal(content, measurement=PLATFORM.measurement, sealing_key=PLATFORM.key, owner_key=owner)
+    return blob.seal(
+        content, measurement=PLATFORM.measurement, sealing_key=PLATFORM.key, owner_key=owner, signer=SIGNER
+    )
+
+
+def forged(aad: bytes, body: bytes) -> bytes:
+    """Parts put together by who has a signing key of his own."""
+    other = blob.signing_key(b"another master key of 32 bytes!!")
+    signed = aad[:48] + other.public_key().public_bytes_raw() + aad[80:] + body
+    return signed + other.sign(b"enclave-os sealed configuration, v1\0" + signed)
 
 
 def opened(data: bytes, platform: FakePlatform = PLATFORM) -> bytes:
@@ -34,9 +46,9 @@ def test_what_is_sealed_opens(content: bytes) -> None:
 
 def test_two_sealings_share_nothing() -> None:
     first, second = sealed(), sealed()
-    assert first[:48] == second[:48]
+    assert first[:80] == second[:80]
     assert blob.parse(first).wraps != blob.parse(second).wraps
-    assert first[-48:] != second[-48:]
+    assert first[-112:-64] != second[-112:-64]
     assert CONTENT not in first
 
 
@@ -67,13 +79,15 @@ def test_garbage_is_refused(data: bytes) -> None:
         opened(data)
     with pytest.raises(SealBroken):
         opened(blob.MAGIC + data)
+    with pytest.raises(SealBroken):
+        opened(forged(blob.MAGIC + data + bytes(80), b""))
 
 
 def test_the_second_wrap_cannot_be_cut_off_or_grafted_on() -> None:
     two, one = blob.parse(sealed(owner=owner_key())), blob.parse(sealed())
-    head = 48 + 36 + len(two.wraps[0].wrapped)
-    without = two.aad[:40] + b"\1" + two.aad[41:head] + two.body
-    grafted = one.aad[:40] + b"\2" + one.aad[41:] + two.aad[head:] + one.body
+    head = 80 + 36 + len(two.wraps[0].wrapped)
+    without = forged(two.aad[:40] + b"\1" + two.aad[41:head], two.body)
+    grafted = forged(one.aad[:40] + b"\2" + one.aad[41:] + two.aad[head:], one.body)
     for data in (without, grafted):
         blob.parse(data)  # well-formed, so that it is the seal that refuses
         with pytest.raises(SealBroken, match="changed"):
@@ -85,10 +99,10 @@ def test_another_measurement_or_platform_key_is_refused_with_its_reason() -> Non
         opened(sealed(), FakePlatform(measurement=b"n" * 32))
     with pytest.raises(SealBroken, match="microcode"):
         opened(sealed(), FakePlatform(key=b"l" * 32))
-    renamed = bytearray(sealed())
-    renamed[8:40] = b"n" * 32
-    with pytest.raises(SealBroken):
-        opened(bytes(renamed), FakePlatform(measurement=b"n" * 32))
+    parts = blob.parse(sealed())
+    renamed = forged(parts.aad[:8] + b"n" * 32 + parts.aad[40:], parts.body)
+    with pytest.raises(SealBroken, match="microcode"):
+        opened(renamed, FakePlatform(measurement=b"n" * 32))
 
 
 class TestOwner:
@@ -128,6 +142,6 @@ def test_sizes_are_held() -> None:
     with pytest.raises(UsageError):
         sealed(bytes(SEALED_SIZE_MAX))
     with pytest.raises(UsageError):
-        blob.seal(b"", measurement=b"m", sealing_key=bytes(32), owner_key=None)
+        blob.seal(b"", measurement=b"m", sealing_key=bytes(32), owner_key=None, signer=SIGNER)
     with pytest.raises(UsageError):
-        blob.seal(b"", measurement=bytes(32), sealing_key=bytes(16), owner_key=None)
+        blob.seal(b"", measurement=bytes(32), sealing_key=bytes(16), owner_key=None, signer=SIGNER)

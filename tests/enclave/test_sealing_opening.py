@@ -55,7 +55,7 @@ class TestFirstBoot:
 
     def test_a_refusal_names_the_second_wrap(self) -> None:
         data = seal_config(first_boot(policy(seal={"owner_public_key_pem": owner_pem()})), PLATFORM)
-        with pytest.raises(SealBroken, match="keep the file"):
+        with pytest.raises(SealBroken, match="enclave-os seal recover"):
             open_sealed(Loaded(data, False), FakePlatform(key=b"o" * 32), policy())
 
 

@@ -72,6 +72,9 @@ MAY: dict[str, set[str]] = {
     "enclave_os.__main__": {"enclave_os"},
     # the client: TLS in client mode and what judges evidence, never a trusted package above them
     "enclave_os_client": TRUSTED_BASE | {"enclave_os._tls", "enclave_os._x509", "enclave_os.evidence"},
+    # the owner of what is sealed reads it offline, by the same lines as the enclave
+    "enclave_os_client.commands.seal_recover": TRUSTED_BASE
+    | {"enclave_os.evidence", "enclave_os.sealing.blob", "enclave_os.sealing.sealed_config"},
     # the host: an allow-list of the wire
     "enclave_os_host": {"enclave_os.__init__", "enclave_os.wire"},
     "enclave_os_host._proxy": {*NATIVE_WIRE, "enclave_os.wire", "enclave_os._ring", "enclave_os._codec"},

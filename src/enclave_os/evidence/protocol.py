@@ -14,6 +14,8 @@ from typing import Final
 ATTEST_PATH: Final = "/__privasys/attest"
 EXPORT_PATH: Final = "/seal/export"
 """Where another enclave proves itself to be given what is sealed: the same messages, for this one purpose."""
+RECOVER_PATH: Final = "/seal/recover"
+"""Where the owner lets an enclave open what the platform's key does not."""
 VERSION: Final = 2
 TEE: Final = "sgx"
 

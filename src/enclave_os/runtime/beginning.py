@@ -21,6 +21,7 @@ from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context
 from enclave_os.sealing import authority as ca
+from enclave_os.sealing.blob import blob_key_of
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority, SealedConfig
 from enclave_os.wire.authority import CertificateAuthority
@@ -199,6 +200,7 @@ def seal_leaves(config: SealedConfig) -> dict[str, bytes | None]:
     owner = owner_key_of(config.policy)
     return {
         "seal.second_wrap": b"none" if owner is None else f"owner rsa-oaep {owner}".encode("ascii"),
+        "seal.blob_key": blob_key_of(config.master_key),
         "seal.policy": config.policy,
         "seal.policy_changes": canonical_json(config.policy_changes),
         "seal.next_policy": config.next_policy,

@@ -20,7 +20,7 @@ from enclave_os.modules.auth import Authenticator
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.sealing import authority as ca
 from enclave_os.sealing import opening
-from enclave_os.sealing.blob import load_owner_key
+from enclave_os.sealing.blob import blob_key_of, load_owner_key
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import EXPORTS_MAX, SealedConfig
 from enclave_os.wire.policy import PolicyError, differences, owner_key_of
@@ -78,6 +78,8 @@ class Sealing:
             if config.next_policy is None
             else hashlib.sha256(config.next_policy).hexdigest(),
             "second_wrap": _second_wrap(config),
+            "blob_key": blob_key_of(config.master_key).hex(),
+            "recoveries": config.recoveries,
             "ca": _ca(config),
             "exports": [measurement.hex() for measurement in config.exports],
             "given_to": [measurement.hex() for measurement in config.given_to],

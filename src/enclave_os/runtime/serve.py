@@ -18,10 +18,11 @@ from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
 from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, InternalError, SealBroken
 from enclave_os.evidence.store_state import StoreState
-from enclave_os.modules.api import Module, Services, Status
+from enclave_os.modules.api import Module, NoStorage, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.core import Core
+from enclave_os.modules.recover import RecoverRoutes
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.modules.seal import SealRoutes
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
@@ -38,6 +39,7 @@ from enclave_os.runtime.exporting import Exporting
 from enclave_os.runtime.importing import import_sealed
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.log import LogHandler, set_up_logging
+from enclave_os.runtime.recovering import WAITING, Recovering
 from enclave_os.runtime.sealing import FOLLOW_SECONDS, Sealing
 from enclave_os.runtime.stop import Stop
 from enclave_os.sealing.authority import warning as expiry_warning
@@ -133,12 +135,13 @@ class Server:
             logger=logging.getLogger("seal"),
             changed=lambda config: self._tree.update(seal_leaves(config)),
         )
-        own = [Core(), AttestationRoutes(self._attestation), SealRoutes(self._sealing, exporting)]
-        self._registry = Registry(
-            [*own, *load_modules(settings.modules.enabled, context.module_points)],
-            authenticator,
-            logging.getLogger("module"),
-        )
+        self._recovering = self._make_recovering() if settings.start.kind == "recover" else None
+        modules: list[Module] = [Core(), AttestationRoutes(self._attestation)]
+        if self._recovering is not None:
+            modules.append(RecoverRoutes(self._recovering))
+        else:
+            modules += [SealRoutes(self._sealing, exporting), *load_modules(settings.modules.enabled, context.module_points)]
+        self._registry = Registry(modules, authenticator, logging.getLogger("module"))
 
     async def run(self) -> ExitCode:
         """Serve until the host calls `shutdown`, goes away, or lies. Returns the process's exit code."""
@@ -183,6 +186,10 @@ class Server:
         ingress.on_wake()
         await self._rpc.call(Method.TIME)  # proves that the dispatcher answers
         self._log.send_by(lambda line: self._rpc.cast(Method.LOG, line))
+        if self._recovering is not None:
+            self._take_authority(await self._recovering.begin())
+            await self._registry.start(self._services)
+            return
         begin = Beginning(self._context, self._rpc, self._keeper, self._platform, self._clock, self._logger)
         self._authority = await begin.run()
         if self._context.settings.worker_index == 0:
@@ -196,6 +203,18 @@ class Server:
             self._authenticator.begin()
         await self._registry.start(self._services)
         self._take_modules()
+
+    def _make_recovering(self) -> Recovering:
+        """What such a start does instead of all the rest."""
+        return Recovering(
+            self._keeper,
+            self._platform,
+            policy_of(self._context.settings),
+            sessions=self._attestation.sessions,
+            clock=self._clock,
+            logger=logging.getLogger("seal"),
+            done=self._request_stop,
+        )
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` beside everything else; what it raises is our bug."""
@@ -236,7 +255,9 @@ class Server:
             evidence=self._attestation.leaf_source(),
             alleged=lambda: self._clock.alleged_ns() / NS_PER_SECOND,
         )
-        self._tree.update({**ca_leaves(authority.chain_der, authority.key_origin), **seal_leaves(self._keeper.config)})
+        self._tree.update(ca_leaves(authority.chain_der, authority.key_origin))
+        if self._recovering is None:
+            self._tree.update(seal_leaves(self._keeper.config))
         self._attestation.chain_pem = tuple(chain)
 
     def _choose(self, hello: ClientHello) -> Identity:
@@ -261,7 +282,7 @@ class Server:
 
     async def _checkpoint(self, deadline: float | None = None) -> None:
         """Seal the clock's floor, so that the next start knows it; at the end this is the last word."""
-        if self._context.settings.worker_index != 0 or self._certificates is None:
+        if self._context.settings.worker_index != 0 or self._certificates is None or self._recovering is not None:
             return
         floor = self._clock.floor_ns
         try:
@@ -351,7 +372,7 @@ class Server:
             attestation=self._attestation,
             tokens=self._authenticator,
             config_changed=self._take_modules,
-            storage=self._store.of(module.name),
+            storage=self._store.of(module.name) if self._recovering is None else NoStorage(WAITING),
         )
 
     def _status(self) -> Status:
@@ -364,11 +385,15 @@ class Server:
             warnings=self._warnings(),
             worker_index=settings.worker_index,
             worker_count=settings.worker_count,
-            ready=self._ready_at is not None and not (self._ingress is not None and self._ingress.draining),
+            ready=self._ready_at is not None
+            and self._recovering is None
+            and not (self._ingress is not None and self._ingress.draining),
             uptime_s=0.0 if self._ready_at is None else self._clock.monotonic() - self._ready_at,
         )
 
     def _warnings(self) -> tuple[str, ...]:
+        if self._recovering is not None:
+            return (f"this enclave {WAITING}",)
         found = self._store.warnings()
         if self._authority is None or not self._clock.floor_ns:
             return found

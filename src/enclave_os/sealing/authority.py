@@ -28,6 +28,7 @@ from enclave_os.sealing.sealed_config import Authority
 from enclave_os.wire.rpc import CHAIN_LENGTH_MAX
 
 COMMON_NAME: Final = "Enclave OS intermediary"
+PASSING_NAME: Final = "Enclave OS, waiting for its owner"
 WARN_DAYS: Final = 30
 DAY_S: Final = 86400
 
@@ -81,6 +82,29 @@ def authority_of(key_der: bytes, chain_pem: bytes, now: int) -> Authority:
     for certificate, name in zip(chain, names, strict=True):
         _check_ca(certificate, name, now)
     return Authority(tuple(certificate.public_bytes(Encoding.DER) for certificate in chain), key_der, "generated")
+
+
+def passing(now: int) -> Authority:
+    """A CA of one start, whose key is forgotten with it: nothing but the evidence of its leaves says anything.
+
+    Args: now: seconds since the Unix epoch.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, PASSING_NAME)])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.datetime.fromtimestamp(now - DAY_S, datetime.UTC))
+        .not_valid_after(datetime.datetime.fromtimestamp(now + WARN_DAYS * DAY_S, datetime.UTC))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    key_der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return Authority((certificate.public_bytes(Encoding.DER),), key_der, "generated")
 
 
 def expiry(authority: Authority) -> int:

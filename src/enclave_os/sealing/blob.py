@@ -5,13 +5,20 @@
     8       32    measurement (MRENCLAVE) that sealed it
     40      1     number of wraps, 1 or 2          41   3   zero
     44      4     u32 LE: size of the body
-    48            wraps, each:  u8 kind, u8 zero, u16 LE size, 32 bytes key id, wrapped data key
+    48      32    blob key: Ed25519, public; derived from the master key, so one for all blobs of one first boot
+    80            wraps, each:  u8 kind, u8 zero, u16 LE size, 32 bytes key id, wrapped data key
     ...           body: AES-256-GCM of the content under the data key; AAD is every byte before it
+    end     64    signature by the blob key over every byte before it
 
 Every sealing draws a new data key, so the body's nonce is constant and nothing that the host can roll back feeds one.
 The platform's wrap: AES-256-GCM under HKDF-SHA256(sealing key, a fresh salt), the measurement in `info` and in AAD. The
 platform's key changes with its microcode (Gramine uses the current CPUSVN), so a second wrap can go to the owner's RSA
 key (OAEP with SHA-256: what every HSM can undo); whoever holds that one reads everything.
+
+The owner's public key is public, so anybody can wrap a data key to it, and seal what he likes under that: the wrap
+says nothing of who made the blob. The signature does, to an owner who noted the blob key while the enclave attested it
+(leaf `seal.blob_key`, `seal status`): only who knows the master key can sign. The enclave that the owner lets open a
+blob knows no master key yet and cannot tell, so it asks for the owner's own signature over the blob (`grant_message`).
 
 A blob that opens is one that this measurement sealed on this machine (or the owner's key opened). It need not be the
 latest: an older one opens as well, which only the boot count and a client that remembers can tell (docs/sealing.md).
@@ -26,9 +33,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -44,13 +52,20 @@ OWNER_RSA_OAEP_SHA256: Final = 2
 OWNER_KEY_BITS_MIN: Final = 3072  # the strength of P-256 and above (NIST SP 800-57 part 1, table 2)
 OWNER_KEY_BITS_MAX: Final = 8192
 
-_HEAD: Final = struct.Struct("<8s32sB3sI")
+_HEAD: Final = struct.Struct("<8s32sB3sI32s")
 _WRAP: Final = struct.Struct("<BBH32s")
 _SALT_SIZE: Final = 32
 _NONCE: Final = bytes(12)  # of keys that encrypt once
 _PLATFORM_WRAP_SIZE: Final = _SALT_SIZE + KEY_SIZE + TAG_SIZE
 _INFO: Final = b"enclave-os seal: key that wraps the data key, v1"
 _OAEP: Final = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
+
+BLOB_KEY_SIZE: Final = 32
+SIGNATURE_SIZE: Final = 64
+_SIGNING_INFO: Final = b"enclave-os seal: key that signs blobs, v1"
+_SIGNED_AS: Final = b"enclave-os sealed configuration, v1\0"
+_GRANTED_AS: Final = b"enclave-os seal recover, v1\0"
+_PSS: Final = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256().digest_size)
 
 NOT_WHOLE: Final = "it is cut short, or not a sealed configuration"
 
@@ -70,24 +85,42 @@ class Wrap:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A blob taken apart. Nothing in it is authenticated until the body opens.
+    """A blob taken apart. Nothing in it is authenticated until the body opens, or a blob key that one knows fits.
 
     Attributes:
+        blob_key: whose signature it bears, 32 bytes: alleged.
+        sha256: of all of it.
         aad: every byte before the body.
     """
 
     measurement: bytes
+    blob_key: bytes
+    sha256: bytes
     wraps: tuple[Wrap, ...]
     aad: bytes = field(repr=False)
     body: bytes = field(repr=False)
 
 
-def seal(content: bytes, *, measurement: bytes, sealing_key: bytes, owner_key: str | None) -> bytes:
+def signing_key(master_key: bytes) -> Ed25519PrivateKey:
+    """The key that signs the blobs of this master key."""
+    seed = HKDF(hashes.SHA256(), BLOB_KEY_SIZE, salt=None, info=_SIGNING_INFO).derive(master_key)
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def blob_key_of(master_key: bytes) -> bytes:
+    """Its public half: what an owner notes, to know true blobs by."""
+    return signing_key(master_key).public_key().public_bytes_raw()
+
+
+def seal(
+    content: bytes, *, measurement: bytes, sealing_key: bytes, owner_key: str | None, signer: Ed25519PrivateKey
+) -> bytes:
     """Seal `content` under a fresh data key.
 
     Args:
         sealing_key: the platform's, 32 bytes, of this measurement.
         owner_key: base64 of the owner's RSA public key (DER), None for no second wrap.
+        signer: `signing_key` of the content's master key.
     Raises:
         ConfigError: the owner's key is none, or too weak. UsageError: too much content for one blob.
     """
@@ -98,28 +131,37 @@ def seal(content: bytes, *, measurement: bytes, sealing_key: bytes, owner_key: s
         public_key, key_id = load_owner_key(owner_key)
         wraps.append(Wrap(OWNER_RSA_OAEP_SHA256, key_id, public_key.encrypt(data_key, _OAEP)))
     body_size = len(content) + TAG_SIZE
-    aad = _HEAD.pack(MAGIC, measurement, len(wraps), bytes(3), body_size) + b"".join(
+    blob_key = signer.public_key().public_bytes_raw()
+    aad = _HEAD.pack(MAGIC, measurement, len(wraps), bytes(3), body_size, blob_key) + b"".join(
         _WRAP.pack(wrap.kind, 0, len(wrap.wrapped), wrap.key_id) + wrap.wrapped for wrap in wraps
     )
-    if len(aad) + body_size > SEALED_SIZE_MAX:
-        raise UsageError(f"a sealed configuration of {len(aad) + body_size} bytes; at most {SEALED_SIZE_MAX} fit")
-    return aad + AESGCM(data_key).encrypt(_NONCE, content, aad)
+    size = len(aad) + body_size + SIGNATURE_SIZE
+    if size > SEALED_SIZE_MAX:
+        raise UsageError(f"a sealed configuration of {size} bytes; at most {SEALED_SIZE_MAX} fit")
+    signed = aad + AESGCM(data_key).encrypt(_NONCE, content, aad)
+    return signed + signer.sign(_SIGNED_AS + signed)
 
 
 def parse(data: bytes) -> Blob:
-    """Take a blob apart, strictly; says nothing of its truth.
+    """Take a blob apart, strictly; says nothing of its truth but that it is as its signer, whoever that is, signed it.
 
     Raises: SealBroken: it is none, or not whole.
     """
-    if len(data) > SEALED_SIZE_MAX or len(data) < _HEAD.size:
+    if len(data) > SEALED_SIZE_MAX or len(data) < _HEAD.size + SIGNATURE_SIZE:
         raise SealBroken(NOT_WHOLE)
-    magic, measurement, count, zero, body_size = _HEAD.unpack_from(data)
+    magic, measurement, count, zero, body_size, blob_key = _HEAD.unpack_from(data)
     if magic != MAGIC or zero != bytes(3) or count not in (1, 2) or body_size < TAG_SIZE:
         raise SealBroken(NOT_WHOLE)
     wraps, end = _parse_wraps(data, count)
-    if [wrap.kind for wrap in wraps] != [PLATFORM, OWNER_RSA_OAEP_SHA256][:count] or len(data) - end != body_size:
+    signed = end + body_size
+    kinds = [PLATFORM, OWNER_RSA_OAEP_SHA256][:count]
+    if [wrap.kind for wrap in wraps] != kinds or len(data) != signed + SIGNATURE_SIZE:
         raise SealBroken(NOT_WHOLE)
-    return Blob(measurement, wraps, data[:end], data[end:])
+    try:
+        Ed25519PublicKey.from_public_bytes(blob_key).verify(data[signed:], _SIGNED_AS + data[:signed])
+    except (InvalidSignature, ValueError) as error:
+        raise SealBroken("it was changed: its signature does not fit") from error
+    return Blob(measurement, blob_key, hashlib.sha256(data).digest(), wraps, data[:end], data[end:signed])
 
 
 def open_with_platform(blob: Blob, *, measurement: bytes, sealing_key: bytes) -> bytes:
@@ -152,6 +194,32 @@ def open_with_data_key(blob: Blob, data_key: bytes) -> bytes:
         return AESGCM(data_key).decrypt(_NONCE, blob.body, blob.aad)
     except InvalidTag as error:
         raise SealBroken("the content does not open: it was changed, or the data key is another blob's") from error
+
+
+def grant_message(blob: Blob) -> bytes:
+    """What the owner signs to let an enclave open this blob, and no other, with the data key."""
+    return _GRANTED_AS + blob.sha256
+
+
+def grant(blob: Blob, private_key: rsa.RSAPrivateKey) -> bytes:
+    """The owner's signature (RSA-PSS with SHA-256), offline: after the blob was found to be true."""
+    return private_key.sign(grant_message(blob), _PSS, hashes.SHA256())
+
+
+def check_grant(blob: Blob, owner_key: str, signature: bytes) -> None:
+    """Whether the owner of the content's policy let this blob be opened, and it is wrapped to that owner.
+
+    Args: owner_key: of the policy inside the blob.
+    Raises: SealBroken: not so. ConfigError: no key.
+    """
+    public_key, key_id = load_owner_key(owner_key)
+    wrap = owner_wrap(blob)
+    if wrap is None or wrap.key_id != key_id:
+        raise SealBroken("its second wrap is for another key than its policy's owner has")
+    try:
+        public_key.verify(signature, grant_message(blob), _PSS, hashes.SHA256())
+    except InvalidSignature as error:
+        raise SealBroken("the owner's signature does not fit this blob: unwrap the file that lies there now") from error
 
 
 def owner_wrap(blob: Blob) -> Wrap | None:

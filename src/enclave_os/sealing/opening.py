@@ -85,7 +85,7 @@ def open_blob(data: bytes, platform: Platform) -> SealedConfig:
         raise SealBroken(_refusal(str(error), None)) from error
     try:
         content = blob.open_with_platform(parsed, measurement=platform.measurement, sealing_key=platform.sealing_key())
-        return sealed_config.decode(content)
+        return _decode(parsed, content)
     except SealBroken as error:
         raise SealBroken(_refusal(str(error), blob.owner_wrap(parsed))) from error
 
@@ -97,7 +97,40 @@ def seal_config(config: SealedConfig, platform: Platform) -> bytes:
         measurement=platform.measurement,
         sealing_key=platform.sealing_key(),
         owner_key=owner_key_of(config.policy),
+        signer=blob.signing_key(config.master_key),
     )
+
+
+def open_granted(data: bytes, data_key: bytes, signature: bytes, policy: bytes) -> SealedConfig:
+    """Open what the platform's key does not, by the owner's leave; in its next boot, not sealed yet.
+
+    The owner has made sure that this blob is a true one, which nothing in here can tell, and signed that. The owner is
+    the one that the sealed policy names: somebody else's blob with a policy of his own has another owner, which the
+    leaf `seal.second_wrap` says from then on.
+
+    Args:
+        data: as the host has it. data_key, signature: as the owner brought them.
+        policy: of the configuration that this start was given.
+    Raises:
+        SealBroken: not this blob's key, not the owner's signature, or not whole.
+        ConfigError: the sealed policy is another than the configuration's.
+    """
+    parsed = blob.parse(data)
+    config = _decode(parsed, blob.open_with_data_key(parsed, data_key))
+    owner_key = owner_key_of(config.policy)
+    if owner_key is None:
+        raise SealBroken("its policy has no owner, so nobody may bring its data key")
+    blob.check_grant(parsed, owner_key, signature)
+    config, _ = under_policy(config, policy)
+    return replace(config.booted(), recoveries=config.recoveries + 1)
+
+
+def _decode(parsed: blob.Blob, content: bytes) -> SealedConfig:
+    """The content, by a blob that its own master key signed. Raises: SealBroken."""
+    config = sealed_config.decode(content)
+    if parsed.blob_key != blob.blob_key_of(config.master_key):
+        raise SealBroken("it is signed by another key than its master key's")
+    return config
 
 
 def under_policy(config: SealedConfig, policy: bytes) -> tuple[SealedConfig, bool]:
@@ -152,7 +185,7 @@ def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
     if second_wrap is not None:
         lines.append(
             f"it has a second wrap, for the owner's key {second_wrap.key_id.hex()[:16]}...: if the platform's key "
-            "changed, that key still opens it; keep the file, since this version has no command that brings it back"
+            "changed, that key still opens it: enclave-os seal recover --help"
         )
     lines.append(
         f"put an undamaged {FOLDER}/config.sealed back, or start with another --state-dir for an empty enclave; "

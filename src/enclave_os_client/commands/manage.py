@@ -47,13 +47,17 @@ class Refused(Exception):
         self.code = code
 
 
-def add_server(parser: Parser, role: str = "", *, scope: str = "") -> None:
-    """Describe where the server is, whose token it is shown (of that role, or with that scope), and what must hold."""
+def add_server(parser: Parser, role: str | None = "", *, scope: str = "") -> None:
+    """Describe where the server is, whose token it is shown (of that role, or with that scope; None: nobody's), and
+    what must hold of it."""
     parser.add_argument("--url", required=True, metavar="https://HOST[:PORT]")
-    needs = f"of role {role}" if role else f"with the scope {scope}"
-    parser.add_argument(
-        "--token", required=True, metavar="FILE", help=f"file with a bearer token {needs}; - is standard input"
-    )
+    if role is None:
+        parser.set_defaults(token=None)
+    else:
+        needs = f"of role {role}" if role else f"with the scope {scope}"
+        parser.add_argument(
+            "--token", required=True, metavar="FILE", help=f"file with a bearer token {needs}; - is standard input"
+        )
     add_demands(parser)
 
 
@@ -110,7 +114,8 @@ class Server:
 
         Args: path: as it is to stand on the wire. document, content: the body, as JSON or as it is.
         """
-        headers = {**(fields or {}), "Authorization": f"Bearer {_token(self._parsed)}"}
+        token = _token(self._parsed)
+        headers = {**(fields or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
         with self._saying():
             return self._client.request(method, self._origin + path, json=document, content=content, headers=headers)
 
@@ -214,7 +219,10 @@ def _say_once(parsed: argparse.Namespace, text: str) -> None:
 
 
 def _token(parsed: argparse.Namespace) -> str:
+    """The token; empty where the command shows none."""
     name = parsed.token
+    if name is None:
+        return ""
     if name == "-":
         given = vars(parsed)
         if "read_token" not in given:

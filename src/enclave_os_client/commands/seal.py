@@ -9,6 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from . import seal_recover
 from .manage import EXIT_CODES, TRUST, add_server, ask, run, say
 
 if TYPE_CHECKING:
@@ -24,9 +25,14 @@ examples:
       the enclave of that measurement may be given all that is sealed (seal.export = "approved")
   enclave-os seal import --from https://enclave.example --giver 4f3c...e1 --config site.toml
       an upgrade that keeps the data: the new code takes it from the running server (enclave-os seal import --help)
+  enclave-os seal unwrap config.sealed --key owner.pem --blob-key 9c...40 --grant grant.json
+  enclave-os seal recover --url https://enclave.example --grant grant.json
+      the processor's sealing key has changed: the owner opens it (enclave-os seal recover --help)
 
 {TRUST}
 {EXIT_CODES}"""
+
+_NOTE: Final = ": note it, seal unwrap asks for it"
 
 CLOCK_EPILOG: Final = f"""\
 A clock more than 24 h ahead of the last sealed time is in doubt: the host may have moved it. This sends the time of
@@ -43,7 +49,7 @@ here, and --collateral FILE has to come with --mrenclave; or use --ca.
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     group = commands.add_parser("seal", description="What a server has sealed.", epilog=EPILOG)
-    names = group.add_subparsers(dest="action", required=True, metavar="status|clock|approve|import")
+    names = group.add_subparsers(dest="action", required=True, metavar="status|clock|approve|import|unwrap|recover")
     status = names.add_parser("status", description="Print how it stands.", epilog=f"{TRUST}\n{EXIT_CODES}")
     add_server(status, "monitoring")
     status.add_argument("--json", action="store_true", help="for machines")
@@ -58,6 +64,7 @@ def add(commands: Subparsers) -> None:
     approve.add_argument("--revoke", action="store_true", help="take the approval back")
     add_server(approve, "manager")
     approve.set_defaults(run=lambda parsed: run(parsed, lambda given: _approve(approve, given)))
+    seal_recover.add(names)
     names.add_parser("import", add_help=False)  # the host's, executed before parsing; here so that a typo is answered
 
 
@@ -101,6 +108,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         ("measurement", found["measurement"]),
         ("boot", f"{found['boot_count']}{first}"),
         ("second wrap", _wrap(found["second_wrap"])),
+        ("blob key", f"{found['blob_key']}{_NOTE if found['second_wrap'] else ''}"),
         ("CA", "none" if ca is None else f"key {ca['key_origin']}, chain ends {_moment(ca['expires'])}"),
         ("clock", f"IN DOUBT: {clock['why']}" if clock["in_doubt"] else "trusted"),
         ("clock's floor", _moment(clock["floor"])),
@@ -115,6 +123,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if found["imported_from"] is not None:
         source = found["imported_from"]
         rows.append(("imported from", f"{source['mr_enclave']}, in its boot {source['boot_count']}"))
+    if found["recoveries"]:
+        rows.append(("recovered", f"{found['recoveries']} times, by the owner: the platform's key did not open it"))
     lines = [f"{name:<20}  {text}" for name, text in rows]
     return [found["warning"], *lines] if "warning" in found else lines
 
