@@ -70,16 +70,16 @@ def run(
         try:
             region.call_channels()
             region.call_run(document)
-            return _run(region, settings, log, state.path, Carrier(host, port), launch, platform)
+            seal = SealStore(state.path, log.warning, imports_from=giver)
+            return _run(region, seal, log, Carrier(host, port), launch, platform)
         finally:
             region.unlink()
             log.flush()
 
 
 def _run(
-    region: Region, settings: Settings, log: Log, state: Path, carrier: Carrier, launch: Launch, platform: Path | None
+    region: Region, seal: SealStore, log: Log, carrier: Carrier, launch: Launch, platform: Path | None
 ) -> tuple[int, str]:
-    seal = SealStore(state, log.warning, importing=True)
     problems: list[str] = []
     doorbell = launch.doorbell(lambda line: log.write(LogLevel.ERROR, INDEX, line), proxy=False)
     dispatcher = RPCDispatcher(

@@ -47,6 +47,7 @@ from .handlers.seal import SealStore
 from .handlers.stop import stop_handler
 from .handlers.store_desk import StoreDesk
 from .handlers.time import tell_time
+from .imported_rows import bring_rows
 from .launch import SIMULATED, Launch
 from .rpc_dispatcher import Registry, RPCDispatcher
 from .service_manager import notify, say_ready
@@ -161,6 +162,7 @@ class Supervisor:
             rpc_to_host=rings.rpc_to_host,
             rpc_to_enclave=rings.rpc_to_enclave,
         )
+        bring_rows(state_folder, log.info)
         for name in remove_leftovers(folder):
             log.info(f"removed region {name}, whose server is dead")
         self._ca = open_development_ca(state_folder) if settings.ca.mode == "development" else None

@@ -35,10 +35,10 @@ Changed code has another measurement, and cannot open what the former code has s
        enclave-os seal import --from https://enclave.example --giver 4f3c...e1 --config site.toml
      starts the new enclave for this alone: both enclaves prove themselves to one another over one TLS connection that
      ends inside both, and all that is sealed goes over it: master key, CA, policy, root of the key-value store
-  3. stop the former server, and copy the rows of its key-value store, <state folder>/sealed/<former>/store, into the
-     folder of the new measurement; they are opaque, and rows that do not fit are refused
+  3. stop the former server. On another state folder: bring <state folder>/sealed/<former measurement> there as well
   4. enclave-os serve --config site.toml
-     boot count and CA go on; clients see where it came from (config leaf seal.imported_from)
+     copies the rows of the former key-value store first (opaque as they are; those that do not fit are refused); boot
+     count and CA go on; clients see where it came from (config leaf seal.imported_from)
 
 It can run beside the former server, on the same state folder. Nothing is taken over what the new measurement has sealed
 already; and nothing from an enclave of another signer or product: it might be one of this machine's owner.

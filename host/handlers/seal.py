@@ -3,6 +3,7 @@
 <state folder>/sealed/<measurement>/config.sealed     what the enclave sealed
                                    /ca.csr            its request for a CA certificate, PEM
                                    /ca.pem            the chain that was installed for it
+                                   /imported-from     whose rows are to be copied at the next start (imported_rows.py)
                                    /store             the key-value store (`kv_store`)
 """
 
@@ -24,6 +25,7 @@ from . import Later, Refused
 FOLDER: Final = "sealed"
 STORE_FOLDER: Final = "store"
 BLOB_FILE: Final = "config.sealed"
+NOTE_FILE: Final = "imported-from"
 
 
 class SealStore:
@@ -34,7 +36,8 @@ class SealStore:
         say: a line for the operator. Any thread.
         before_write: called in the writer's thread before a blob is written: what the blob knows of must be durable
             first. OSError keeps it from being written.
-        importing: the enclave is there to take over what another one has sealed, and seals over nothing of its own.
+        imports_from: the enclave is there to take over what this measurement has sealed, and seals over nothing of its
+            own; empty: it is not.
     """
 
     def __init__(
@@ -43,12 +46,12 @@ class SealStore:
         say: Callable[[str], None],
         before_write: Callable[[], None] = lambda: None,
         *,
-        importing: bool = False,
+        imports_from: str = "",
     ) -> None:
         self._folder = folder / FOLDER
         self._say = say
         self._before_write = before_write
-        self._importing = importing
+        self._imports_from = imports_from
         # One thread: it begins with the first write, and a late write never lands on a newer one.
         self._writer = ThreadPoolExecutor(1, "seal-store")
 
@@ -74,7 +77,7 @@ class SealStore:
             with (folder / BLOB_FILE).open("rb") as stream:
                 data = stream.read(SEALED_SIZE_MAX + 1)
         except FileNotFoundError:
-            if not self._importing:
+            if not self._imports_from:
                 self._tell_of_others(folder)
             return bytes([flags])
         if len(data) > SEALED_SIZE_MAX:
@@ -86,7 +89,7 @@ class SealStore:
         of the calls."""
         later = Later()
         measurement, data = payload[:MEASUREMENT_SIZE], payload[MEASUREMENT_SIZE:]
-        if self._importing and (self.folder_of(measurement) / BLOB_FILE).exists():
+        if self._imports_from and (self.folder_of(measurement) / BLOB_FILE).exists():
             self._say("this measurement has made a first boot meanwhile: nothing is written over what it has sealed")
             raise Refused(Status.FAILED)
         self._writer.submit(self._write, measurement, data, later)
@@ -96,6 +99,8 @@ class SealStore:
         try:
             self._before_write()
             folder = self.folder_of(measurement)
+            if self._imports_from:
+                write_whole(folder / NOTE_FILE, self._imports_from.encode("ascii"), 0o600)
             write_whole(folder / BLOB_FILE, data, 0o600)
             _sync_folder(folder)
         except (OSError, Refused):

@@ -41,6 +41,8 @@ class Trial(Module):
             Route("GET", "/trial/fail", self.fail),
             Route("GET", "/trial/fail-later", self.fail_later),
             Route("PUT", "/trial/configured", self.configure),
+            Route("PUT", "/trial/kept/{name}", self.keep),
+            Route("GET", "/trial/kept/{name}", self.kept),
             Route("GET", "/trial/caller", self.caller),
             Route("POST", "/trial/reflect", self.reflect),
             Route("POST", "/trial/log", self.log),
@@ -69,6 +71,20 @@ class Trial(Module):
     def _pair(self, request: Request) -> tuple[list[Table], bytes]:
         storage = self._given().storage
         return [storage.table("left"), storage.table("right")], (request.params or {})["name"].encode()
+
+    async def keep(self, request: Request) -> Response:
+        """The body, into the sealed store."""
+        version = await self._table().put((request.params or {})["name"].encode(), request.body)
+        return json_response({"version": version})
+
+    async def kept(self, request: Request) -> Response:
+        """It again."""
+        item = await self._table().get((request.params or {})["name"].encode())
+        return Response(404) if item is None else Response(200, item.value, "application/octet-stream")
+
+    def _table(self) -> Table:
+        assert self._services is not None
+        return self._services.storage.table("trial")
 
     def echo(self, request: Request) -> Response:
         """The body."""

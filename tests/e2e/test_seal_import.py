@@ -17,8 +17,9 @@ from cryptography import x509
 from tests.e2e.installation import install_changed
 from tests.e2e.server import END_SECONDS, Server
 from tests.e2e.test_attestation import manifest
-from tests.e2e.test_sealing import Site, command, hello
+from tests.e2e.test_sealing import Site, command
 from tests.e2e.test_sealing import site as site
+from tests.e2e.wire import Connection, get, request
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,23 @@ def leaves(server: Server) -> dict[str, str]:
     return {leaf["name"]: leaf["sha256"] for leaf in manifest(server)["leaves"]}
 
 
+def keep(server: Server, name: str, value: bytes) -> None:
+    with Connection(server) as connection:
+        assert connection.ask(request("PUT", f"/trial/kept/{name}", body=value)).status == 200
+
+
+def kept(server: Server, name: str) -> bytes:
+    with Connection(server) as connection:
+        return connection.ask(get(f"/trial/kept/{name}")).body
+
+
 def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
     site = upgrade.site
     former = site.start()
     known = manifest(former)
     giver, token, master_key = known["mr_enclave"], site.token("manager"), site.sealed().master_key
     assert "seal.given_to" not in leaves(former)
+    keep(former, "before", b"the transfer")
 
     refused = upgrade.take(former.port, giver)
     assert (refused.returncode, "no measurement is approved" in refused.stderr) == (os.EX_CONFIG, True), refused.stderr
@@ -86,13 +98,15 @@ def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
     assert leaves(former)["seal.given_to"] == sha256(f'["{found[1]}"]'.encode()).hexdigest()
     refused = upgrade.take(former.port, giver)
     assert "has a sealed configuration of its own already" in refused.stderr
-    hello(former)  # it serves on until it is stopped
+    keep(former, "after", b"it too")  # it serves on until it is stopped
     before = status(former, site.token("monitoring"))
     former.stop()
 
     latter = Server(upgrade.python, site.folder / "latter", {"server": {"state_dir": str(site.state)}}, site.issuer)
     site.started.append(latter)
-    hello(latter)
+    latter.wait_for_log("copying the rows of the key-value store")
+    assert (kept(latter, "before"), kept(latter, "after")) == (b"the transfer", b"it too")
+    keep(latter, "after", b"and on")
     after = status(latter, site.token("monitoring"))
     assert (after["measurement"], after["boot_count"]) == (found[1], before["boot_count"] + 2)
     assert after["imported_from"] == {"mr_enclave": giver, "boot_count": before["boot_count"]}

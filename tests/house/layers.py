@@ -104,6 +104,7 @@ HOST_RANKS: dict[str, int] = {
     "enclave_os_host.launch": 5,
     "enclave_os_host.supervisor": 6,
     "enclave_os_host.importer": 6,
+    "enclave_os_host.imported_rows": 4,
     "enclave_os_host.gramine": 7,
     "enclave_os_host.commands": 8,
     "enclave_os_host.cli": 9,
