@@ -7,6 +7,7 @@ protocol, the streams carry the bytes. The two halves differ in `await` alone.
 from __future__ import annotations
 
 import secrets
+import socket
 from typing import Final
 
 import h11
@@ -117,12 +118,13 @@ class _Exchange:
 
 
 def open_stream(
-    plain: httpcore.NetworkStream, host: str, server: str, demands: Demands
+    plain: httpcore.NetworkStream, host: str, server: str, demands: Demands, due: float | None = None
 ) -> tuple[TLSStream, Attestation]:
     """Shake hands over `plain`, which it takes over, and examine the server.
 
     Args:
         host: name or address to check and ask for. server: `host:port`, as the Host field and the memory have it.
+        due: when all of it must be done, `demands.monotonic` seconds; None: `demands.attest_seconds` from now.
     Returns: the stream, ready for use, and what was found; whether that is enough is for `Attestation.require`.
     Raises:
         ServerProtocolError, httpcore's network errors, MemoryFileError.
@@ -137,7 +139,7 @@ def open_stream(
         raise
     stream = TLSStream(plain, handshake.engine, demands.monotonic)
     try:
-        stream.due = demands.monotonic() + demands.attest_seconds
+        stream.due = demands.monotonic() + demands.attest_seconds if due is None else due
         try:
             stream.shake_hands()
         except ServerProtocolError as error:
@@ -202,17 +204,36 @@ async def open_async_stream(
 
 def examine(host: str, port: int, demands: Demands) -> Attestation:
     """Connect, examine, and hang up: what `enclave-os verify` does. A certificate that the CA does not vouch for is a
-    finding like any other here.
+    finding like any other here. All of it takes `demands.attest_seconds` at most, looking up the name left out.
 
     Raises: as `open_stream`, but for CertificateRefused.
     """
-    plain = httpcore.SyncBackend().connect_tcp(host, port, timeout=demands.attest_seconds)
+    due = demands.monotonic() + demands.attest_seconds
+    plain = _connect(host, port, due, demands)
     try:
-        stream, found = open_stream(plain, host, server_name(host, port), demands)
+        stream, found = open_stream(plain, host, server_name(host, port), demands, due)
     except CertificateRefused as error:
         return chain_refused(server_name(host, port), demands, str(error))
     stream.close()
     return found
+
+
+def _connect(host: str, port: int, due: float, demands: Demands) -> httpcore.NetworkStream:
+    """TCP to the first address that answers, all tries together until `due`. Raises: httpcore's network errors."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise httpcore.ConnectError(str(error)) from error
+    failed: Exception = httpcore.ConnectError(f"{host} has no address")
+    for *_, address in found:
+        left = due - demands.monotonic()
+        if left <= 0:
+            raise httpcore.ConnectTimeout("connecting took too long")
+        try:
+            return httpcore.SyncBackend().connect_tcp(str(address[0]), port, timeout=left)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+            failed = error
+    raise failed
 
 
 def server_name(host: str, port: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,39 @@ class TestHandshake:
             connect.open_stream(served, "enclave.example", "enclave.example:443", demands)
         assert clock[0] == 30.0
         assert served.closed
+
+    def test_connecting_and_examining_share_one_deadline(
+        self, enclave: Enclave, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock, waits = [0.0], []
+        served = Served(enclave)
+
+        def connect_tcp(backend: object, host: str, port: int, timeout: float) -> Served:
+            waits.append(timeout)
+            clock[0] += 20.0
+            if len(waits) == 1:
+                raise httpcore.ConnectTimeout("the first address is silent")
+            return served
+
+        def read(max_bytes: int, timeout: float | None = None) -> bytes:
+            assert timeout is not None
+            waits.append(timeout)
+            return Served.read(served, max_bytes, timeout)
+
+        served.read = read  # type: ignore[method-assign]
+        addresses = [(0, 0, 0, "", ("192.0.2.1", 443)), (0, 0, 0, "", ("192.0.2.2", 443))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: addresses)
+        monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect_tcp)
+        demands = Demands(policy=POLICY, attest_seconds=50, monotonic=lambda: clock[0])
+        assert connect.examine("enclave.example", 443, demands).accepted
+        assert waits[:2] == [50.0, 30.0]
+        assert set(waits[2:]) == {10.0}
+
+        waits.clear()
+        clock[0] = 0.0
+        with pytest.raises(httpcore.ConnectTimeout, match="too long"):
+            connect.examine("enclave.example", 443, dataclasses.replace(demands, attest_seconds=15))
+        assert waits == [15.0]
 
     @pytest.mark.parametrize("size", [0, 1, 5, 100, 1000])
     def test_a_peer_that_ends_within_it(self, enclave: Enclave, demands: Demands, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ def run(enclave: Enclave, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
     def verify(*arguments: str, served: Served | None = None) -> tuple[int, str, str]:
         monkeypatch.setattr(httpcore, "SyncBackend", lambda: Backend(served or Served(enclave)))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.1", 443))])
         try:
             code = cli.main(["verify", *arguments])
         except SystemExit as end:
