@@ -23,7 +23,13 @@ FILE_SIZE_MAX: Final = 1 << 20  # far above any configuration; a wrong path must
 ENVIRONMENT_PREFIX: Final = "ENCLAVE_OS_"
 CONFIG_VARIABLE: Final = "ENCLAVE_OS_CONFIG"
 DEFAULT: Final = "default"
-PLACED: Final = (("ca", "certificate_file"), ("ca", "key_file"), ("gramine", "key_file"), ("gramine", "image"))
+PLACED: Final = (
+    ("ca", "certificate_file"),
+    ("ca", "key_file"),
+    ("collateral", "ca_file"),
+    ("gramine", "key_file"),
+    ("gramine", "image"),
+)
 
 Document = dict[str, dict[str, object]]
 

@@ -15,8 +15,9 @@ from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import plan_region
 from enclave_os.wire.rpc import LogLevel, Method
-from enclave_os.wire.setting_table import Settings, Start
+from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import enclave_document
+from enclave_os.wire.start import Start
 
 from .enclave_process import EnclaveProcess, describe_exit
 from .handlers.carry import Carrier

@@ -15,7 +15,6 @@ logged and ignored: the configuration is read once, since the enclave's part of 
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import queue
@@ -34,13 +33,15 @@ from typing import Final
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import EntryResult, Slot, plan_region
 from enclave_os.wire.rpc import LogLevel, Method
-from enclave_os.wire.setting_table import Settings, Start
+from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import ConfigError, enclave_document
+from enclave_os.wire.start import Start
 
 from .ca import open_development_ca, read_imported_ca
 from .doorbell import Doorbell, ring, silence
 from .enclave_process import EnclaveProcess, describe_exit
 from .handlers.ca import CertificateDesk
+from .handlers.collateral import collateral_handler
 from .handlers.log import Log, log_handler
 from .handlers.peers import Carrier, Mailboxes
 from .handlers.seal import SealStore
@@ -136,7 +137,7 @@ def serve(
         return EX_CONFIG
     except ListenError as error:
         log.error(str(error))
-        return _listen_exit(error.__cause__)
+        return error.exit_code
     except OSError as error:
         log.error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return EX_NOPERM if isinstance(error, PermissionError) else EX_OSERR
@@ -167,6 +168,7 @@ class Supervisor:
             log.info(f"removed region {name}, whose server is dead")
         self._ca = open_development_ca(state_folder) if settings.ca.mode == "development" else None
         self._platform = launch.platform_folder(settings, state_folder)
+        self._collateral = collateral_handler(settings.collateral, self._platform, log.warning)
         # Made before anything is started, so that a configuration that cannot be passed stops us here.
         count = 1 if recover else settings.server.workers
         start = Start(kind="recover") if recover else Start()
@@ -352,6 +354,7 @@ class Supervisor:
                 Method.PEER_SEND: self._mail.sender(index),
                 Method.PEER_TAKE: self._mail.taker(index),
                 Method.PEER_CARRY: self._carrier.handler(index),
+                Method.COLLATERAL: self._collateral,
                 Method.LOG: log_handler(self._log, index),
                 Method.STOP: stop_handler(lambda: self._ask(lambda: self._stop("the enclave asked to be stopped"))),
                 **self._stores.handlers(lambda: self._workers[index].reads()),
@@ -481,13 +484,3 @@ def _result(region: Region, slot: Slot) -> EntryResult | None:
 def _reason(results: Sequence[EntryResult | None]) -> str:
     refused = [result.name for result in results if result]
     return f": it answered {', '.join(refused)} (its reason is above)" if refused else ""
-
-
-def _listen_exit(cause: BaseException | None) -> int:
-    if not isinstance(cause, OSError):
-        return EX_OSERR
-    if cause.errno == errno.EADDRINUSE:
-        return EX_TEMPFAIL
-    if isinstance(cause, PermissionError):
-        return EX_NOPERM
-    return EX_CONFIG if cause.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) else EX_OSERR

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import resource
 import socket
 import threading
@@ -28,6 +30,17 @@ JOIN_SECONDS_MAX: Final = 5.0
 
 class ListenError(Exception):
     """An address cannot be listened on; `__cause__` is the OSError."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process (sysexits.h): taken, not permitted, not an address of this machine, or anything else."""
+        cause = self.__cause__
+        if isinstance(cause, PermissionError):
+            return os.EX_NOPERM
+        if not isinstance(cause, OSError):
+            return os.EX_OSERR
+        known = {errno.EADDRINUSE: os.EX_TEMPFAIL, errno.EADDRNOTAVAIL: os.EX_CONFIG, errno.EAFNOSUPPORT: os.EX_CONFIG}
+        return known.get(cause.errno or 0, os.EX_OSERR)
 
 
 class TCPProxy:

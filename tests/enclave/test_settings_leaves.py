@@ -14,7 +14,8 @@ from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.setting_kinds import dump_table
-from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings, Issuer, Start
+from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings, Issuer
+from enclave_os.wire.start import Start
 
 CA = CertificateAuthority(certificate_pem="", key_pem="", key_origin="imported")
 SETTINGS = EnclaveSettings(worker_index=0, worker_count=2, ca=CA)

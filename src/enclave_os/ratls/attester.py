@@ -71,7 +71,10 @@ class Attester(Protocol):
         """
 
     def collateral(self) -> Collateral | None:
-        """What a verifier needs beside the quote, when the platform has it at hand; None: ask the host (PCCS)."""
+        """What a verifier needs beside the quote, the last that was taken; None: there is none yet."""
+
+    def take_collateral(self, collateral: Collateral) -> None:
+        """Show this from now on: our own quote verified with it (`collateral_source`)."""
 
     def sealing_key(self) -> bytes:
         """32 bytes that only this measurement gets on this platform, the same at every start.
@@ -129,6 +132,7 @@ class DeviceAttester:
     def __init__(self, root: Path = DEVICE_ROOT) -> None:
         self._root = root
         self._lock = threading.Lock()
+        self._collateral: Collateral | None = None
         kind = self._read(ATTESTATION_TYPE, 64)
         if kind != b"dcap":
             raise AttestationError(
@@ -151,8 +155,12 @@ class DeviceAttester:
         return made
 
     def collateral(self) -> Collateral | None:
-        """None: Intel's collateral comes through the host."""
-        return None
+        """See `Attester`. Intel's comes through the host."""
+        return self._collateral
+
+    def take_collateral(self, collateral: Collateral) -> None:
+        """See `Attester`."""
+        self._collateral = collateral
 
     def sealing_key(self) -> bytes:
         """See `Attester`. From the CPU's key for this MRENCLAVE (EGETKEY), as Gramine gives it."""
@@ -266,8 +274,12 @@ class SimulatedAttester:
         return signed + self._size + r.to_bytes(32, "big") + s.to_bytes(32, "big") + self._rest
 
     def collateral(self) -> Collateral | None:
-        """See `Attester`."""
+        """See `Attester`. At first the folder's; it is good for 30 days, and the host renews it."""
         return self._collateral
+
+    def take_collateral(self, collateral: Collateral) -> None:
+        """See `Attester`."""
+        self._collateral = collateral
 
     def sealing_key(self) -> bytes:
         """See `Attester`."""

@@ -26,6 +26,7 @@ from enclave_os.modules.recover import RecoverRoutes
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.modules.seal import SealRoutes
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
+from enclave_os.ratls.collateral_source import CollateralSource
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
@@ -54,6 +55,7 @@ from enclave_os.wire.rpc import Method
 
 CHECKPOINT_SECONDS: Final = 3600.0  # between two seals of the clock's floor
 LAST_SECONDS: Final = 2.0  # for the checkpoint of the end; the host waits 5 s for us
+COLLATERAL_SECONDS: Final = 90.0  # four answers of Intel's, one after another
 CLOCK_SECONDS: Final = 60.0  # how often the floor is raised, so that 24 h of silence never look like a step
 
 
@@ -90,6 +92,12 @@ class Server:
             self._clock,
             state=self._state,
             random=os.urandom,
+        )
+        self._collateral = CollateralSource(
+            context.attester,
+            lambda platform: self._rpc.call(Method.COLLATERAL, platform, deadline=COLLATERAL_SECONDS),
+            self._clock.trusted_ns,
+            logging.getLogger("attestation"),
         )
         self._authority: Authority | None = None
         self._certificates: CertificateStore | None = None
@@ -140,7 +148,8 @@ class Server:
         if self._recovering is not None:
             modules.append(RecoverRoutes(self._recovering))
         else:
-            modules += [SealRoutes(self._sealing, exporting), *load_modules(settings.modules.enabled, context.module_points)]
+            found = load_modules(settings.modules.enabled, context.module_points)
+            modules += [SealRoutes(self._sealing, exporting), *found]
         self._registry = Registry(modules, authenticator, logging.getLogger("module"))
 
     async def run(self) -> ExitCode:
@@ -186,6 +195,7 @@ class Server:
         ingress.on_wake()
         await self._rpc.call(Method.TIME)  # proves that the dispatcher answers
         self._log.send_by(lambda line: self._rpc.cast(Method.LOG, line))
+        self._keep(self._keep_collateral())
         if self._recovering is not None:
             self._take_authority(await self._recovering.begin())
             await self._registry.start(self._services)
@@ -239,6 +249,14 @@ class Server:
             except PeerProtocolError:
                 return  # the client told `on_lie`
             self._tree.update(seal_leaves(config))
+
+    async def _keep_collateral(self) -> None:
+        """Have what verifies our quotes in date, for as long as this process lives."""
+        while True:
+            try:
+                await asyncio.sleep(await self._collateral.refresh())
+            except PeerProtocolError:
+                return  # the client told `on_lie`
 
     def _checkpoint_again(self) -> None:
         self._keep(self._checkpoint())

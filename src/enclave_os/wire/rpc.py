@@ -18,6 +18,9 @@ MEASUREMENT_SIZE: Final = 32  # MRENCLAVE (Intel SDM 3D, 38.7)
 SEALED_SIZE_MAX: Final = 96 << 10  # keys, a chain, two policies and what modules keep; one record of the RPC rings
 CARRY_HEADER_SIZE: Final = 5  # which connection to the other enclave, as ours counts them, and whether to wait
 CARRY_SIZE_MAX: Final = 64 << 10  # TLS bytes of one turn; the sealed content takes two or three
+FMSPC_SIZE: Final = 6  # family, model, stepping, platform type, custom SKU: chooses the TCB info
+PCK_AUTHORITIES: Final = ("processor", "platform")  # Intel's two CAs of PCK certificates; a u8 counts them
+COLLATERAL_SIZE_MAX: Final = 96 << 10  # Intel's has some 14 KiB; one record of the smallest RPC ring
 PEER_INDEX_SIZE: Final = 2  # u16 LE: a worker
 PEER_LETTER_SIZE_MAX: Final = 100 << 10  # the sealed content, opened, and what a worker says with it
 PEER_CARRY_HEADER_SIZE: Final = 4  # u8 PeerCarryFlag, u8 zero, u16 LE worker
@@ -52,6 +55,7 @@ class Method(IntEnum):
     PEER_CARRY = 22
     KV_BATCH_PIECE = 28
     KV_BATCH_END = 29
+    COLLATERAL = 40
 
 
 class Status(IntEnum):
@@ -254,6 +258,15 @@ METHODS: Final = MappingProxyType(
                 "u8 more, u8 zero, u16 row count, rows",
                 kv.KV_ROWS_HEADER_SIZE,
                 kv.KV_MESSAGE_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.COLLATERAL,
+                "6 bytes FMSPC, u8 PCK CA: 0 processor, 1 platform",
+                FMSPC_SIZE + 1,
+                FMSPC_SIZE + 1,
+                "JSON of the nine members of collateral, alleged: verified inside",
+                2,
+                COLLATERAL_SIZE_MAX,
             ),
         )
     }

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, get_args
+from typing import Final
 
 from enclave_os.wire.authority import CertificateAuthority
+from enclave_os.wire.collateral_settings import Collateral
 from enclave_os.wire.gramine import Gramine, PlatformFiles
 from enclave_os.wire.kv_settings import KV, EnclaveKV
 from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
@@ -40,14 +41,13 @@ from enclave_os.wire.setting_kinds import (
     Text,
     key,
 )
+from enclave_os.wire.start import SERVE, Start
 
 WORKERS_MAX: Final = 64
 PLATFORM_ID_SIZE: Final = 16
 QUOTES_PER_SECOND_MAX: Final = 1_000_000
 DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339e1096653b2a96"
 """MRSIGNER of simulated enclaves unless another is given: SHA-256 of `Enclave OS development signer`, of no key."""
-StartKind = Literal["serve", "import", "recover"]
-START_KINDS: Final[tuple[StartKind, ...]] = get_args(StartKind)
 EXPORTS: Final = ("none", "approved", "signer")
 CAPACITY: Final = Size(RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
 # Half a ring takes one record: the sealed configuration (wire.rpc.SEALED_SIZE_MAX) is the largest there is.
@@ -389,21 +389,8 @@ class Settings:
     module: ModuleTables = field(default_factory=dict)
     gramine: Gramine = field(default_factory=Gramine)
     kv: KV = field(default_factory=KV)
+    collateral: Collateral = field(default_factory=Collateral)
     log: Log = Log()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What this start is for.
-
-    Attributes:
-        kind: `serve`; or `import`: take what another enclave has sealed, seal it and end; or `recover`: serve nothing
-            but the route by which the owner opens what the platform's key no longer opens, and end.
-        giver: for an import, MRENCLAVE of that other enclave in hexadecimal; else empty.
-    """
-
-    kind: StartKind = "serve"
-    giver: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -416,7 +403,7 @@ class EnclaveSettings:
     worker_index: int
     worker_count: int
     ca: CertificateAuthority
-    start: Start = Start()
+    start: Start = SERVE
     platform: PlatformFiles | None = None
     rings: EnclaveRings = EnclaveRings()
     timeouts: EnclaveTimeouts = EnclaveTimeouts()
@@ -447,6 +434,7 @@ SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "modules": Modules,
         "kv": KV,
         "gramine": Gramine,
+        "collateral": Collateral,
         "log": Log,
     }
 )

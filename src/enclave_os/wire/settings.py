@@ -38,14 +38,13 @@ from enclave_os.wire.setting_kinds import (
 from enclave_os.wire.setting_table import (
     ENCLAVE_SECTIONS,
     SECTIONS,
-    START_KINDS,
     WORKERS_MAX,
     EnclaveSeal,
     EnclaveSettings,
     ModuleTables,
     Settings,
-    Start,
 )
+from enclave_os.wire.start import SERVE, START_KINDS, Start
 
 __all__ = [
     "CertificateAuthority",
@@ -60,7 +59,6 @@ __all__ = [
 
 Value = TypeVar("Value")
 
-SERVE: Final = Start()
 DOCUMENT_FORMAT: Final = 1
 DOCUMENT_DEPTH_MAX: Final = 16  # the deepest of ours is a module's section: 3 above it, 8 within
 PUBLIC_KEY_LINE: Final = "-----BEGIN PUBLIC KEY-----"
@@ -245,6 +243,7 @@ def _read_sections(
             problems["auth.issuers"] = f"entry {number}: {text}"
     _check_seal(sections.get("seal"), problems)
     _check_ca(sections.get("ca"), problems)
+    _check_collateral(sections.get("collateral"), problems)
     return sections
 
 
@@ -262,6 +261,11 @@ def _check_ca(ca: Any, problems: dict[str, str]) -> None:
     if ca and bool(ca.certificate_file) != bool(ca.key_file):
         missing = "ca.key_file" if ca.certificate_file else "ca.certificate_file"
         problems[missing] = "is missing: a key from outside needs both files, and none lets the key be made inside"
+
+
+def _check_collateral(collateral: Any, problems: dict[str, str]) -> None:
+    if collateral and collateral.url and not collateral.url.startswith(("https://", "http://")):
+        problems["collateral.url"] = f"{shown(collateral.url)} begins with neither https:// nor http://"
 
 
 def _issuer_problem(issuer: Issuer) -> str | None:
