@@ -20,7 +20,9 @@ from enclave_os.wire.settings import enclave_document
 from enclave_os.wire.start import Start
 
 from .enclave_process import EnclaveProcess, describe_exit
+from .handlers import Handler
 from .handlers.carry import Carrier
+from .handlers.collateral import collateral_handler
 from .handlers.log import Log, log_handler
 from .handlers.seal import SealStore
 from .handlers.time import tell_time
@@ -72,14 +74,21 @@ def run(
             region.call_channels()
             region.call_run(document)
             seal = SealStore(state.path, log.warning, imports_from=giver)
-            return _run(region, seal, log, Carrier(host, port), launch, platform)
+            collateral = collateral_handler(settings.collateral, platform, log.warning)
+            return _run(region, seal, collateral, log, Carrier(host, port), launch, platform)
         finally:
             region.unlink()
             log.flush()
 
 
 def _run(
-    region: Region, seal: SealStore, log: Log, carrier: Carrier, launch: Launch, platform: Path | None
+    region: Region,
+    seal: SealStore,
+    collateral: Handler,
+    log: Log,
+    carrier: Carrier,
+    launch: Launch,
+    platform: Path | None,
 ) -> tuple[int, str]:
     problems: list[str] = []
     doorbell = launch.doorbell(lambda line: log.write(LogLevel.ERROR, INDEX, line), proxy=False)
@@ -95,6 +104,7 @@ def _run(
                 Method.SEAL_LOAD: seal.load,
                 Method.SEAL_STORE: seal.store,
                 Method.SEAL_CARRY: carrier.carry,
+                Method.COLLATERAL: collateral,
                 Method.LOG: log_handler(log, INDEX),
             }
         )

@@ -63,6 +63,13 @@ def test_the_request(run: Run) -> None:
     assert json.loads(seen[0].content) == {"mr_enclave": "77" * 32}
 
 
+def test_an_export_says_what_to_run_there(run: Run) -> None:
+    answer = {"exports": ["77" * 32], "measurement": "4f" * 32}
+    code, shown, _ = run(says(200, answer), "seal", "export", "77" * 32)
+    assert code == 0
+    assert f"enclave-os seal import --from {URL} --giver {'4f' * 32} --config FILE" in shown
+
+
 def test_what_a_server_says_moves_no_cursor(run: Run) -> None:
     _, shown, _ = run(says(200, {"exports": ["\x1b[2Jaa\nenclave-os: all is well"]}), "seal", "approve", "77" * 32)
     assert shown == "\\x1b[2Jaa\\x0aenclave-os: all is well\n"

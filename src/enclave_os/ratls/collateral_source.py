@@ -25,6 +25,8 @@ from enclave_os.wire.rpc import FMSPC_SIZE, PCK_AUTHORITIES
 
 FRESH_SECONDS: Final = 6 * 3600.0
 """Between two fetches that went well: Intel's says that it is good for 30 days, and a revocation should show sooner."""
+COLLATERAL_SECONDS: Final = 90.0
+"""For one fetch: four answers of Intel's, one after another."""
 RETRY_SECONDS: Final = 300.0
 
 NEEDED: Final = frozenset({"quote", "root", "signatures", "collateral"})

@@ -17,6 +17,7 @@ from enclave_os.errors import AttestationError, ConfigError, SealBroken, ServerP
 from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.protocol import EXPORT_PATH
 from enclave_os.ratls.attester import Attester
+from enclave_os.ratls.collateral_source import COLLATERAL_SECONDS, CollateralSource
 from enclave_os.ratls.outgoing import Carry, OutgoingSession, TryAgain, own_identity, said
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime.beginning import Platform
@@ -167,7 +168,7 @@ async def import_sealed(context: Context) -> ExitCode:
     stop.watch_lifeline(context.doorbell.wait_for_end)
     loop.add_reader(context.doorbell.incoming, on_bell)
     policy = policy_of(context.settings)
-    work = Importing(
+    importing = Importing(
         bytes.fromhex(context.settings.start.giver),
         rpc=rpc,
         keeper=SealKeeper(rpc, Platform(context.attester), policy),
@@ -175,8 +176,19 @@ async def import_sealed(context: Context) -> ExitCode:
         clock=clock,
         policy=policy,
         logger=logging.getLogger("seal"),
-    ).run()
-    task, stopped = loop.create_task(work), loop.create_task(stop.wait())
+    )
+    collateral = CollateralSource(
+        context.attester,
+        lambda platform: rpc.call(Method.COLLATERAL, platform, deadline=COLLATERAL_SECONDS),
+        clock.trusted_ns,
+        logging.getLogger("attestation"),
+    )
+
+    async def work() -> None:
+        await collateral.refresh()  # for our own evidence: the giver may run on another kind of machine
+        await importing.run()
+
+    task, stopped = loop.create_task(work()), loop.create_task(stop.wait())
     on_bell()
     await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
     if not task.done():

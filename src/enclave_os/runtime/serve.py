@@ -26,7 +26,7 @@ from enclave_os.modules.recover import RecoverRoutes
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.modules.seal import SealRoutes
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
-from enclave_os.ratls.collateral_source import CollateralSource
+from enclave_os.ratls.collateral_source import COLLATERAL_SECONDS, CollateralSource
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
@@ -55,7 +55,6 @@ from enclave_os.wire.rpc import Method
 
 CHECKPOINT_SECONDS: Final = 3600.0  # between two seals of the clock's floor
 LAST_SECONDS: Final = 2.0  # for the checkpoint of the end; the host waits 5 s for us
-COLLATERAL_SECONDS: Final = 90.0  # four answers of Intel's, one after another
 CLOCK_SECONDS: Final = 60.0  # how often the floor is raised, so that 24 h of silence never look like a step
 
 

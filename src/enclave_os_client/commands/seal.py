@@ -13,6 +13,8 @@ from . import seal_recover
 from .manage import EXIT_CODES, TRUST, add_server, ask, run, say
 
 if TYPE_CHECKING:
+    from enclave_os_client.demands import Mode
+
     from .parser import Parser, Subparsers
 
 EPILOG: Final = f"""\
@@ -28,6 +30,15 @@ examples:
   enclave-os seal unwrap config.sealed --key owner.pem --blob-key 9c...40 --grant grant.json
   enclave-os seal recover --url https://enclave.example --grant grant.json
       the processor's sealing key has changed: the owner opens it (enclave-os seal recover --help)
+
+{TRUST}
+{EXIT_CODES}"""
+
+ACTIONS: Final = "status|clock|approve|export|import|unwrap|recover"
+
+EXPORT: Final = f"""\
+The first half of an upgrade that keeps the data: the new code may be given all that this server has sealed. What goes
+over is for the two enclaves to settle, on a connection that ends inside both: enclave-os seal import --help
 
 {TRUST}
 {EXIT_CODES}"""
@@ -49,7 +60,7 @@ here, and --collateral FILE has to come with --mrenclave; or use --ca.
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     group = commands.add_parser("seal", description="What a server has sealed.", epilog=EPILOG)
-    names = group.add_subparsers(dest="action", required=True, metavar="status|clock|approve|import|unwrap|recover")
+    names = group.add_subparsers(dest="action", required=True, metavar=ACTIONS)
     status = names.add_parser("status", description="Print how it stands.", epilog=f"{TRUST}\n{EXIT_CODES}")
     add_server(status, "monitoring")
     status.add_argument("--json", action="store_true", help="for machines")
@@ -64,6 +75,10 @@ def add(commands: Subparsers) -> None:
     approve.add_argument("--revoke", action="store_true", help="take the approval back")
     add_server(approve, "manager")
     approve.set_defaults(run=lambda parsed: run(parsed, lambda given: _approve(approve, given)))
+    export = names.add_parser("export", description="Approve a measurement, and say what to run there.", epilog=EXPORT)
+    export.add_argument("measurement", metavar="MEASUREMENT", help="MRENCLAVE of the new code, 64 hexadecimal digits")
+    add_server(export, "manager")
+    export.set_defaults(revoke=False, run=lambda parsed: run(parsed, lambda given: _export(export, given)))
     seal_recover.add(names)
     names.add_parser("import", add_help=False)  # the host's, executed before parsing; here so that a typo is answered
 
@@ -98,6 +113,22 @@ def _approve(parser: Parser, parsed: argparse.Namespace) -> int:
     if not found["exports"]:
         print("no measurement is approved")
     return os.EX_OK
+
+
+def _export(parser: Parser, parsed: argparse.Namespace) -> int:
+    code = _approve(parser, parsed)
+    giver = ask(parser, parsed, "GET", "/seal", mode=_session())["measurement"]
+    say(
+        "now, with the new code and this server's configuration, while this server runs:",
+        f"  enclave-os seal import --from {parsed.url} --giver {giver} --config FILE",
+    )
+    return code
+
+
+def _session() -> Mode:
+    from enclave_os_client.demands import Mode
+
+    return Mode.SESSION
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
