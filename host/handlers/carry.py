@@ -62,5 +62,8 @@ class Carrier:
             self._socket = socket.create_connection(self._address, CONNECT_SECONDS)
             self._number = number
         self._socket.settimeout(WAIT_SECONDS)
-        self._socket.sendall(data)
-        return self._socket.recv(CARRY_SIZE_MAX) if wait else b""
+        try:
+            self._socket.sendall(data)
+            return self._socket.recv(CARRY_SIZE_MAX) if wait else b""
+        except (ConnectionResetError, BrokenPipeError):
+            return b""  # it hung up, less politely; who does not wait for an answer learns it with the next turn
