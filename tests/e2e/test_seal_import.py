@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from enclave_os.evidence import oids
+from enclave_os.evidence.policy import Policy
+from enclave_os_client.client import Client, Demands, attestation_of
 from tests.e2e.installation import install_changed
 from tests.e2e.server import END_SECONDS, Server
 from tests.e2e.test_attestation import manifest
@@ -77,6 +80,10 @@ def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
     known = manifest(former)
     giver, token, master_key = known["mr_enclave"], site.token("manager"), site.sealed().master_key
     assert "seal.given_to" not in leaves(former)
+    bearer = f"Authorization: Bearer {token.read_text().strip()}"
+    with Connection(former) as connection:
+        named = request("PUT", "/attestation-servers", bearer, body=b'{"servers":["https://verify.example/"]}')
+        assert connection.ask(named).status == 200
     keep(former, "before", b"the transfer")
 
     refused = upgrade.take(former.port, giver)
@@ -107,6 +114,12 @@ def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
     latter.wait_for_log("copying the rows of the key-value store")
     assert (kept(latter, "before"), kept(latter, "after")) == (b"the transfer", b"it too")
     keep(latter, "after", b"and on")
+    with Client(Demands(policy=Policy(any_identity=True, allow_simulated=True))) as client:
+        answer = client.get(f"{latter.url}/attestation-servers")
+        leaf = attestation_of(answer).leaf
+    assert answer.json() == {"servers": ["https://verify.example"]}
+    assert leaf is not None
+    assert leaf.oids[oids.ATTESTATION_SERVERS] == sha256(b"https://verify.example").digest()
     after = status(latter, site.token("monitoring"))
     assert (after["measurement"], after["boot_count"]) == (found[1], before["boot_count"] + 2)
     assert after["imported_from"] == {"mr_enclave": giver, "boot_count": before["boot_count"]}

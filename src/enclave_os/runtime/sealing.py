@@ -11,11 +11,13 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from enclave_os.errors import ClockUntrusted, ConfigError
 from enclave_os.http import HTTPError, Request, Response, error_response
 from enclave_os.modules.api import MANAGER
+from enclave_os.modules.attestation_servers import AttestationServers
 from enclave_os.modules.auth import Authenticator
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.sealing import authority as ca
@@ -160,6 +162,23 @@ class Sealing:
         word = "approved for" if approved else "taken back from"
         self._logger.warning("a manager's word: measurement %s is %s export", measurement.hex(), word)
         return {"exports": [one.hex() for one in config.exports]}
+
+    def attestation_servers(self) -> tuple[str, ...]:
+        """See `modules.attestation_servers`."""
+        text = self._keeper.config.module_data.get(AttestationServers.name, b"").decode("ascii")
+        return tuple(text.split("\n")) if text else ()
+
+    async def name_attestation_servers(self, servers: tuple[str, ...]) -> None:
+        """Seal which attestation servers the operator names. Raises: HTTPError."""
+        self._check_writer()
+
+        def change(config: SealedConfig) -> SealedConfig:
+            others = {name: data for name, data in config.module_data.items() if name != AttestationServers.name}
+            named = {AttestationServers.name: "\n".join(servers).encode("ascii")} if servers else {}
+            return replace(config, module_data=MappingProxyType(others | named))
+
+        await self._change(change)
+        self._logger.warning("a manager named %d attestation servers", len(servers))
 
     async def _change(self, change: Callable[[SealedConfig], SealedConfig]) -> SealedConfig:
         config = await self._keeper.change(change)

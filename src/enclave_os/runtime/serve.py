@@ -20,6 +20,7 @@ from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, Internal
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.modules.api import Module, NoStorage, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
+from enclave_os.modules.attestation_servers import AttestationServers
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.core import Core
 from enclave_os.modules.recover import RecoverRoutes
@@ -45,7 +46,7 @@ from enclave_os.runtime.sealing import FOLLOW_SECONDS, Sealing
 from enclave_os.runtime.stop import Stop
 from enclave_os.sealing.authority import warning as expiry_warning
 from enclave_os.sealing.keeper import SealKeeper
-from enclave_os.sealing.sealed_config import Authority
+from enclave_os.sealing.sealed_config import Authority, SealedConfig
 from enclave_os.sealing.transfer import Giver
 from enclave_os.wire import EMPTY
 from enclave_os.wire.errors import PeerProtocolError
@@ -121,7 +122,7 @@ class Server:
             clock=self._clock,
             authenticator=authenticator,
             logger=logging.getLogger("seal"),
-            changed=lambda config: self._tree.update(seal_leaves(config)),
+            changed=self._take_sealed,
         )
         self._store = KeyValue(
             KVCalls(self._rpc),
@@ -147,8 +148,8 @@ class Server:
         if self._recovering is not None:
             modules.append(RecoverRoutes(self._recovering))
         else:
-            found = load_modules(settings.modules.enabled, context.module_points)
-            modules += [SealRoutes(self._sealing, exporting), *found]
+            modules += [SealRoutes(self._sealing, exporting), AttestationServers(self._sealing)]
+            modules += load_modules(settings.modules.enabled, context.module_points)
         self._registry = Registry(modules, authenticator, logging.getLogger("module"))
 
     async def run(self) -> ExitCode:
@@ -225,6 +226,11 @@ class Server:
             done=self._request_stop,
         )
 
+    def _take_sealed(self, config: SealedConfig) -> None:
+        """What is sealed has changed: its leaves, and what a module of ours says of it."""
+        self._tree.update(seal_leaves(config))
+        self._take_modules()
+
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` beside everything else; what it raises is our bug."""
         task = self._loop.create_task(work)
@@ -247,7 +253,7 @@ class Server:
                 continue
             except PeerProtocolError:
                 return  # the client told `on_lie`
-            self._tree.update(seal_leaves(config))
+            self._take_sealed(config)
 
     async def _keep_collateral(self) -> None:
         """Have what verifies our quotes in date, for as long as this process lives."""
