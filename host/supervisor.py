@@ -24,7 +24,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import FrameType
@@ -96,7 +96,8 @@ class _Worker:
     due: float | None = None
     life: _Life | None = None
     failures: int = 0
-    serving_since: float = field(default=0.0)
+    drained: bool = False
+    serving_since: float = 0.0
     reading: float = -math.inf  # when it last asked for rows of the store
 
     def reads(self) -> None:
@@ -261,7 +262,8 @@ class Supervisor:
             if event == "ready" and worker.phase is Phase.STARTING:
                 self._serves(worker)
             elif event == "drained" and worker.phase in (Phase.SERVING, Phase.DRAINING):
-                self._end(worker)
+                worker.drained = True
+                self._end_drained()
             elif event == "broken" and worker.life is not None:
                 where, lie = self._proxy.worker_lie(index)
                 self._log.error(f"worker {index}: {PeerProtocolError(lie, where)}")
@@ -292,6 +294,7 @@ class Supervisor:
         if self._stopping:
             if phase is not Phase.ENDING:
                 self._log.warning(f"worker {worker.index} {how}")
+            self._end_drained()
             return
         if not self._served:
             self._log.error(f"worker {worker.index} {how} before it served{_reason(results)}; not started again")
@@ -386,6 +389,12 @@ class Supervisor:
         worker.life.doorbell.ring_enclave()
         worker.phase = Phase.ENDING
         worker.due = time.monotonic() + END_SECONDS_MAX
+
+    def _end_drained(self) -> None:
+        """End those that are done; worker 0, whom the others ask, after them."""
+        for worker in reversed(self._workers):
+            if worker.drained and (worker.index or all(other.life is None for other in self._workers[1:])):
+                self._end(worker)
 
     def _release(self, worker: _Worker, life: _Life) -> tuple[str, list[EntryResult | None]]:
         """Take back everything that a life owned; how the process ended, and what it answered in its slots."""

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from enclave_os_client import token
 from tests.e2e.server import END_SECONDS, LOOPBACK, Overrides, Server, to_toml
 from tests.e2e.test_roles import COMMAND
 
-MODULES = {"modules": {"enabled": ["kv"]}}
+MODULES: Overrides = {"modules": {"enabled": ["kv"]}}
 SCOPES = ("kv:ns:read", "kv:ns:write")
 
 
@@ -78,7 +78,7 @@ class KVSite:
 
     def start(self, settings: Overrides | None = None, *, state: Path | None = None) -> Server:
         """Start on the site's state, or on a copy of it."""
-        made: dict[str, dict[str, object]] = {**MODULES, "server": {"state_dir": str(state or self.state)}}
+        made: dict[str, Mapping[str, object]] = {**MODULES, "server": {"state_dir": str(state or self.state)}}
         for section, keys in (settings or {}).items():
             made[section] = {**made.get(section, {}), **keys}
         folder = self.folder / f"start-{len(self.started)}"
@@ -87,7 +87,7 @@ class KVSite:
 
     def refused(self, settings: Overrides | None = None) -> str:
         """Start what must not serve, with exit code 78; its log."""
-        made: dict[str, dict[str, object]] = {
+        made: dict[str, Mapping[str, object]] = {
             **MODULES, "server": {"listen": LOOPBACK, "state_dir": str(self.state)}
         }  # fmt: skip
         for section, keys in (settings or {}).items():

@@ -167,10 +167,6 @@ def test_kv4_two_clones_are_told_apart_by_who_saw_one(site: KVSite) -> None:
     site.verify(servers[0], memory)
 
 
-def test_several_workers_are_refused_in_words(site: KVSite) -> None:
-    assert "server.workers = 1" in site.refused({"server": {"workers": 2}})
-
-
 def test_a_server_without_the_module_keeps_no_store(site: KVSite, server: Server) -> None:
     with Connection(server) as connection:
         assert connection.ask(HELLO).body == b"world"

@@ -7,9 +7,10 @@ import pytest
 from enclave_os.errors import SealBroken
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.sealed_config import SealedConfig
+from enclave_os.sealing.welcome import Welcome
 from enclave_os.wire.policy import policy_of
 from enclave_os.wire.settings import check
-from enclave_os.workers.admission import HELLO_SIZE, Admission, Welcome, admit
+from enclave_os.workers.admission import HELLO_SIZE, Admission, admit
 
 KEY = bytes(range(32))
 

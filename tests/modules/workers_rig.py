@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -64,7 +63,6 @@ class Talk:
             answer=answer,
             on_told=self.told[index].append,
             on_end=ended,
-            logger=logging.getLogger("test.workers"),
         )
 
     def deliver(self) -> None:

@@ -7,9 +7,10 @@ GET  /attestation/proof/{leaf}   that one leaf is in the tree: RFC 9162 inclusio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+from enclave_os.errors import ConnectionGone
 from enclave_os.evidence.protocol import ATTEST_PATH
 from enclave_os.http import Connection, Request, Response, error_response, json_response
 from enclave_os.modules.api import NO_STORE, Module, Route
@@ -40,25 +41,31 @@ class AttestationService(Protocol):
 
 
 class AttestationRoutes(Module):
-    """Serves the routes from the service that it is given."""
+    """Serves the routes from the service that it is given.
+
+    Args:
+        refresh: where somebody else knows how the store stands: asked before what shows it; returns why it cannot be
+            known, or "".
+    """
 
     name = "attestation"
 
-    def __init__(self, service: AttestationService) -> None:
+    def __init__(self, service: AttestationService, refresh: Callable[[], Awaitable[str]] | None = None) -> None:
         self._service = service
+        self._refresh = refresh
         self.routes = [
             Route("POST", ATTEST_PATH, self.attest),
             Route("GET", "/attestation", self.manifest),
             Route("GET", "/attestation/proof/{leaf}", self.proof),
         ]
 
-    def attest(self, request: Request) -> Response:
+    def attest(self, request: Request) -> Response | Awaitable[Response]:
         """One RA-TLS v2 message on this connection."""
-        return _response(self._service.answer(request.connection, request.body))
+        return self._when_known(lambda: self._service.answer(request.connection, request.body))
 
-    def manifest(self, request: Request) -> Response:
+    def manifest(self, request: Request) -> Response | Awaitable[Response]:
         """The manifest."""
-        return _response(self._service.manifest(request.connection))
+        return self._when_known(lambda: self._service.manifest(request.connection))
 
     def proof(self, request: Request) -> Response:
         """One leaf's inclusion proof."""
@@ -67,6 +74,19 @@ class AttestationRoutes(Module):
         if answer is None:
             return error_response(404, "there is no such config leaf; GET /attestation lists them")
         return _response(answer)
+
+    def _when_known(self, answer: Callable[[], Answer]) -> Response | Awaitable[Response]:
+        return _response(answer()) if self._refresh is None else self._after(self._refresh, answer)
+
+    @staticmethod
+    async def _after(refresh: Callable[[], Awaitable[str]], answer: Callable[[], Answer]) -> Response:
+        unknown = await refresh()
+        if unknown:
+            return error_response(503, f"no evidence while the state of the store is unknown: {unknown}")
+        try:
+            return _response(answer())
+        except ConnectionGone:
+            return error_response(503, "the connection has ended")  # to nobody
 
 
 def _response(answer: Answer) -> Response:

@@ -1,4 +1,4 @@
-"""From a host that answers to an enclave that has its keys: the sealed configuration, the CA, the other workers.
+"""From a host that answers to an enclave that has its keys: the sealed configuration and the CA.
 
     worker 0    SEAL_LOAD -> open, first boot, or refuse -> CA_REQUEST -> SEAL_STORE -> serves, and admits the others
     others      hello to worker 0 by the host's mailbox -> what it opened
@@ -8,12 +8,11 @@ Nothing is served, and no key is used, before what a later start needs is durabl
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final
 
-from enclave_os.errors import ConfigError, HostRefused, SealBroken
+from enclave_os.errors import ConfigError, SealBroken
 from enclave_os.evidence.config_leaf import canonical_json
 from enclave_os.ratls.attester import Attester
 from enclave_os.ratls.certificate import der_from_pem
@@ -25,19 +24,8 @@ from enclave_os.sealing.blob import blob_key_of
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority, SealedConfig
 from enclave_os.wire.authority import CertificateAuthority
-from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.policy import owner_key_of, read_policy
-from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method
-from enclave_os.workers.admission import Admission, Welcome, admit
-
-TAKE_SECONDS: Final = 60.0
-"""How long one PEER_TAKE waits at the host before it is asked again."""
-ADMISSION_SECONDS: Final = 20.0
-"""From a worker's hello to worker 0's answer; the host gives a start 30 s."""
-ADMISSION_TRIES: Final = 10
-LETTERS_MAX: Final = 16
-"""Taken for one hello: more than the tries can leave behind."""
-PAUSE_SECONDS: Final = 0.25
+from enclave_os.wire.rpc import Method
 
 
 class Platform:
@@ -67,8 +55,10 @@ class Beginning:
         platform: Platform,
         clock: Clock,
         logger: logging.Logger,
+        join: Callable[[], Awaitable[SealedConfig]],
     ) -> None:
         self._context = context
+        self._join = join
         self._rpc = rpc
         self._keeper = keeper
         self._platform = platform
@@ -82,7 +72,7 @@ class Beginning:
         """
         if self._context.settings.worker_index == 0:
             return await self._open()
-        config = await self.follow()
+        config = await self._join()
         if config.authority is None:
             raise SealBroken("worker 0 handed over no CA")
         return config.authority
@@ -147,51 +137,6 @@ class Beginning:
             # The key is sealed all the same: the request that lies at the host stays the one to be signed.
             return replace(config, pending_key_der=None if former else key), str(error)
         return replace(config, authority=authority, pending_key_der=None), ""
-
-    # -- workers ------------------------------------------------------------------------------------------------------
-
-    async def admit_workers(self) -> None:
-        """Worker 0: answer each worker's hello with what was opened, for as long as this process lives."""
-        while True:
-            try:
-                letter = await self._rpc.call(Method.PEER_TAKE, deadline=TAKE_SECONDS)
-            except HostRefused:
-                await asyncio.sleep(PAUSE_SECONDS)  # nobody wrote in all that time, or a host that says no at once
-                continue
-            except PeerProtocolError:
-                return
-            sender, hello = int.from_bytes(letter[:PEER_INDEX_SIZE], "little"), letter[PEER_INDEX_SIZE:]
-            try:
-                answer, _ = admit(hello, self._platform.sealing_key(), sender, Welcome(self._keeper.config))
-                await self._rpc.call(Method.PEER_SEND, sender.to_bytes(PEER_INDEX_SIZE, "little") + answer)
-            except (SealBroken, HostRefused) as error:
-                self._logger.error("worker %d was not admitted: %s", sender, error)
-
-    async def follow(self) -> SealedConfig:
-        """Worker n: take what worker 0 has now, and the time that it believes.
-
-        Raises: SealBroken, ConfigError: it gave nothing that this worker may serve with.
-        """
-        config = await self._be_admitted()
-        self._keeper.adopt(config)
-        self._clock.raise_floor(config.clock_floor_ns)
-        return config
-
-    async def _be_admitted(self) -> SealedConfig:
-        index = self._context.settings.worker_index
-        error: Exception = SealBroken("worker 0 did not answer")
-        for _ in range(ADMISSION_TRIES):
-            admission = Admission(self._platform.sealing_key(), index)
-            await self._rpc.call(Method.PEER_SEND, bytes(PEER_INDEX_SIZE) + admission.hello)
-            for _ in range(LETTERS_MAX):
-                try:
-                    letter = await self._rpc.call(Method.PEER_TAKE, deadline=ADMISSION_SECONDS / ADMISSION_TRIES)
-                    return admission.open(letter[PEER_INDEX_SIZE:])[0].config
-                except SealBroken as failed:
-                    error = failed  # the late answer to an earlier hello, say: ours may lie behind it
-                except HostRefused:
-                    break
-        raise SealBroken(f"worker 0 did not admit this worker: {error}")
 
 
 def seal_leaves(config: SealedConfig) -> dict[str, bytes | None]:

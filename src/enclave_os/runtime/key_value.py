@@ -19,7 +19,7 @@ from typing import Any, Final
 from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken, StoreFull
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.kv.store import Store
-from enclave_os.modules.api import NoStorage, Storage
+from enclave_os.modules.api import Storage
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.storage import OwnedStorage
 from enclave_os.sealing.keeper import SealKeeper
@@ -28,10 +28,6 @@ from enclave_os.wire.errors import PeerProtocolError
 CHECKPOINT_BATCHES: Final = 4096
 ROW_MEMORY: Final = 64  # bytes, where a table is as loose as it gets (docs/kv.md)
 PROGRESS_ROWS: Final = 100_000  # between two lines of a start's progress
-
-SEVERAL_WORKERS: Final = (
-    "the key-value store is kept by one worker: set server.workers = 1, or enable no module that needs it"
-)
 
 
 class SealedCheckpoint:
@@ -57,7 +53,7 @@ class KeyValue:
         keep: runs a coroutine beside everything else.
         checkpoint_seconds: from a write to its checkpoint, at most.
         memory: bytes for what is known of each row.
-        workers: how many serve; a store for several is not there.
+        changed: told after each batch that was written.
     """
 
     def __init__(
@@ -70,7 +66,7 @@ class KeyValue:
         keep: Callable[[Coroutine[Any, Any, None]], None],
         checkpoint_seconds: float,
         memory: int,
-        workers: int,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._rows = rows
         self._keeper = keeper
@@ -79,7 +75,7 @@ class KeyValue:
         self._keep = keep
         self._seconds = checkpoint_seconds
         self._memory = memory
-        self._workers = workers
+        self._changed = changed
         self._checkpoint = SealedCheckpoint(keeper)
         self._kv: SealedKV | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -122,8 +118,6 @@ class KeyValue:
 
     def of(self, module: str) -> Storage:
         """The storage of one module; see `runtime.storage.StorageSource`."""
-        if self._workers > 1:
-            return NoStorage(SEVERAL_WORKERS)
         if self._kv is None:
             raise InternalError("storage was asked for before the store was open")
         return OwnedStorage(self._kv, module, self)
@@ -137,6 +131,7 @@ class KeyValue:
 
     def written(self) -> None:
         """A batch was written: a checkpoint is due."""
+        self._changed()
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._due)
         elif not self._sealing and self._lag >= CHECKPOINT_BATCHES:

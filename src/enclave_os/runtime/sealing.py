@@ -1,7 +1,7 @@
 """What is sealed, as the routes see it: its state, and the changes that a manager may make while it runs.
 
 Worker 0 makes every change: sealed and durable by the host's word first, then in force and in the config tree. The
-others take its content anew from time to time, so that their config root, their exports and their clock follow.
+others are told at once, so that their config root, their exports and their clock follow.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from enclave_os.sealing.blob import blob_key_of, load_owner_key
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import EXPORTS_MAX, SealedConfig
 from enclave_os.wire.policy import PolicyError, differences, owner_key_of
-
-FOLLOW_SECONDS: Final = 30.0
-"""How often the other workers take worker 0's content: a change of the exports, a settled clock."""
 
 SIMULATED: Final = "simulated: the key that seals is a file of this machine, which can read all that is sealed"
 

@@ -16,8 +16,7 @@ from typing import Any, Final
 
 from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
-from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, InternalError, SealBroken
-from enclave_os.evidence.store_state import StoreState
+from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, InternalError
 from enclave_os.modules.api import Module, NoStorage, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.attestation_servers import AttestationServers
@@ -38,11 +37,12 @@ from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
 from enclave_os.runtime.exporting import Exporting
+from enclave_os.runtime.group import Group
 from enclave_os.runtime.importing import import_sealed
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.recovering import WAITING, Recovering
-from enclave_os.runtime.sealing import FOLLOW_SECONDS, Sealing
+from enclave_os.runtime.sealing import Sealing
 from enclave_os.runtime.stop import Stop
 from enclave_os.sealing.authority import warning as expiry_warning
 from enclave_os.sealing.keeper import SealKeeper
@@ -90,7 +90,7 @@ class Server:
             self._tree,
             settings.attestation,
             self._clock,
-            state=self._state,
+            state=lambda: None if self._authority is None else self._group.state,
             random=os.urandom,
         )
         self._collateral = CollateralSource(
@@ -122,7 +122,7 @@ class Server:
             clock=self._clock,
             authenticator=authenticator,
             logger=logging.getLogger("seal"),
-            changed=self._take_sealed,
+            changed=self._seal_changed,
         )
         self._store = KeyValue(
             KVCalls(self._rpc),
@@ -132,7 +132,19 @@ class Server:
             keep=self._keep,
             checkpoint_seconds=settings.kv.checkpoint,
             memory=settings.kv.memory,
-            workers=settings.worker_count,
+            changed=lambda: self._group.written(),
+        )
+        self._group = Group(
+            settings,
+            self._rpc,
+            self._loop,
+            self._keeper,
+            self._platform,
+            self._clock,
+            self._store,
+            keep=self._keep,
+            config_taken=self._take_sealed,
+            on_broken=self._stop.ask,
         )
         exporting = Exporting(
             worker_index=settings.worker_index,
@@ -141,10 +153,10 @@ class Server:
             sessions=self._attestation.sessions,
             clock=self._clock,
             logger=logging.getLogger("seal"),
-            changed=lambda config: self._tree.update(seal_leaves(config)),
+            changed=self._seal_changed,
         )
         self._recovering = self._make_recovering() if settings.start.kind == "recover" else None
-        modules: list[Module] = [Core(), AttestationRoutes(self._attestation)]
+        modules: list[Module] = [Core(), AttestationRoutes(self._attestation, self._group.refresh)]
         if self._recovering is not None:
             modules.append(RecoverRoutes(self._recovering))
         else:
@@ -200,14 +212,14 @@ class Server:
             self._take_authority(await self._recovering.begin())
             await self._registry.start(self._services)
             return
-        begin = Beginning(self._context, self._rpc, self._keeper, self._platform, self._clock, self._logger)
+        begin = Beginning(
+            self._context, self._rpc, self._keeper, self._platform, self._clock, self._logger, self._group.join
+        )
         self._authority = await begin.run()
         if self._context.settings.worker_index == 0:
             await self._store.open()
-            self._keep(begin.admit_workers())
             self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
-        else:
-            self._keep(self._follow(begin))
+        self._group.begin()
         self._take_authority(self._authority)
         with contextlib.suppress(ClockUntrusted):  # then no token is good either
             self._authenticator.begin()
@@ -229,7 +241,8 @@ class Server:
     def _take_sealed(self, config: SealedConfig) -> None:
         """What is sealed has changed: its leaves, and what a module of ours says of it."""
         self._tree.update(seal_leaves(config))
-        self._take_modules()
+        if self._ready_at is not None:  # else their beginning takes it
+            self._take_modules()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` beside everything else; what it raises is our bug."""
@@ -242,18 +255,10 @@ class Server:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._stop.ask(error)
 
-    async def _follow(self, begin: Beginning) -> None:
-        """The other workers: what worker 0 changed, some time later."""
-        while True:
-            await asyncio.sleep(FOLLOW_SECONDS)
-            try:
-                config = await begin.follow()
-            except (SealBroken, ConfigError, HostRefused) as error:
-                self._logger.error("worker 0's changes are not taken: %s", error)
-                continue
-            except PeerProtocolError:
-                return  # the client told `on_lie`
-            self._take_sealed(config)
+    def _seal_changed(self, config: SealedConfig) -> None:
+        """Worker 0 sealed something else: here, and in the others."""
+        self._take_sealed(config)
+        self._group.config_changed(config)
 
     async def _keep_collateral(self) -> None:
         """Have what verifies our quotes in date, for as long as this process lives."""
@@ -287,14 +292,6 @@ class Server:
         if self._certificates is None:
             raise InternalError("a connection came before the certificates were there")
         return self._certificates.choose(hello)
-
-    def _state(self) -> StoreState | None:
-        """Where the sealed state stands now; of the store, what was written last, sealed in a checkpoint or not."""
-        if self._authority is None:
-            return None
-        boot, nonce, *_ = self._keeper.config.state()
-        version, root = self._store.state or self._keeper.config.state()[2:]
-        return StoreState(boot, nonce, version, root if any(root) else None)
 
     def _on_last_bell(self) -> None:
         self._context.doorbell.silence()
@@ -395,7 +392,7 @@ class Server:
             attestation=self._attestation,
             tokens=self._authenticator,
             config_changed=self._take_modules,
-            storage=self._store.of(module.name) if self._recovering is None else NoStorage(WAITING),
+            storage=self._group.of(module.name) if self._recovering is None else NoStorage(WAITING),
         )
 
     def _status(self) -> Status:
@@ -436,6 +433,7 @@ class Server:
             **self._attestation.sessions.counters(),
             **self._registry.counters(),
             **self._store.counters(),
+            **self._group.counters(),
         }
 
     def _request_stop(self) -> None:

@@ -34,6 +34,20 @@ class Watch(Protocol):
         """What the host shows is not what was written."""
 
 
+def check_table_name(name: str, app: str) -> None:
+    """Raises: UsageError: no table has that name, or no application that."""
+    try:
+        sizes = len(name.encode()), len(app.encode())
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise UsageError("a table's and an application's name are UTF-8") from error
+    if not 0 < sizes[0] <= TABLE_NAME_SIZE_MAX or sizes[1] > APP_SIZE_MAX:
+        raise UsageError(
+            f"a table's name has 1 to {TABLE_NAME_SIZE_MAX} bytes, an application's at most {APP_SIZE_MAX}"
+        )
+    if "\0" in name + app:
+        raise UsageError("names of applications and tables have no NUL")
+
+
 class OwnedTable:
     """A table of the store that this worker owns; `modules.api.Table` says what its calls do."""
 
@@ -110,14 +124,7 @@ class OwnedStorage:
         if table is not None:
             self._tables.move_to_end(key)
             return table
-        try:
-            sizes = len(name.encode()), len(app.encode())
-        except UnicodeEncodeError as error:  # half of a surrogate pair
-            raise UsageError("a table's and an application's name are UTF-8") from error
-        if not 0 < sizes[0] <= TABLE_NAME_SIZE_MAX or sizes[1] > APP_SIZE_MAX:
-            raise UsageError(
-                f"a table's name has 1 to {TABLE_NAME_SIZE_MAX} bytes, an application's at most {APP_SIZE_MAX}"
-            )
+        check_table_name(name, app)
         namespace = self._kv.namespace(app, f"{self._module}/{name}", brought_key)
         table = self._tables[key] = OwnedTable(self._kv, self, namespace, self._watch)
         if len(self._tables) > TABLES_KEPT_MAX:

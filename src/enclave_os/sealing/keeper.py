@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Final
 
 from enclave_os.errors import SealBroken
+from enclave_os.evidence.store_state import StoreState
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing.opening import Loaded, Opening, Platform, differing, open_sealed, seal_config
-from enclave_os.sealing.sealed_config import SealedConfig
+from enclave_os.sealing.sealed_config import NONCE_SIZE, SealedConfig
+from enclave_os.sealing.welcome import Welcome
 from enclave_os.wire.rpc import Method, SealLoadFlag
 
 KNOWN_FLAGS: Final = int(SealLoadFlag.BLOB | SealLoadFlag.STORE)  # an IntFlag's complement has only known bits
@@ -33,6 +35,8 @@ class SealKeeper:
         self._platform = platform
         self._policy = policy
         self._config: SealedConfig | None = None
+        self.former_nonce = bytes(NONCE_SIZE)
+        """Of the boot that this one follows; zeros where none was opened."""
         self._writing = asyncio.Lock()
 
     @property
@@ -57,6 +61,7 @@ class SealKeeper:
         """
         opening = open_sealed(await self.load(), self._platform, self._policy)
         self._config = opening.config
+        self.former_nonce = opening.former_nonce
         return opening
 
     async def begin(self, config: SealedConfig) -> None:
@@ -84,6 +89,30 @@ class SealKeeper:
             await self._rpc.call(Method.SEAL_STORE, request, deadline=deadline)
             self._config = changed
             return changed
+
+    def follow(self, welcome: Welcome, seen: StoreState | None, version: int = 0) -> None:
+        """Take what worker 0 handed over at an admission, if it is what this worker serves with, or descends from it.
+
+        Args:
+            seen: where the store stood when this worker last knew.
+            version: the highest version of an entry that this worker was shown.
+        Raises: ConfigError, SealBroken: as `adopt`; and for a boot that does not follow the one that is held, or of
+            which that is not known; and for a store that is older than what was seen, or another.
+        """
+        held, config = self._config, welcome.config
+        if held is not None and config.boot_count > held.boot_count:
+            if config.boot_count > held.boot_count + 1:
+                raise SealBroken("worker 0 was started more than once meanwhile: whether it descends is not known")
+            if welcome.former_nonce != held.boot_nonce:
+                raise SealBroken("worker 0 was started from a copy: its boot does not follow the one that was served")
+        version = max(version, 0 if seen is None else seen.version)
+        if welcome.version < version:
+            raise SealBroken(f"worker 0's store is at version {welcome.version}, and was at {version}: it was put back")
+        if seen is not None and welcome.version == seen.version:
+            root = welcome.root if any(welcome.root) else None
+            if root != seen.root:
+                raise SealBroken(f"worker 0's store has other contents under the same version {version}")
+        self.adopt(config)
 
     def adopt(self, config: SealedConfig) -> None:
         """Take what worker 0 handed over: for workers that do not write.

@@ -15,7 +15,6 @@ memory sees it; but a worker moves from one boot to a later one only along what 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -26,8 +25,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from enclave_os.errors import SealBroken
-from enclave_os.sealing import sealed_config
-from enclave_os.sealing.sealed_config import ROOT_SIZE, SealedConfig
+from enclave_os.sealing.welcome import Welcome
 from enclave_os.workers.channel import CHANNEL_ID_SIZE, ChannelKeys
 
 KEY_SIZE: Final = 32
@@ -38,38 +36,7 @@ _INFO: Final = b"enclave-os workers: admission, v2"
 _CHANNEL: Final = b"enclave-os workers: channel id, v1"
 _TO_FIRST: Final = b"enclave-os workers: channel to worker 0, v1"
 _FROM_FIRST: Final = b"enclave-os workers: channel from worker 0, v1"
-_VERSION_SIZE: Final = 8
-_HEAD_SIZE: Final = NONCE_SIZE + _VERSION_SIZE + ROOT_SIZE
 _ZERO_NONCE: Final = bytes(12)  # of a key that encrypts once
-
-
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """What worker 0 tells a worker that it admits.
-
-    Attributes:
-        config: what is sealed.
-        former_nonce: the nonce of the boot before this one; zeros for a first boot.
-        version, root: of the key-value store now; 0 and zeros where there is none.
-    """
-
-    config: SealedConfig
-    former_nonce: bytes = bytes(NONCE_SIZE)
-    version: int = 0
-    root: bytes = bytes(ROOT_SIZE)
-
-    def encode(self) -> bytes:
-        head = self.former_nonce + self.version.to_bytes(_VERSION_SIZE, "big") + self.root
-        return head + sealed_config.encode(self.config)
-
-    @staticmethod
-    def decode(content: bytes) -> Welcome:
-        """Raises: SealBroken: authentic, and not of this version."""
-        if len(content) < _HEAD_SIZE:
-            raise SealBroken("worker 0's answer is not of this version")
-        version = int.from_bytes(content[NONCE_SIZE : NONCE_SIZE + _VERSION_SIZE], "big")
-        root = content[NONCE_SIZE + _VERSION_SIZE : _HEAD_SIZE]
-        return Welcome(sealed_config.decode(content[_HEAD_SIZE:]), content[:NONCE_SIZE], version, root)
 
 
 class Admission:

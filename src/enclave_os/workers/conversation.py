@@ -7,7 +7,6 @@ most once, and whoever asked knows which of three it was: answered, not done (`N
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,7 +54,6 @@ class Conversation:
         answer: Callable[[bytes], Coroutine[Any, Any, bytes]],
         on_told: Callable[[bytes], None],
         on_end: Callable[[BaseException], None],
-        logger: logging.Logger,
     ) -> None:
         self._link = link
         self._carry = carry
@@ -63,7 +61,6 @@ class Conversation:
         self._answer = answer
         self._on_told = on_told
         self._on_end = on_end
-        self._logger = logger
         self._asked: dict[int, _Asked] = {}
         self._doing: dict[int, asyncio.Task[bytes]] = {}
         self._waiting: list[Message] = []  # requests, while replies wait for room

@@ -28,8 +28,8 @@ from enclave_os.wire.errors import UsageError
 from enclave_os.wire.rpc import PEER_WINDOW
 from enclave_os.workers.channel import PLAINTEXT_SIZE_MAX, Channel, ChannelKeys
 
-MESSAGE_SIZE_MAX: Final = 17 << 20  # the largest value with its name, and what is said about it
 UNSENT_BYTES_MAX: Final = 64 << 20  # of messages that wait: as much as the store lets wait
+MESSAGE_SIZE_MAX: Final = UNSENT_BYTES_MAX + (2 << 20)  # a batch of the four largest values, and what is said about it
 ASSEMBLY_BYTES_MAX: Final = UNSENT_BYTES_MAX + MESSAGE_SIZE_MAX  # of messages that are not complete yet
 FRAGMENT_SIZE_MAX: Final = 16_000  # two of them fill a record, so that two large messages take turns
 _TAKEN: Final = struct.Struct(">Q")

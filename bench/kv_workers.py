@@ -1,0 +1,102 @@
+"""What it costs that another worker keeps the store: the same requests to worker 0 and to worker 1, over HTTPS.
+
+python -m bench.kv_workers      latency on one connection, then CPU of each process with 256 requests in flight
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.e2e.installation import install
+from tests.e2e.kv_site import KVSite
+from tests.e2e.server import Overrides, Server
+from tests.e2e.wire import Connection, get, request
+
+VALUE_SIZE = 1024
+WARM = 100
+ASKED = 1500
+CONNECTIONS = 16
+DEPTH = 16
+ROUNDS = 25
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def connections(server: Server, worker: int, count: int) -> list[Connection]:
+    """Connections to one worker; the host spreads them, so the others are closed again."""
+    found: list[Connection] = []
+    others: list[Connection] = []
+    while len(found) < count:
+        connection = Connection(server)
+        index = json.loads(connection.ask(get("/trial/worker")).body)["worker"]
+        (found if index == worker else others).append(connection)
+    for connection in others:
+        connection.close()
+    return found
+
+
+def latency(connection: Connection, message: bytes) -> str:
+    """p50 and p99 of one request after the other."""
+    times = []
+    for number in range(WARM + ASKED):
+        began = time.perf_counter()
+        assert connection.ask(message).status == 200
+        if number >= WARM:
+            times.append(time.perf_counter() - began)
+    times.sort()
+    return f"p50 {times[ASKED // 2] * 1e6:.0f} us, p99 {times[ASKED * 99 // 100] * 1e6:.0f} us"
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process, so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def pipeline(connection: Connection, message: bytes) -> None:
+    for _ in range(ROUNDS):
+        connection.send(message * DEPTH)
+        for _ in range(DEPTH):
+            assert connection.answer().status == 200
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        site = KVSite(install(Path(folder) / "venv"), Path(folder))
+        settings: Overrides = {"modules": {"enabled": ["kv", "trial"]}, "server": {"workers": 2}, "kv": {"sync": "off"}}
+        server = site.start(settings)
+        server.wait_for_log("worker 1 serves")
+        bearer = f"Authorization: Bearer {site.token()}"
+        messages = {
+            "put": request("PUT", "/kv/ns/k", bearer, body=os.urandom(VALUE_SIZE)),
+            "get": get("/kv/ns/k", bearer),
+            "no store": get("/trial/worker"),
+        }
+        for name, message in messages.items():
+            for worker in (0, 1):
+                (connection,) = connections(server, worker, 1)
+                print(f"{name} at worker {worker}: {latency(connection, message)}")
+                connection.close()
+        pids = {"host": server.host_pid, **{f"worker {index}": pid for index, pid in server.enclave_pids.items()}}
+        for name, message in messages.items():
+            for worker in (0, 1):
+                many = connections(server, worker, CONNECTIONS)
+                before = {who: cpu_seconds(pid) for who, pid in pids.items()}
+                began = time.perf_counter()
+                with ThreadPoolExecutor(CONNECTIONS) as pool:
+                    list(pool.map(lambda connection, message=message: pipeline(connection, message), many))
+                seconds, count = time.perf_counter() - began, CONNECTIONS * ROUNDS * DEPTH
+                used = {who: round((cpu_seconds(pid) - before[who]) / count * 1e6) for who, pid in pids.items()}
+                print(f"{name} at worker {worker}, many: {count / seconds:.0f}/s; us of CPU each: {used}")
+                for connection in many:
+                    connection.close()
+        site.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""This worker among the workers of its server: the one that owns the store and admits the others, or one of those.
+
+What else runs in the worker does not see which: storage, the state that is attested, and what is sealed are the same
+truth in all of them, kept by worker 0 and asked of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from enclave_os.errors import HostRefused, InternalError
+from enclave_os.evidence.store_state import StoreState
+from enclave_os.modules.api import Storage
+from enclave_os.rpc.client import RPCClient
+from enclave_os.runtime.clock import Clock
+from enclave_os.runtime.forwarding import Forwarder
+from enclave_os.runtime.key_value import KeyValue
+from enclave_os.runtime.membership import First, Member, SealingKey
+from enclave_os.runtime.owner import Owner
+from enclave_os.sealing.keeper import SealKeeper
+from enclave_os.sealing.sealed_config import SealedConfig
+from enclave_os.wire.setting_table import EnclaveSettings
+from enclave_os.workers.conversation import NotSent, Unanswered
+from enclave_os.workers.store_calls import STORE_OWNER
+
+DEADLINES: Final = 2
+"""A call to the owner of the store may take so many times what one of the host may: it waits for the host as well."""
+
+
+class Group:
+    """Event loop's thread only.
+
+    Args:
+        store: of this worker; open in the owner alone.
+        keep: runs a coroutine beside everything else.
+        config_taken: told of the content that worker 0 sealed, after this worker adopted it.
+        on_broken: told when this worker must not go on.
+    """
+
+    def __init__(
+        self,
+        settings: EnclaveSettings,
+        rpc: RPCClient,
+        loop: asyncio.AbstractEventLoop,
+        keeper: SealKeeper,
+        platform: SealingKey,
+        clock: Clock,
+        store: KeyValue,
+        *,
+        keep: Callable[[Coroutine[Any, Any, None]], None],
+        config_taken: Callable[[SealedConfig], None],
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
+        self._keeper = keeper
+        self._clock = clock
+        self._store = store
+        self._keep = keep
+        self._config_taken = config_taken
+        self._first: First | None = None
+        self._member: Member | None = None
+        self._forwarder: Forwarder | None = None
+        logger = logging.getLogger("workers")
+        if settings.worker_index != STORE_OWNER:
+            self._member = Member(
+                rpc,
+                loop,
+                keeper,
+                platform,
+                logger,
+                worker_index=settings.worker_index,
+                deadline=DEADLINES * settings.timeouts.rpc,
+                on_config=self._take,
+                on_broken=on_broken,
+            )
+            self._forwarder = Forwarder(self._member.ask, self._member.seen)
+        elif settings.worker_count > 1:
+            self._first = First(
+                rpc,
+                loop,
+                keeper,
+                platform,
+                logger,
+                worker_count=settings.worker_count,
+                answerer=lambda: Owner(store.of, self._own_state).answer,
+                state=self._own_state,
+            )
+
+    async def join(self) -> SealedConfig:
+        """Another worker's start: what worker 0 hands over. Raises: SealBroken, ConfigError, HostRefused."""
+        if self._member is None:
+            raise InternalError("worker 0 is admitted by nobody")
+        config = await self._member.join()
+        self._clock.raise_floor(config.clock_floor_ns)
+        return config
+
+    def begin(self) -> None:
+        """Admit the others, or stay admitted. The store is open."""
+        if self._first is not None:
+            self._keep(self._first.admit())
+        elif self._member is not None:
+            self._keep(self._member.stay())
+
+    def of(self, module: str) -> Storage:
+        """The storage of one module; see `runtime.storage.StorageSource`."""
+        return self._store.of(module) if self._forwarder is None else self._forwarder.of(module)
+
+    @property
+    def state(self) -> StoreState:
+        """Where the sealed state stands: exactly in worker 0, elsewhere when worker 0 last said so."""
+        known = None if self._member is None else self._member.state
+        return self._own_state() if known is None else known
+
+    @property
+    def refresh(self) -> Callable[[], Awaitable[str]] | None:
+        """Makes `state` exact, and returns why it cannot be, or ""; None where it always is."""
+        return None if self._member is None else self._refresh
+
+    def written(self) -> None:
+        """The owner's store has changed."""
+        if self._first is not None:
+            self._first.written()
+
+    def config_changed(self, config: SealedConfig) -> None:
+        """Worker 0 sealed something else."""
+        if self._first is not None:
+            self._first.tell_config(config)
+
+    def counters(self) -> dict[str, int | float]:
+        """Counters and gauges, named as in Prometheus."""
+        who = self._first or self._member
+        return {} if who is None else who.counters()
+
+    async def _refresh(self) -> str:
+        if self._member is None:
+            return ""
+        try:
+            await self._member.refresh()
+        except (NotSent, Unanswered, HostRefused) as error:
+            return f"the worker that keeps the store is not reached: {error}"
+        return ""
+
+    def _own_state(self) -> StoreState:
+        boot, nonce, sealed_version, sealed_root = self._keeper.config.state()
+        version, root = self._store.state or (sealed_version, sealed_root)
+        return StoreState(boot, nonce, version, root if any(root) else None)
+
+    def _take(self, config: SealedConfig) -> None:
+        self._clock.raise_floor(config.clock_floor_ns)
+        self._config_taken(config)

@@ -1,0 +1,209 @@
+"""One store behind several workers: what a client reads is what was written last, at whichever worker, whoever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enclave_os.evidence.store_state import StoreState
+from enclave_os_client.memory import refuse_older
+from tests.e2e.kv_site import KVSite
+from tests.e2e.server import Server
+from tests.e2e.wire import Closed, Connection, get, request
+from tests.linearizable import Call, History
+
+CLIENTS = 32
+CALLS = 40  # of each client
+KEYS = ("a", "b", "c", "d")
+RETRIES = 200
+
+
+@pytest.fixture
+def site(python: Path, tmp_path: Path) -> Iterator[KVSite]:
+    made = KVSite(python, tmp_path)
+    yield made
+    made.stop()
+
+
+def connections(server: Server, workers: int) -> list[Connection]:
+    """One to each worker, in their order: the proxy spreads them by load."""
+    found: dict[int, Connection] = {}
+    for _ in range(RETRIES):
+        connection = Connection(server)
+        worker = int(json.loads(connection.ask(get("/trial/worker")).body)["worker"])
+        found.setdefault(worker, connection)
+        if len(found) == workers:
+            return [found[index] for index in range(workers)]
+    raise AssertionError(f"only workers {sorted(found)} were reached")
+
+
+class Client:
+    """One client with a connection of its own, to whichever worker it comes to; records what it sees."""
+
+    def __init__(self, server: Server, bearer: str, history: History, number: int) -> None:
+        self._server = server
+        self._fields = f"Authorization: Bearer {bearer}"
+        self._history = history
+        self._number = number
+        self._chosen = random.Random(number)
+        self._connection: Connection | None = None
+        self._versions: dict[str, int] = {}
+
+    def run(self) -> None:
+        for step in range(CALLS):
+            self._once(step)
+            if self._chosen.random() < 0.1:
+                self._leave()  # to another worker, perhaps
+        self._leave()
+
+    def _once(self, step: int) -> None:
+        key = self._chosen.choice(KEYS)
+        what = self._chosen.random()
+        if what < 0.5:
+            message, value, expected = request("GET", f"/kv/ns/{key}", self._fields), None, None
+        else:
+            value = f"{self._number} {step}".encode()
+            expected = self._versions.get(key) if what > 0.75 else None
+            condition = [] if expected is None else [f'If-Match: "{expected}"' if expected else "If-None-Match: *"]
+            message = request("PUT", f"/kv/ns/{key}", self._fields, *condition, body=value)
+        call = self._history.begin(self._number, key.encode())
+        try:
+            if self._connection is None:
+                self._connection = Connection(self._server)
+        except OSError:
+            return  # nothing was sent
+        try:
+            answer = self._connection.ask(message)
+        except (OSError, Closed, AssertionError):  # AssertionError: cut short in the middle of an answer
+            self._leave()
+            if value is not None:
+                call.lost(value, expected)
+            return
+        self._take(call, key, value, expected, answer.status, answer.body, dict(answer.headers))
+
+    def _take(
+        self, call: Call, key: str, value: bytes | None, expected: int | None, status: int, body: bytes, fields: Any
+    ) -> None:
+        etag = int(fields.get("ETag", '"0"').strip('"'))
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            if value is not None:
+                call.lost(value, expected)
+        elif status == HTTPStatus.PRECONDITION_FAILED:
+            assert expected is not None
+            call.conflicted(etag, expected)
+            self._versions.pop(key, None)
+        elif value is None:
+            assert status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND), (status, body)
+            call.got(body if status == HTTPStatus.OK else None, etag)
+            self._versions[key] = etag
+        else:
+            assert status == HTTPStatus.OK, (status, body)
+            call.wrote(value, etag, expected)
+            self._versions[key] = etag
+
+    def _leave(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def state_of(connection: Connection) -> StoreState:
+    found = json.loads(connection.ask(get("/attestation")).body)["state"]
+    root = found["root"]
+    return StoreState(
+        found["boot"], found["boot_nonce"].encode(), found["version"], None if root is None else root.encode()
+    )
+
+
+SITE = {"modules": {"enabled": ["kv", "trial"]}}
+
+
+def test_every_worker_serves_and_attests_the_same(site: KVSite) -> None:
+    server = site.start({**SITE, "server": {"workers": 3}})
+    server.wait_for_log("worker 2 serves")
+    server.wait_for_log("worker 1 serves")
+    bearer = f"Authorization: Bearer {site.token()}"
+    at = connections(server, 3)
+    seen: StoreState | None = None
+    for number in range(6):  # asking for evidence is rate-limited
+        writer, reader = at[number % 3], at[(number + 1) % 3]
+        body = b"%d" % number * 5000
+        assert writer.ask(request("PUT", "/kv/ns/k", bearer, body=body)).status == HTTPStatus.OK
+        assert reader.ask(get("/kv/ns/k", bearer)).body == body
+        for connection in at:
+            now = state_of(connection)
+            if seen is not None:
+                refuse_older(seen, now)
+            seen = now
+    large = os.urandom(4 << 20)
+    assert at[1].ask(request("PUT", "/kv/ns/large", bearer, body=large)).status == HTTPStatus.OK
+    assert at[2].ask(get("/kv/ns/large", bearer)).body == large
+    assert at[2].ask(request("PUT", "/kv/ns/k", bearer, "If-None-Match: *", body=b"")).status == 412
+    listed = json.loads(at[1].ask(get("/kv/ns", bearer)).body)
+    assert [one["key"] for one in listed["keys"]] == ["k", "large"]
+    for connection in at:
+        connection.close()
+    server.stop()
+
+
+def test_worker_0_is_killed_and_nothing_acknowledged_is_lost(site: KVSite) -> None:
+    server = site.start({**SITE, "server": {"workers": 2}})
+    server.wait_for_log("worker 1 serves")
+    bearer = f"Authorization: Bearer {site.token()}"
+    other = connections(server, 2)[1]
+    seen = state_of(other)
+    for round_ in range(3):
+        body = b"round %d" % round_
+        assert other.ask(request("PUT", "/kv/ns/k", bearer, body=body)).status == HTTPStatus.OK
+        os.kill(server.enclave_pids[0], signal.SIGKILL)
+        # The same connection, to a worker that lives: it waits for the owner of the store, or says 503, never a lie.
+        for _ in range(RETRIES):
+            answer = other.ask(get("/kv/ns/k", bearer))
+            if answer.status == HTTPStatus.OK:
+                break
+            assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE
+        assert answer.body == body
+        now = state_of(other)
+        refuse_older(seen, now)
+        assert now.boot == seen.boot + 1
+        seen = now
+        server.wait_for_log("worker 0 serves", count=round_ + 2)
+    other.close()
+    server.stop()
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_kv11_histories_of_32_clients_while_workers_are_killed(site: KVSite, workers: int) -> None:
+    server = site.start({**SITE, "server": {"workers": workers}})
+    for worker in range(1, workers):
+        server.wait_for_log(f"worker {worker} serves")
+    history = History()
+    bearer = site.token()
+    clients = [Client(server, bearer, history, number) for number in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        running = [pool.submit(client.run) for client in clients]
+        for victim in (0, workers - 1, 0):
+            before = server.log.count(f"worker {victim} serves")
+            os.kill(server.enclave_pids[victim], signal.SIGKILL)
+            server.wait_for_log(f"worker {victim} serves", count=before + 1)
+        for one in running:
+            one.result()
+    with Connection(server) as connection:
+        for key in KEYS:
+            call = history.begin(CLIENTS, key.encode())
+            answer = connection.ask(get(f"/kv/ns/{key}", f"Authorization: Bearer {bearer}"))
+            assert answer.status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
+            etag = int(dict(answer.headers).get("ETag", '"0"').strip('"'))
+            call.got(answer.body if etag else None, etag)
+    assert len(history) > CLIENTS * CALLS // 2
+    assert history.broken() == []
+    server.stop()
