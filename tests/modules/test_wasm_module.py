@@ -6,6 +6,9 @@ import asyncio
 import base64
 import hashlib
 import json
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -487,3 +490,10 @@ def test_compiled_code_of_another_enclave_is_refused() -> None:
 def test_the_operators_section_is_checked(section: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         WasmSettings.read(section)
+
+
+def test_the_page_has_the_defaults() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wasm.md").read_text(encoding="utf-8")
+    block = page.partition("```toml\n")[2].partition("```")[0]
+    section = tomllib.loads(block)["module"]["wasm"]
+    assert section == asdict(WasmSettings())
