@@ -74,6 +74,8 @@ class Turn:
         self._pool = pool
         self._work = work
         self._since = 0.0
+        self._granted = False
+        self._gate = threading.Condition(pool._lock)
         self.future: asyncio.Future[Any] | None = None
 
     def remaining(self) -> float:
@@ -126,7 +128,6 @@ class Pool:
         self._limits = limits
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._turns = threading.Condition(self._lock)
         self._apps: dict[str, _App] = {}
         self._threads: list[threading.Thread] = []
         self._running: set[Turn] = set()
@@ -160,9 +161,10 @@ class Pool:
                 known.used = max(known.used, self._least_used())
             known.waiting.append(turn)
             # A thread that was woken for another call is not idle, though it may not have run since.
-            if sum(len(app.waiting) for app in self._apps.values()) > self._idle < self._limits.threads - self._busy:
+            if self._ready_calls() > self._idle < self._limits.threads - self._busy:
                 self._start_thread()
-            self._work.notify()
+            if self._may_begin(known):
+                self._work.notify()
         future.add_done_callback(lambda done: self._given_up(turn) if done.cancelled() else None)
         return future
 
@@ -191,7 +193,6 @@ class Pool:
             for turn in self._running:
                 turn.cancelled = True
             self._work.notify_all()
-            self._turns.notify_all()
             threads = list(self._threads)
         for thread in threads:
             thread.join()
@@ -219,19 +220,26 @@ class Pool:
 
     def _take(self, turn: Turn) -> None:
         self._at_gate.append(turn)
+        self._grant()
         # Bounded: who holds a core gives it back at the next tick, or with its deadline.
-        while not (self._cores_free and self._first() is turn):
-            self._turns.wait()
-        self._at_gate.remove(turn)
-        self._cores_free -= 1
-        turn._since = self.now()
-        if self._cores_free and self._at_gate:
-            self._turns.notify_all()
+        while not turn._granted:
+            turn._gate.wait()
+        turn._granted = False
 
     def _leave(self, turn: Turn) -> None:
         self._charge(turn)
         self._cores_free += 1
-        self._turns.notify_all()
+        self._grant()
+
+    def _grant(self) -> None:
+        """Hand free cores to those who are first, and wake nobody else."""
+        while self._cores_free and self._at_gate:
+            first = self._first()
+            self._at_gate.remove(first)
+            self._cores_free -= 1
+            first._since = self.now()
+            first._granted = True
+            first._gate.notify()
 
     def _first(self) -> Turn:
         return min(self._at_gate, key=lambda turn: self._apps[turn.app].used)
@@ -276,7 +284,6 @@ class Pool:
                 self._busy -= 1
                 self._memory_free += turn.memory
                 self._apps[turn.app].running -= 1
-                self._work.notify_all()  # what did not fit may be of any app
                 self._answer(turn, answer, failure)
 
     def _next(self) -> Turn | None:
@@ -291,10 +298,16 @@ class Pool:
                     turn = known.waiting.popleft()
                     self._memory_free -= turn.memory
                     self._running.add(turn)
+                    if len(ready) > 1 or self._may_begin(known):
+                        self._work.notify()  # each wakes the next, as long as there is something to begin
                     return turn
                 if self._ended:
                     return None
                 self._work.wait()
+
+    def _ready_calls(self) -> int:
+        most = self._limits.app_calls
+        return sum(min(len(app.waiting), most - app.running) for app in self._apps.values())
 
     def _may_begin(self, app: _App) -> bool:
         return (
