@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
+import socket
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -64,6 +69,40 @@ def leaves(server: Server) -> dict[str, str]:
     return {leaf["name"]: leaf["sha256"] for leaf in manifest(server)["leaves"]}
 
 
+LAST_ANSWER = 3  # the giver's third: its handshake, its evidence, and then all that is sealed
+
+
+@contextmanager
+def relay(port: int, spoil: Callable[[bytes], bytes]) -> Iterator[int]:
+    """Somebody between the receiver's host and the giver, who spoils the last answer of one connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(END_SECONDS)
+
+        def carry() -> None:
+            receiver, _ = listener.accept()
+            with receiver, socket.create_connection(("127.0.0.1", port)) as giver:
+                asked = 0
+                while ready := select.select([receiver, giver], [], [], END_SECONDS)[0]:
+                    if receiver in ready:
+                        data = receiver.recv(1 << 20)
+                        asked += 1
+                        giver.sendall(data)
+                        if not data:
+                            return
+                    if giver in ready:
+                        answer = giver.recv(1 << 20)
+                        answer = spoil(answer) if asked >= LAST_ANSWER and answer else answer
+                        if not answer:
+                            return
+                        receiver.sendall(answer)
+
+        thread = threading.Thread(target=carry, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(END_SECONDS)
+        assert not thread.is_alive()
+
+
 def keep(server: Server, name: str, value: bytes) -> None:
     with Connection(server) as connection:
         assert connection.ask(request("PUT", f"/trial/kept/{name}", body=value)).status == 200
@@ -97,6 +136,13 @@ def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
     assert "MRENCLAVE: other code than was asked for" in refused.stderr
     refused = upgrade.take(former.port, giver, site.write({"seal": {"export": "signer"}}))
     assert "seal.export: sealed is approved; the configuration says signer" in refused.stderr
+    assert not (site.state / "sealed" / found[1] / "config.sealed").exists()
+
+    for spoil in (lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""):  # changed, or cut off
+        with relay(former.port, spoil) as port:
+            refused = upgrade.take(port, giver)
+        assert refused.returncode == os.EX_CONFIG, (refused.stdout, refused.stderr)
+        assert "nothing was imported, and nothing has changed" in refused.stderr
     assert not (site.state / "sealed" / found[1] / "config.sealed").exists()
 
     done = upgrade.take(former.port, giver)
