@@ -45,7 +45,7 @@ $(STAMPS)/run: requirements/run.txt $(STAMPS)/venv
 
 # The programs that the end-to-end tests run as clients, and objdump, which looks at what was compiled.
 $(STAMPS)/test: requirements/test.txt $(STAMPS)/run
-	@.ci/system "$(or $(PYTHON),python3)" curl:curl openssl:openssl wrk:wrk objdump:binutils etcd:etcd-server
+	@.ci/system "$(or $(PYTHON),python3)" curl:curl openssl:openssl wrk:wrk objdump:binutils etcd:etcd-server haproxy:haproxy
 	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
@@ -103,6 +103,10 @@ test-debug: build/debug/.stamp $(STAMPS)/fast $(STAMPS)/test ## the native and h
 
 test-sanitize: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the same under AddressSanitizer and UBSan
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PYTEST) --junit-xml=$(RESULTS)/sanitize.xml $(SANITIZED_TESTS) $(ARGS)
+
+.PHONY: test-direct
+test-direct: $(STAMPS)/fast $(STAMPS)/test ## the end-to-end suite with the enclave under gramine-direct
+	$(PYTEST) tests/e2e --enclave direct $(ARGS)
 
 EVENTS ?= 1000000000
 hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host at length: 1e6 RPC calls, EVENTS=1e9 rewritten words (minutes)

@@ -24,7 +24,11 @@ HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE
 # function of ours from outside: 1 to 2 % fewer instructions (docs/performance.md).
 DIRECT = ["-fno-plt", "-fno-semantic-interposition"]
 CFLAGS += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g1", *DIRECT, *HARDENING]
-LDFLAGS = ["-Wl,-z,relro,-z,now"]
+# Two builds of one tree are the same to the bit, whatever folder it lies in: no path of this machine in debug
+# information or __FILE__, and nothing else that differs (docs/reproduce.md).
+HERE = os.path.dirname(os.path.abspath(__file__))
+CFLAGS += [f"-ffile-prefix-map={HERE}=.", "-frandom-seed=enclave-os"]
+LDFLAGS = ["-Wl,-z,relro,-z,now", "-Wl,--build-id=sha1"]
 if SANITIZE:
     CFLAGS += ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     LDFLAGS += ["-fsanitize=address,undefined"]

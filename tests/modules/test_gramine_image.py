@@ -48,6 +48,13 @@ def traced() -> Trace:
 
 
 @pytest.fixture(scope="module")
+def small(traced: Trace) -> Trace:
+    """Some of it, for tests that need an image and not the whole of one."""
+    modules = {name: traced.modules[name] for name in ("os", "enclave_os", "enclave_os.modules.helloworld")}
+    return dataclasses.replace(traced, modules=modules, mapped=(), executable=(), opened=())
+
+
+@pytest.fixture(scope="module")
 def made(traced: Trace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Image, FileList]:
     image = Image(tmp_path_factory.mktemp("image") / "image")
     return image, make_image(image, traced, MODULES)
@@ -137,25 +144,25 @@ class TestList:
 
 
 class TestGuards:
-    def test_a_changed_file_is_found(self, traced: Trace, tmp_path: Path) -> None:
+    def test_a_changed_file_is_found(self, small: Trace, tmp_path: Path) -> None:
         image = Image(tmp_path / "image")
-        make_image(image, traced, MODULES)
+        make_image(image, small, MODULES)
         victim = image.root / HOME / "os.py"
         victim.write_bytes(victim.read_bytes() + b"\n")
         with pytest.raises(ImageError, match=r"1 files of the image are not what its list says"):
             read_image(image)
 
-    def test_a_file_too_many_is_found(self, traced: Trace, tmp_path: Path) -> None:
+    def test_a_file_too_many_is_found(self, small: Trace, tmp_path: Path) -> None:
         image = Image(tmp_path / "image")
-        make_image(image, traced, MODULES)
+        make_image(image, small, MODULES)
         (image.root / "enclave-os" / "more.py").touch()
         with pytest.raises(ImageError, match=r"more\.py for one"):
             read_image(image)
 
-    def test_nothing_else_is_overwritten(self, traced: Trace, tmp_path: Path) -> None:
+    def test_nothing_else_is_overwritten(self, small: Trace, tmp_path: Path) -> None:
         (tmp_path / "precious").touch()
         with pytest.raises(ImageError, match="something else than an enclave image"):
-            make_image(Image(tmp_path), traced, MODULES)
+            make_image(Image(tmp_path), small, MODULES)
         assert (tmp_path / "precious").exists()
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 5}', '{"files": [{}], "c_library": []}'])
@@ -174,19 +181,19 @@ class TestGuards:
         with pytest.raises(CollectError, match="no business"):
             collect(wrong)
 
-    def test_two_files_in_one_place_stop_it(self, traced: Trace, tmp_path: Path) -> None:
+    def test_two_files_in_one_place_stop_it(self, small: Trace, tmp_path: Path) -> None:
         other = tmp_path / "helloworld.py"
         other.write_text("")
-        wrong = {**traced.modules, "enclave_os.modules.helloworld": other, "enclave_os.modules.hello": other}
+        wrong = {**small.modules, "enclave_os.modules.helloworld": other, "enclave_os.modules.hello": other}
         first = tmp_path / "first" / "helloworld.py"
         first.parent.mkdir()
         first.write_text("")
         wrong["enclave_os.modules.hello"] = first
         with pytest.raises(CollectError, match="would both be"):
-            collect(dataclasses.replace(traced, modules=wrong))
+            collect(dataclasses.replace(small, modules=wrong))
 
-    def test_a_cache_without_its_source_stops_it(self, traced: Trace, tmp_path: Path) -> None:
-        wrong = dataclasses.replace(traced, modules={**traced.modules, "odd": tmp_path / "odd.pyc"})
+    def test_a_cache_without_its_source_stops_it(self, small: Trace, tmp_path: Path) -> None:
+        wrong = dataclasses.replace(small, modules={**small.modules, "odd": tmp_path / "odd.pyc"})
         with pytest.raises(CollectError, match="neither a source nor a shared object"):
             collect(wrong)
 
