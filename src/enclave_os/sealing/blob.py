@@ -67,6 +67,7 @@ _SIGNED_AS: Final = b"enclave-os sealed configuration, v1\0"
 _GRANTED_AS: Final = b"enclave-os seal recover, v1\0"
 _PSS: Final = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256().digest_size)
 
+OTHER_KEY: Final = "the platform's key does not open it: other microcode, another machine, or damage"
 NOT_WHOLE: Final = "it is cut short, or not a sealed configuration"
 
 
@@ -179,7 +180,7 @@ def open_with_platform(blob: Blob, *, measurement: bytes, sealing_key: bytes) ->
     try:
         data_key = AESGCM(key).decrypt(_NONCE, wrapped[_SALT_SIZE:], _platform_aad(measurement))
     except InvalidTag as error:
-        raise SealBroken("the platform's key does not open it: other microcode, another machine, or damage") from error
+        raise SealBroken(OTHER_KEY) from error
     return open_with_data_key(blob, data_key)
 
 

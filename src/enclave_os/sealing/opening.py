@@ -184,6 +184,11 @@ def _check_owner_key(policy: bytes) -> None:
 
 def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
     lines = [f"the sealed configuration does not open: {reason}."]
+    if reason == blob.OTHER_KEY:
+        lines.append(
+            "the processor's sealing key contains its security version (CPUSVN), so a microcode update changes it: where "
+            "an enclave still opens this, on the former microcode say, it can give it on: enclave-os seal import --help"
+        )
     if second_wrap is not None:
         lines.append(
             f"it has a second wrap, for the owner's key {second_wrap.key_id.hex()[:16]}...: if the platform's key "
