@@ -186,8 +186,8 @@ def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
     lines = [f"the sealed configuration does not open: {reason}."]
     if reason == blob.OTHER_KEY:
         lines.append(
-            "the processor's sealing key contains its security version (CPUSVN), so a microcode update changes it: where "
-            "an enclave still opens this, on the former microcode say, it can give it on: enclave-os seal import --help"
+            "the processor's sealing key contains its security version (CPUSVN), so a microcode update changes it: "
+            "where an enclave still opens this, on the former microcode say, it can give it on: enclave-os seal import"
         )
     if second_wrap is not None:
         lines.append(
