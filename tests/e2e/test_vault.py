@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from enclave_os.evidence.audit_chain import check_entries, genesis
 from enclave_os.wire.layout import REGION_FOLDER
 from enclave_os_client import token
 from enclave_os_client.client import Client, Demands, Mode, Policy
@@ -28,14 +31,17 @@ class Issuer:
     """An issuer of the test's own, and its table for the configuration."""
 
     def __init__(self) -> None:
-        import time
-
         self._pair = token.generate_key()
         self._now = int(time.time())
         self.table = token.issuer_table(self._pair.public_pem, token.DEFAULT_ISSUER, token.DEFAULT_AUDIENCE)
 
     def bearer(self, subject: str, *roles: str, **claims: object) -> str:
         return token.issue(self._pair.private_pem, roles=roles, subject=subject, now=self._now, claims=claims)
+
+    def once(self, subject: str, *roles: str) -> str:
+        """A one-time token, issued after the server's start (a clock may be five seconds ahead)."""
+        ahead = int(time.time()) + 4
+        return token.issue(self._pair.private_pem, roles=roles, subject=subject, now=ahead, one_time=True)
 
 
 def vault_of(start_server: StartServer, issuer: Issuer) -> Server:
@@ -155,3 +161,30 @@ def test_an_enclave_reads_what_a_policy_gives_to_its_measurement(start_server: S
     # The handshake alone, without the present leg: who it is, and nothing that it may have.
     with Client(Demands(policy=accepted, mode=Mode.CHALLENGE, identity=ClientEnclave(forge))) as client:
         assert client.get(f"https://localhost:{server.port}{path}").status_code == 401
+
+
+def test_every_worker_serves_the_one_vault(start_server: StartServer) -> None:
+    """What one wrote the others read at once; each keeps a chain of the audit; one alone takes a one-time token."""
+    issuer = Issuer()
+    server = start_server({"server": {"workers": 3}, "modules": {"enabled": ["vault"]}}, issuer.table)
+    for worker in range(3):
+        server.wait_for_log(f"worker {worker} serves", seconds=60)
+    writer = issuer.bearer("alice", "vault-writer", "vault-auditor", "monitoring")
+    path = "/vault/secrets/alice/db"
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(server)) for _ in range(9)]
+        workers = {json.loads(ask(one, "GET", "/status", writer).body)["worker"]["index"] for one in connections}
+        assert len(workers) > 1
+        for number, connection in enumerate(connections):
+            value = b"of %d" % number
+            assert ask(connection, "PUT", path, writer, value).status == (200 if number else 201)
+            assert ask(connections[number - 4], "GET", path, writer).body == value
+        once = issuer.once("alice", "vault-writer")
+        answers = [ask(connection, "GET", path, once).status for connection in connections]
+        assert answers.count(200) == 1
+        assert set(answers) <= {200, 401, 503}
+        chains = json.loads(ask(connections[0], "GET", "/vault/audit", writer).body)["chains"]
+        assert {chain["chain"] for chain in chains} == workers
+        for worker in workers:
+            found = json.loads(ask(connections[0], "GET", f"/vault/audit?chain={worker}", writer).body)
+            assert check_entries(genesis(worker), 1, found["entries"]).hex() == found["hash"]

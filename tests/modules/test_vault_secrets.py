@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import itertools
 import json
 import random
@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from enclave_os.errors import ClockUntrusted
-from enclave_os.http import Response, make_request
+from enclave_os.http import Response
 from enclave_os.modules.vault.expiry import sweep
-from enclave_os.modules.vault.request_fields import encoded
 from enclave_os.modules.vault.secrets import BESIDE_SIZE_MAX, SECRET_SIZE_MAX, VERSIONS_MAX
 from tests.enclave.tokens import new_key, token
 from tests.modules.test_vault_policy import peer
@@ -366,20 +365,6 @@ def test_one_time_tokens_are_good_once_across_starts() -> None:
     run(work)
 
 
-def test_nobody_takes_the_places_of_post_data() -> None:
-    async def work(rig: Rig) -> None:
-        squatter = {"sub": "data"}
-        assert (await rig.ask("PUT", "/vault/secrets/data/x", b"x", **squatter)).status == 403
-        assert (await rig.ask("PUT", "/vault/secrets/data/x/y", b"x", **squatter)).status == 403
-        stored = Rig.bearer(roles=(), **{"secret": "c2VjcmV0"})
-        await rig.ask("POST", "/data", {"StoreSecret": {"jwt": stored}}, bearer="")
-        path = said(await rig.ask("GET", "/vault/secrets"))["secrets"][0]["path"]
-        assert (await rig.ask("PUT", f"/vault/secrets/{path}", b"new")).status == 200  # its owner may
-        assert (await rig.ask("PUT", f"/vault/secrets/{path}", b"new", **squatter)).status == 403
-
-    run(work)
-
-
 def test_the_largest_of_everything_is_written_and_purged() -> None:
     """Policy, path and number of versions at their bounds: each change is still one batch."""
     path = "/".join(["alice", *(["p" * 126] * 3), "p" * 124])
@@ -398,6 +383,19 @@ def test_the_largest_of_everything_is_written_and_purged() -> None:
         assert (await rig.ask("POST", f"{target}/purge")).status == 204
 
     run(work, {"versions_kept": VERSIONS_MAX})
+
+
+def test_many_writers_of_one_secret_all_get_their_turn() -> None:
+    async def work(rig: Rig) -> None:
+        await put(rig)
+        answers = await asyncio.gather(*(rig.ask("PUT", URL, b"%d" % number) for number in range(60)))
+        assert {answer.status for answer in answers} == {200}
+        assert sorted(said(answer)["version"] for answer in answers) == list(range(2, 62))
+        assert "conflict" not in {entry["outcome"] for entry in await rig.audit()}
+        cas = await asyncio.gather(*(rig.ask("PUT", f"{URL}?cas=61", b"x") for _ in range(20)))
+        assert sorted(answer.status for answer in cas) == [200] + [409] * 19
+
+    run(work)
 
 
 def test_what_is_over_leaves_the_store() -> None:
@@ -442,53 +440,3 @@ def test_jw6_tenants_beside_a_model() -> None:
         return differences
 
     assert run(work) == 0
-
-
-# -- POST /data ------------------------------------------------------------------------------------------
-
-
-def test_the_first_vaults_operations() -> None:
-    secret = b"the seed's secret"
-    digest = hashlib.sha256(secret).hexdigest()
-
-    async def work(rig: Rig) -> None:
-        store = {"StoreSecret": {"jwt": Rig.bearer(roles=(), secret=encoded(secret))}}
-        get = {"GetSecret": {"jwt": Rig.bearer(roles=(), secret_hash=digest)}}
-        other = {"GetSecret": {"jwt": Rig.bearer("bob", roles=(), secret_hash=digest)}}
-        assert (await rig.ask("POST", "/data", get, bearer="")).status == 404
-        assert said(await rig.ask("POST", "/data", store, bearer="")) == {"SecretStored": {"secret_hash": digest}}
-        assert said(await rig.ask("POST", "/data", store, bearer="")) == {"SecretStored": {"secret_hash": digest}}
-        assert said(await rig.ask("POST", "/data", get, bearer="")) == {"SecretValue": {"secret": encoded(secret)}}
-        assert (await rig.ask("POST", "/data", other, bearer="")).status == 404
-        listed = said(await rig.ask("GET", "/vault/secrets"))["secrets"]
-        assert [one["path"].rpartition("/")[2] for one in listed] == [digest]
-
-    run(work)
-
-
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        (b'{"StoreSecret":{"jwt":"x"}}', 401),
-        (b'{"GetSecret":{"jwt":""}}', 401),
-        (b'{"StoreSecret":{"jwt":1}}', 400),
-        (b'{"StoreSecret":{}}', 400),
-        (b'{"StoreSecret":"x"}', 400),
-        (b'{"StoreSecret":{"jwt":"x","y":1}}', 400),
-        (b'{"Other":{"jwt":"x"}}', 404),
-        (b'{"StoreSecret":{"jwt":"x"},"GetSecret":{"jwt":"x"}}', 404),
-        (b"{", 404),
-        (b"hello", 404),
-        (json.dumps({"StoreSecret": {"jwt": token(new_key(), CLAIMS)}}).encode(), 401),
-        (json.dumps({"StoreSecret": {"jwt": Rig.bearer()}}).encode(), 400),
-        (json.dumps({"GetSecret": {"jwt": Rig.bearer(**{"secret_hash": "x"})}}).encode(), 400),
-        (json.dumps({"StoreSecret": {"jwt": Rig.bearer(**{"secret": "!"})}}).encode(), 400),
-    ],
-)
-def test_data_that_is_not_for_us_or_wrong(body: bytes, status: int) -> None:
-    async def work(rig: Rig) -> None:
-        answer = rig.registry.respond(make_request("POST", "/data", body=body))
-        found = answer if isinstance(answer, Response) else await answer
-        assert found.status == status
-
-    run(work)

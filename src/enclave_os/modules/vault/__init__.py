@@ -2,6 +2,7 @@
 
 policy             who may do what: one pure evaluator
 policy_document    its rules as operators and owners write them
+turns              changes of one path come one after the other
 access             who asks: by token, by evidence for this session, or both; and what the rules say
 secrets, record    what is stored and how
 transit, keyring   keys that are used here and do not leave

@@ -22,6 +22,7 @@ from enclave_os.http import HTTPError, Request
 from enclave_os.modules.api import Services, Table, Token, Write
 from enclave_os.modules.vault.audit import AuditTrail, Event
 from enclave_os.modules.vault.policy import Caller, Decision, Rule, decide
+from enclave_os.modules.vault.turns import Turns
 
 DENIED: Final = "not allowed, or not there"
 ABSENT: Final = "not there"
@@ -117,6 +118,7 @@ class Access:
         self._trail = trail
         self._paths = path_tokens
         self._spent = spent
+        self._turns = Turns()
 
     # -- who asks ------------------------------------------------------------------------------------------------------
 
@@ -188,6 +190,11 @@ class Access:
         token_id = "" if who.token is None else who.token.token_id
         path_token = self._paths.of(action.partition(".")[0], path)
         await self._trail.record(Event(who.caller, action, path_token, outcome, token_id, version, detail), writes)
+
+    async def change(self, who: Who, action: str, path: str, work: Callable[[], Awaitable[Result]]) -> Result:
+        """`run` what writes a secret or key, one after the other for each."""
+        async with self._turns.of(f"{action.partition('.')[0]} {path}"):
+            return await self.run(who, action, path, work)
 
     async def run(self, who: Who, action: str, path: str, work: Callable[[], Awaitable[Result]]) -> Result:
         """Do one operation, again while others write the same; audit it when it is refused.

@@ -88,7 +88,7 @@ class Keyring:
             await self._access.record(who, "key.create", name, writes, version=1)
             return self._document(name, record)
 
-        return await self._access.run(who, "key.create", name, work)
+        return await self._access.change(who, "key.create", name, work)
 
     async def rotate(self, who: Who, name: str) -> dict[str, Any]:
         """A new version, which works from now on."""
@@ -103,7 +103,7 @@ class Keyring:
             await self._access.record(who, "key.rotate", name, writes, version=changed.next_number - 1)
             return self._document(name, changed)
 
-        return await self._access.run(who, "key.rotate", name, work)
+        return await self._access.change(who, "key.rotate", name, work)
 
     async def show(self, who: Who, name: str) -> dict[str, Any]:
         """Type, versions and public keys."""
@@ -150,7 +150,7 @@ class Keyring:
             await self._access.record(who, "key.delete", name, [write], detail=",".join(map(str, sorted(chosen))))
             return self._document(name, changed)
 
-        return await self._access.run(who, "key.delete", name, work)
+        return await self._access.change(who, "key.delete", name, work)
 
     async def policy(self, who: Who, name: str) -> Mapping[str, Any]:
         """The policy's document."""
@@ -178,7 +178,7 @@ class Keyring:
             await self._access.record(who, "key.policy", name, writes, detail="changed")
             return stored
 
-        return await self._access.run(who, "key.policy", name, work)
+        return await self._access.change(who, "key.policy", name, work)
 
     async def export(self, who: Who, name: str, number: int) -> dict[str, Any]:
         """The key itself, of one that was made to leave."""

@@ -132,7 +132,7 @@ class Secrets:
             )
             return version
 
-        return await self._access.run(who, "secret.write", path, work)
+        return await self._access.change(who, "secret.write", path, work)
 
     async def versions(self, who: Who, path: str) -> dict[str, Any]:
         """All versions, without their values."""
@@ -171,7 +171,7 @@ class Secrets:
             writes += [Write(self._values, _value_name(path, version.number), None) for version in record.versions]
             await self._access.record(who, "secret.destroy", path, writes, detail="purged")
 
-        await self._access.run(who, "secret.destroy", path, work)
+        await self._access.change(who, "secret.destroy", path, work)
 
     async def _change_states(
         self, who: Who, action: str, path: str, numbers: frozenset[int], state: State
@@ -197,7 +197,7 @@ class Secrets:
             await self._access.record(who, action, path, writes, detail=detail)
             return self._summary(path, changed) | {"versions": [version.document() for version in changed.versions]}
 
-        return await self._access.run(who, action, path, work)
+        return await self._access.change(who, action, path, work)
 
     # -- policy and approval -------------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Secrets:
             await self._access.record(who, "secret.policy", path, writes, detail="changed")
             return stored
 
-        return await self._access.run(who, "secret.policy", path, work)
+        return await self._access.change(who, "secret.policy", path, work)
 
     async def approve(self, who: Who, path: str, reader: bytes, action: str, shown: str) -> int:
         """Let one other person do `action` once, soon. Returns: until when, seconds since the Unix epoch."""
