@@ -6,7 +6,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 
 from enclave_os.evidence.store_state import StoreState
 from enclave_os_client.memory import refuse_older
+from tests.e2e.installation import install
 from tests.e2e.kv_site import KVSite
 from tests.e2e.server import Server
 from tests.e2e.wire import Closed, Connection, get, request
@@ -186,24 +187,59 @@ def test_kv11_histories_of_32_clients_while_workers_are_killed(site: KVSite, wor
     server = site.start({**SITE, "server": {"workers": workers}})
     for worker in range(1, workers):
         server.wait_for_log(f"worker {worker} serves")
+
+    def kill() -> None:
+        for victim in (0, workers - 1, 0):
+            before = server.log.count(f"worker {victim} serves")
+            os.kill(server.enclave_pids[victim], signal.SIGKILL)
+            server.wait_for_log(f"worker {victim} serves", count=before + 1)
+
+    assert recorded(site, server, kill).broken() == []
+    server.stop()
+
+
+def test_kv11_histories_of_32_clients_under_a_carrier_that_lies(tmp_path: Path) -> None:
+    """Dropped, doubled, held back, reflected, changed: whoever finds it says so, and is started anew."""
+    python = install(tmp_path / "lying")
+    (packages,) = (tmp_path / "lying").glob("lib/*/site-packages")
+    packages.joinpath("lying_carrier.py").write_bytes(Path(__file__).with_name("lying_carrier.py").read_bytes())
+    packages.joinpath("product.pth").write_text(packages.joinpath("product.pth").read_text() + "import lying_carrier\n")
+    site = KVSite(python, tmp_path / "site")
+    site.folder.mkdir()
+    try:
+        server = site.start({**SITE, "server": {"workers": 2}})
+        server.wait_for_log("worker 1 serves")
+        server.expected += ["Traceback"]  # of the worker that ends with the host's lie
+        assert recorded(site, server, lambda: None).broken() == []
+        assert "the carrier lies" in server.log
+        server.wait_for_log("the host broke the contract on the channel to worker")
+        server.wait_for_log("worker 1 serves", count=2)
+        assert "worker 0 serves" in server.log
+        assert server.log.count("worker 0 started") == 1, "worker 0 stays"
+        server.stop()
+    finally:
+        site.stop()
+
+
+def recorded(site: KVSite, server: Server, faults: Callable[[], None]) -> History:
+    """What 32 clients saw meanwhile, and one behind them all."""
     history = History()
     bearer = site.token()
     clients = [Client(server, bearer, history, number) for number in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(client.run) for client in clients]
-        for victim in (0, workers - 1, 0):
-            before = server.log.count(f"worker {victim} serves")
-            os.kill(server.enclave_pids[victim], signal.SIGKILL)
-            server.wait_for_log(f"worker {victim} serves", count=before + 1)
+        faults()
         for one in running:
             one.result()
-    with Connection(server) as connection:
-        for key in KEYS:
+    for key in KEYS:
+        for _ in range(RETRIES):
             call = history.begin(CLIENTS, key.encode())
-            answer = connection.ask(get(f"/kv/ns/{key}", f"Authorization: Bearer {bearer}"))
-            assert answer.status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND)
-            etag = int(dict(answer.headers).get("ETag", '"0"').strip('"'))
-            call.got(answer.body if etag else None, etag)
+            with Connection(server) as connection:
+                answer = connection.ask(get(f"/kv/ns/{key}", f"Authorization: Bearer {bearer}"))
+            if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
+                break
+        assert answer.status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND), answer
+        etag = int(dict(answer.headers).get("ETag", '"0"').strip('"'))
+        call.got(answer.body if etag else None, etag)
     assert len(history) > CLIENTS * CALLS // 2
-    assert history.broken() == []
-    server.stop()
+    return history
