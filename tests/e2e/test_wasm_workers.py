@@ -1,0 +1,63 @@
+"""Apps on several workers: loaded through one, served by all, with one set of data."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.e2e.server import Server
+from tests.e2e.test_roles import enclave_os
+from tests.e2e.test_wasm import PROBE, Site
+from tests.e2e.wire import client_context
+
+FOLLOW_SECONDS = 30.0  # far above the one second that the others take
+CONNECTIONS = 24  # with two workers, all of them reach one worker once in 2**23 runs
+
+
+@pytest.fixture(scope="module")
+def site(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    folder = tmp_path_factory.mktemp("wasm-workers")
+    key = folder / "issuer.key.pem"
+    return Site(python, folder, key, enclave_os("token", "keygen", "--key", key))
+
+
+@pytest.fixture(scope="module")
+def server(site: Site) -> Iterator[Server]:
+    settings = {"server": {"workers": 2, "state_dir": str(site.folder / "state")}, "modules": {"enabled": ["wasm"]}}
+    running = Server(site.python, site.folder / "start", settings, site.table)
+    running.wait_for_log("worker 1 serves")
+    yield running
+    running.stop()
+
+
+def each(server: Server, function: str, **arguments: Any) -> list[httpx2.Response]:
+    """One call on each of many connections, so on every worker."""
+    answers = []
+    for _ in range(CONNECTIONS):
+        with httpx2.Client(verify=client_context(server), base_url=f"https://localhost:{server.port}") as client:
+            answers.append(client.post(f"/rpc/probe/{function}", json=arguments))
+    return answers
+
+
+def until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + FOLLOW_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline
+
+
+def test_all_workers_follow_one(site: Site, server: Server) -> None:
+    site.wasm(server, "load", "probe", PROBE)
+    until(lambda: all(answer.status_code == 200 for answer in each(server, "hello")))
+    with httpx2.Client(verify=client_context(server), base_url=f"https://localhost:{server.port}") as client:
+        assert client.post("/rpc/probe/write", json={"path": "/a", "text": "shared"}).status_code == 200
+    until(lambda: {answer.text for answer in each(server, "read", path="/a")} == {'{"ok":"shared"}'})
+    shown = json.loads(site.wasm(server, "show", "probe"))
+    assert shown["state"] == "ready"
+    site.wasm(server, "unload", "probe")
+    until(lambda: all(answer.status_code == 404 for answer in each(server, "hello")))
