@@ -57,6 +57,7 @@ RELATIONS_TEXT: Final = """\
 - `timeouts.rpc` < `timeouts.request`
 - `timeouts.host_idle` > `handshake`, `head`, `body`, `idle` and `request`
 - `server.connections_max` <= `limits.connections` x `server.workers`
+- `kv.restore` only with `server.workers` = 1
 - each `[module.<name>]` is named by `modules.enabled`
 """
 

@@ -177,7 +177,7 @@ class Supervisor:
         files = launch.platform_files(self._platform)
         self._documents = [enclave_document(settings, i, count, authority, start, platform=files) for i in range(count)]
         self._seal = SealStore(state_folder, log.warning, lambda: self._stores.make_durable())
-        self._stores = StoreDesk(self._seal, settings.kv, log.error)
+        self._stores = StoreDesk(self._seal, settings.kv, log.error, log.info)
         self._desk = CertificateDesk(
             self._seal.folder_of, self._ca.sign if self._ca else None, self._ca.root if self._ca else None
         )

@@ -113,9 +113,7 @@ def _new_key(path: Path) -> int:
 
 def _sign(image: Image, settings: Settings) -> int:
     if not settings.gramine.key_file:
-        return _fail(
-            "gramine.key_file names no key: enclave-os gramine sign --new-key FILE makes one", os.EX_CONFIG
-        )
+        return _fail("gramine.key_file names no key: enclave-os gramine sign --new-key FILE makes one", os.EX_CONFIG)
     read_image(image)
     if shutil.which(SIGNER) is None:
         return _fail(f"signing needs {SIGNER}, and there is none on the path: {INSTALL}", os.EX_UNAVAILABLE)

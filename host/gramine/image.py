@@ -1,9 +1,9 @@
 """An enclave image: the folder that holds everything an enclave under Gramine may open, and the manifest that says so.
 
-    <image>/root/enclave-os/      the enclave's file system: interpreter, libraries, modules; copies, nothing else
-    <image>/files.json            every one of them with its size and SHA-256; the hash over all is what is compared
-    <image>/enclave_os.manifest   what `gramine-direct` runs
-    <image>/enclave_os.manifest.sgx, enclave_os.sig       what `gramine-sgx` runs, once signed
+<image>/root/enclave-os/      the enclave's file system: interpreter, libraries, modules; copies, nothing else
+<image>/files.json            every one of them with its size and SHA-256; the hash over all is what is compared
+<image>/enclave_os.manifest   what `gramine-direct` runs
+<image>/enclave_os.manifest.sgx, enclave_os.sig       what `gramine-sgx` runs, once signed
 """
 
 from __future__ import annotations

@@ -75,9 +75,7 @@ def _sizes(settings: Settings, chosen: GramineSettings) -> dict[str, object]:
     how = "added as it is used" if chosen.edmm else "all of it is added before the start"
     return {
         "enclave_size": f"{chosen.enclave_size // MIB}M",
-        "enclave_size_reason": (
-            f"A power of two. This configuration may come to need {-(-needed // MIB)} MiB; {how}."
-        ),
+        "enclave_size_reason": (f"A power of two. This configuration may come to need {-(-needed // MIB)} MiB; {how}."),
         "threads": chosen.threads,
         "threads_reason": "Three of Gramine's, three of the runtime's (loop, doorbell, lifeline), and the modules'.",
     }

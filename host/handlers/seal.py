@@ -5,6 +5,7 @@
                                    /ca.pem            the chain that was installed for it
                                    /imported-from     whose rows are to be copied at the next start (imported_rows.py)
                                    /store             the key-value store (`kv_store`)
+                                   /backups/<version>-<root> both as they were, for who asked (`store_desk`)
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class SealStore:
             if self._imports_from:
                 write_whole(folder / NOTE_FILE, self._imports_from.encode("ascii"), 0o600)
             write_whole(folder / BLOB_FILE, data, 0o600)
-            _sync_folder(folder)
+            sync_folder(folder)
         except (OSError, Refused):
             later.refuse(Status.FAILED)
         else:
@@ -118,7 +119,8 @@ class SealStore:
             )
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -6,24 +6,25 @@ has another measurement, and so another store; the former lies where it was.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, cast
 
 from enclave_os.wire.kv_settings import KV
-from enclave_os.wire.rpc import Method, Status
+from enclave_os.wire.rpc import KV_VERSION_SIZE, Method, Status
 
+from ..certificates import write_whole
 from ..kv_store import KVStore, StoreError, StoreSync
+from ..state import StateError, make_private_folder
 from . import Handler, Later, Refused
 from .kv import kv_handlers
-from .seal import STORE_FOLDER, SealStore
+from .seal import BLOB_FILE, STORE_FOLDER, SealStore, sync_folder
 
-KV_METHODS: Final = (
-    Method.KV_GET,
-    Method.KV_PUT,
-    Method.KV_DELETE,
-    Method.KV_BATCH,
-    Method.KV_MULTI_GET,
-    Method.KV_SCAN,
+BACKUP_FOLDER: Final = "backups"
+KV_METHODS: Final = tuple(
+    method for method in Method if method.name.startswith("KV_") and method is not Method.KV_BACKUP
 )
 
 
@@ -33,13 +34,16 @@ class StoreDesk:
     Args:
         seal: knows where a measurement's files lie.
         settings: of every store.
-        report: told what an operator must know. Any thread.
+        report: told what an operator must do something about; say: what is good to know. Any thread.
     """
 
-    def __init__(self, seal: SealStore, settings: KV, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, seal: SealStore, settings: KV, report: Callable[[str], None], say: Callable[[str], None]
+    ) -> None:
         self._seal = seal
         self._settings = settings
         self._report = report
+        self._say = say
         self._measurement: bytes | None = None
         self._store: KVStore | None = None
         self._handlers: dict[Method, Handler] = {}
@@ -74,16 +78,59 @@ class StoreDesk:
         except OSError:
             later.refuse(Status.FAILED)
 
+    def backup(self, request: bytes) -> Later:
+        """KV_BACKUP: the store and its sealed configuration as they are now, in a folder of that version and root."""
+        store, measurement = self._store, self._measurement
+        if store is None or measurement is None:
+            raise Refused(Status.FAILED)
+        version = int.from_bytes(request[:KV_VERSION_SIZE], "little")
+        name = f"{version}-{request[KV_VERSION_SIZE:].hex()}"  # two branches of one history may have the same version
+        folder = self._seal.folder_of(measurement)
+        later = Later()
+
+        def copy() -> None:
+            try:
+                where = self._copied(store, folder, name)
+            except (OSError, StateError, StoreError) as error:
+                self._report(f"the key-value store could not be copied: {error}")
+                later.refuse(Status.FAILED)
+            else:
+                self._say(f"a backup of the key-value store, version {version}, lies in {where}")
+                later.answer(b"")
+
+        store.settled(copy)
+        return later
+
+    def _copied(self, store: KVStore, folder: Path, name: str) -> Path:
+        """The store's thread. A copy that was begun and not finished is in nobody's way: it has another name."""
+        copies = folder / BACKUP_FOLDER
+        make_private_folder(copies)
+        whole = copies / name
+        if whole.exists():
+            return whole
+        part = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=copies))
+        try:
+            store.copy(part / STORE_FOLDER)
+            write_whole(part / BLOB_FILE, (folder / BLOB_FILE).read_bytes(), 0o600)
+            for path in (part / STORE_FOLDER, part):
+                sync_folder(path)
+            part.rename(whole)
+        except (OSError, StoreError):
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        sync_folder(copies)
+        return whole
+
     def handlers(self, reads: Callable[[], None]) -> dict[Method, Handler]:
         """KV_*, of one worker; refused before a store was chosen. Args: reads: called when it asks for many rows."""
-        found = {method: self._handler(method) for method in KV_METHODS}
+        found: dict[Method, Handler] = {method: self._handler(method) for method in KV_METHODS}
         scan = found[Method.KV_SCAN]
 
         def handle(request: bytes) -> bytes | Later:
             reads()
             return scan(request)
 
-        return {**found, Method.KV_SCAN: handle}
+        return {**found, Method.KV_SCAN: handle, Method.KV_BACKUP: self.backup}
 
     def make_durable(self) -> None:
         """Have the disk hold what was acknowledged, if `sync` left that open. Any thread. Raises: OSError."""

@@ -137,6 +137,7 @@ class Crash:
             except httpx.TransportError:
                 return
             if response.status_code not in (200, 204):
+                assert self._killed, (name, response.status_code, response.text)
                 assert response.status_code == 503, (name, response.status_code, response.text)
                 return
             expected.has(value)

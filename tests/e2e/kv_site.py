@@ -82,8 +82,12 @@ class KVSite:
         for section, keys in (settings or {}).items():
             made[section] = {**made.get(section, {}), **keys}
         folder = self.folder / f"start-{len(self.started)}"
-        self.started.append(Server(self.python, folder, made, self.issuer))
+        self.started.append(self.make(folder, made))
         return self.started[-1]
+
+    def make(self, folder: Path, settings: Overrides) -> Server:
+        """Start one."""
+        return Server(self.python, folder, settings, self.issuer)
 
     def refused(self, settings: Overrides | None = None) -> str:
         """Start what must not serve, with exit code 78; its log."""

@@ -56,6 +56,7 @@ class Server:
         settings: over the defaults of this class: every address of the loopback, a free port, the module `trial`.
         more: TOML put behind them, for tables of tables.
         flags: further ones of `serve`.
+        before: a command that runs the server's; environment: added to its own.
     """
 
     def __init__(
@@ -65,6 +66,9 @@ class Server:
         settings: Overrides | None = None,
         more: str = "",
         flags: Sequence[str] = (),
+        *,
+        before: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
@@ -82,13 +86,14 @@ class Server:
         self._asked = False
         self._lines: list[str] = []
         self._grown = threading.Condition()
-        self._start(python, flags)
+        self._start(python, flags, before, environment or {})
 
-    def _start(self, python: Path, flags: Sequence[str]) -> None:
+    def _start(self, python: Path, flags: Sequence[str], before: Sequence[str], more: Mapping[str, str]) -> None:
         ready, ready_end = os.pipe()
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
         self.process = subprocess.Popen(
             [
+                *before,
                 python,
                 "-I",
                 "-m",
@@ -104,7 +109,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=[ready_end],
-            env=environment,
+            env={**environment, **more},
             cwd=self.folder,
             text=True,
             errors="backslashreplace",

@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from enclave_os.wire.kv import Operation, OperationKind, Scan
+from enclave_os_host.kv_store import KVStore
 from tests.e2e.kv_site import KVSite
 from tests.e2e.server import Server
 from tests.e2e.test_attestation import manifest
@@ -147,6 +150,72 @@ def test_kv4_a_store_from_before_the_checkpoint_is_refused_and_a_whole_older_sta
     site.verify(site.start(), memory)
 
 
+def edit(folder: Path, lie: str) -> None:
+    """What a host does to the rows of a server that is down, through RocksDB's own API."""
+    store = KVStore(folder, sync="always", cache_bytes=8 << 20, report=print)
+    store.get(bytes(16), b"open")
+    rows = {name: store.scan(Scan(name, b"", b"", 1000))[0] for name in store._families}
+    journal = next(name for name, found in rows.items() if found and all(len(key) == 8 for key, _ in found))
+    table = max((name for name in rows if name != journal), key=lambda name: len(rows[name]))
+    (first, record), (second, other) = rows[table][:2]
+    operations = {
+        "flipped": [Operation(OperationKind.PUT, table, first, record[:-20] + bytes([record[-20] ^ 1]) + record[-19:])],
+        "tag": [Operation(OperationKind.PUT, table, first, record[:-1] + bytes([record[-1] ^ 1]))],
+        "swapped": [
+            Operation(OperationKind.PUT, table, first, other), Operation(OperationKind.PUT, table, second, record)
+        ],
+        "deleted": [Operation(OperationKind.DELETE, table, first)],
+        "added": [Operation(OperationKind.PUT, table, bytes(16), record)],
+    }[lie]  # fmt: skip
+    done = threading.Event()
+    store.write(operations, lambda _: done.set())
+    assert done.wait(60)
+    store.close()
+
+
+def test_rows_that_the_host_edits_between_two_starts_are_refused_or_never_served(site: KVSite) -> None:
+    """KV2, KV3: the whole server, on files that its host changed. A flipped ciphertext shows when it is opened."""
+    server = site.start()
+    with site.client(server) as client:
+        for number in range(8):
+            client.put(f"/kv/ns/{number}", content=b"%d" % number * 50)
+    server.stop()
+    honest = site.copy(site.sealed / "store", "honest")
+    for lie in ("tag", "swapped", "deleted", "added"):
+        site.put_back(honest, site.sealed / "store")
+        edit(site.sealed / "store", lie)
+        assert "the key-value store is refused" in site.refused(), lie
+    site.put_back(honest, site.sealed / "store")
+    edit(site.sealed / "store", "flipped")
+    flipped = site.start()
+    with site.client(flipped) as client:
+        answers = [client.get(f"/kv/ns/{number}") for number in range(8)]
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [500]
+    assert all(answer.content == b"%d" % number * 50 for number, answer in enumerate(answers) if answer.is_success)
+    flipped.wait_for_log("the host tampers with the key-value store")
+    flipped.stop()
+    site.put_back(honest, site.sealed / "store")
+    site.start()
+
+
+def test_a_host_that_denies_everything_gets_an_empty_enclave_that_who_remembers_refuses(site: KVSite) -> None:
+    """KV5: nothing tells it from a first boot, inside; its boot count, and its CA, are another's."""
+    memory = site.folder / "memory.json"
+    server = site.start()
+    with site.client(server) as client:
+        client.put("/kv/ns/a", content=b"1")
+    server.stop()
+    server = site.start()
+    site.verify(server, memory)
+    server.stop()
+    (site.state / "sealed").rename(site.folder / "hidden")
+    empty = site.start()
+    empty.wait_for_log("first boot")
+    with site.client(empty) as client:
+        assert client.get("/kv/ns/a").status_code == 404
+    assert "REFUSED" in site.verify(empty, memory, REFUSED)
+
+
 def test_kv4_two_clones_are_told_apart_by_who_saw_one(site: KVSite) -> None:
     memory = site.folder / "memory.json"
     server = site.start()
@@ -174,3 +243,41 @@ def test_a_server_without_the_module_keeps_no_store(site: KVSite, server: Server
     state: dict[str, Any] = state_of(server)
     assert state["root"] is None
     assert [path.name for path in (folder / "store").glob("*.sst")] == []
+
+
+def test_a_backup_is_restored_by_a_managers_consent_only(site: KVSite) -> None:
+    memory, receipt = site.folder / "memory.json", site.folder / "receipt.json"
+    server = site.start()
+    with site.client(server) as client:
+        client.put("/kv/ns/balance", content=b"100")
+    site.command(server, "kv", "backup", "--out", receipt, roles=["manager"])
+    assert b"role" in site.command(server, "kv", "backup", code=os.EX_NOPERM, roles=["monitoring"])
+    with site.client(server) as client:
+        client.put("/kv/ns/balance", content=b"0")
+    before = state_of(server)
+    site.verify(server, memory)
+    server.stop()
+    named = json.loads(receipt.read_text())
+    site.put_back(site.sealed / "backups" / f"{named['version']}-{named['root'][:16]}" / "store", site.sealed / "store")
+    assert "the key-value store is refused" in site.refused()
+    held = site.start({"kv": {"restore": True}})
+    held.wait_for_log("HELD")
+    with site.client(held) as client:
+        assert client.get("/kv/ns/balance").status_code == 404
+        assert client.get("/readyz").status_code == 503
+    assert b"role" in site.command(held, "kv", "restore", receipt, code=os.EX_NOPERM, scopes=[])
+    serves = len(held.wait_for_log("worker 0 serves"))
+    site.command(held, "kv", "restore", receipt, roles=["manager"])
+    held.wait_for_log("worker 0 serves", serves + 1)
+    with site.client(held) as client:
+        assert client.get("/kv/ns/balance").content == b"100"
+        assert client.put("/kv/ns/balance", content=b"90").status_code == 200
+    after = state_of(held)
+    assert after["boot"] > before["boot"]
+    assert after["version"] > before["version"]
+    assert "seal.kv_restores" in {leaf["name"] for leaf in manifest(held)["leaves"]}
+    site.verify(held, memory)  # later in every count: it is the leaf that tells
+    held.stop()
+    again = site.start()
+    with site.client(again) as client:
+        assert client.get("/kv/ns/balance").content == b"90"

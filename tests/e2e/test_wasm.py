@@ -107,9 +107,7 @@ def test_the_command_calls_and_lists(site: Site, server: Server) -> None:
 
 def test_an_app_has_a_certificate_of_its_own(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve = socket.getaddrinfo
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1", *rest, **more)
-    )
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1", *rest, **more))
     root = (server.state / "ca" / "root.pem").read_bytes()
     demands = Demands(policy=Policy(any_identity=True, allow_simulated=True), ca_pem=root)
     with Client(demands, base_url=f"https://{HOSTNAME}:{server.port}") as attesting:

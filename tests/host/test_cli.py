@@ -72,9 +72,7 @@ def test_without_gramine_one_sentence_says_what_is_missing(
     assert "https://gramine.readthedocs.io" in line
 
 
-def test_auto_takes_simulated_and_says_why(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_auto_takes_simulated_and_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(supervisor, "serve", lambda *arguments, **names: 5)
     monkeypatch.setattr("enclave_os_host.gramine.launch.SGX_DEVICE", Path("/nonexistent"))
     assert cli.main(["serve"]) == 5

@@ -11,6 +11,7 @@ from enclave_os.wire.kv import Scan
 from enclave_os.wire.kv_settings import KV
 from enclave_os.wire.rpc import Method, SealLoadFlag, Status
 from enclave_os_host.handlers import Later, Refused
+from enclave_os_host.handlers.kv import kv_handlers
 from enclave_os_host.handlers.seal import SealStore
 from enclave_os_host.handlers.store_desk import StoreDesk
 from enclave_os_host.kv_store import KVStore, StoreSync
@@ -24,8 +25,9 @@ class Rig:
     def __init__(self, folder: Path, sync: StoreSync = "group") -> None:
         self.said: list[str] = []
         self.reads: list[None] = []
+        self.told: list[str] = []
         self.seal = SealStore(folder, self.said.append, lambda: self.desk.make_durable())
-        self.desk = StoreDesk(self.seal, KV(sync=sync), self.said.append)
+        self.desk = StoreDesk(self.seal, KV(sync=sync), self.said.append, self.told.append)
         self.handlers = self.desk.handlers(lambda: self.reads.append(None))
 
     def load(self, measurement: bytes) -> bytes:
@@ -60,6 +62,13 @@ def test_each_measurement_has_its_own_and_says_whether_it_exists(tmp_path: Path)
     rig.desk.close()
     former = [line for line in rig.said if "the former state lies untouched" not in line]
     assert former == []
+
+
+def test_every_method_of_rows_is_answered(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.load(MINE)
+    assert kv_handlers(rig.desk._store).keys() | {Method.KV_BACKUP} == rig.handlers.keys()  # type: ignore[arg-type]  # loaded
+    rig.desk.close()
 
 
 def test_a_start_begins_behind_what_the_former_life_wrote(tmp_path: Path) -> None:
@@ -101,3 +110,33 @@ def test_a_log_that_cannot_be_made_durable_keeps_the_blob_from_being_written(tmp
     store = SealStore(tmp_path, print, refuse)
     assert outcome(store.store(MINE + b"sealed")) == (Status.FAILED, b"")
     assert store.load(MINE) == bytes([0])
+
+
+def named(version: int) -> bytes:
+    return version.to_bytes(8, "little") + b"the root"
+
+
+def test_a_backup_is_a_store_of_its_own_beside_its_configuration(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    backup = rig.handlers[Method.KV_BACKUP]
+    with pytest.raises(Refused):
+        backup(named(1))
+    rig.load(MINE)
+    assert rig.put(b"k", b"first") is Status.OK
+    outcome(rig.seal.store(MINE + b"sealed"))
+    assert outcome(backup(named(1))) == (Status.OK, b"")
+    assert rig.put(b"k", b"second") is Status.OK
+    assert outcome(backup(named(1))) == (Status.OK, b"")  # asked again: it is there
+    outcome(rig.seal.store(MINE + b"later"))
+    folder = rig.seal.folder_of(MINE) / "backups"
+    assert [path.name for path in folder.iterdir()] == ["1-74686520726f6f74"]
+    assert (folder / "1-74686520726f6f74" / "config.sealed").read_bytes() == b"sealed"
+    copy = KVStore(folder / "1-74686520726f6f74" / "store", sync="group", cache_bytes=8 << 20, report=rig.said.append)
+    assert (copy.get(TABLE, b"k"), rig.get(b"k")) == (b"first", b"second")
+    copy.close()
+    (folder / "2").write_text("in the way")
+    (folder.parent / "config.sealed").unlink()
+    assert outcome(backup(named(3))) == (Status.FAILED, b"")
+    assert "could not be copied" in rig.said[-1]
+    assert sorted(path.name for path in folder.iterdir()) == ["1-74686520726f6f74", "2"]
+    rig.desk.close()

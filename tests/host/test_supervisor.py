@@ -6,12 +6,16 @@ import os
 import signal
 import socket
 import stat
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from enclave_os_host.doorbell import ENCLAVE_NUMBERS
 from enclave_os_host.enclave_process import describe_exit
+from enclave_os_host.supervisor import Phase, Supervisor, _Life, _Worker
 from tests.host.server import Server, wait_for_end
 
 
@@ -268,3 +272,21 @@ def test_exits_in_words() -> None:
     assert describe_exit(0) == "ended with exit code 0"
     assert describe_exit(-9) == "was killed by SIGKILL"
     assert describe_exit(-64) in ("was killed by SIGRTMAX", "was killed by signal 64")
+
+
+def test_a_start_that_reads_its_store_is_alive_and_one_that_does_nothing_is_killed() -> None:
+    """However many rows there are; without reads it has the seconds of any start."""
+    killed: list[str] = []
+    life = SimpleNamespace(process=SimpleNamespace(kill=lambda: killed.append("killed")))
+    worker = _Worker(0, Phase.STARTING, due=time.monotonic() - 1, life=cast(_Life, life))
+    launch = SimpleNamespace(start_seconds_max=30.0)
+    log = SimpleNamespace(error=killed.append)
+    supervisor = cast(Supervisor, SimpleNamespace(_workers=[worker], _log=log, _launch=launch))
+    worker.reads()
+    Supervisor._expire(supervisor)
+    assert killed == []
+    assert worker.due == worker.reading + 30.0
+    worker.reading -= 30.0
+    worker.due = time.monotonic() - 1
+    Supervisor._expire(supervisor)
+    assert killed == ["worker 0 did not get ready in time; killed", "killed"]

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from enclave_os.errors import ConfigError, HostRefused, SealBroken
+from enclave_os.errors import HostRefused, SealBroken
 from enclave_os.modules.api import Table
 from enclave_os.runtime import key_value
 from enclave_os.runtime.clock import Clock
@@ -43,12 +43,11 @@ class Keeper:
 class Rig:
     """One state of one enclave; each `start` is a boot."""
 
-    def __init__(self, seconds: float = 0.001, workers: int = 1) -> None:
+    def __init__(self, seconds: float = 0.001) -> None:
         self.rows = MemoryStore()
         self.keeper = Keeper()
         self.tasks: set[asyncio.Task[None]] = set()
         self._seconds = seconds
-        self._workers = workers
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.add(asyncio.get_running_loop().create_task(work))
@@ -56,7 +55,7 @@ class Rig:
     async def start(self) -> KeyValue:
         made = KeyValue(
             self.rows, cast(SealKeeper, self.keeper), Clock(), LOGGER,
-            keep=self.keep, checkpoint_seconds=self._seconds, workers=self._workers,
+            keep=self.keep, checkpoint_seconds=self._seconds, memory=1 << 20,
         )  # fmt: skip
         await made.open()
         return made
@@ -187,11 +186,3 @@ def test_a_store_of_many_rows_shows_its_progress(
     asyncio.run(run())
     assert len([line for line in caplog.messages if "reading the key-value store" in line]) == 2
     assert "3001 rows" in caplog.messages[-1]
-
-
-def test_several_workers_are_refused_at_start_and_not_served_wrong() -> None:
-    async def run() -> None:
-        with pytest.raises(ConfigError, match=r"server\.workers = 1"):
-            (await Rig(workers=2).start()).of("m").table("t")
-
-    asyncio.run(run())

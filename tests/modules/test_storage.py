@@ -108,3 +108,22 @@ def test_who_has_no_storage_learns_it_at_start() -> None:
         storage.table("t")
     with pytest.raises(ConfigError):
         asyncio.run(storage.write([]))
+
+
+def test_a_large_value_for_the_wrong_version_leaves_no_parts_behind() -> None:
+    async def run() -> None:
+        store = await ModuleStorage.open()
+        table = store.of("mine").table("t")
+        version = await table.put(b"a", b"1")
+
+        def rows() -> int:
+            return sum(len(one) for one in store.rows.tables.values())
+
+        before = rows()
+        with pytest.raises(VersionConflict):
+            await table.put(b"a", bytes(100_000), expected=version + 7)
+        assert rows() == before
+        await table.put(b"a", bytes(100_000), expected=version)
+        assert rows() > before + 1
+
+    asyncio.run(run())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from enclave_os.errors import SealBroken
-from enclave_os.kv.freshness import ROOT_SIZE
+from enclave_os.kv.freshness import EMPTY_ROOT, ROOT_SIZE
 from enclave_os.kv.keys import StoreKeys
 from enclave_os.kv.store import Store, rows_of
 
@@ -69,6 +69,14 @@ async def follow_journal(store: Store, keys: StoreKeys, points: Sequence[tuple[i
             "Put the latest store and its sealed configuration back"
         )
     return version, root
+
+
+async def journal_beginning(store: Store, keys: StoreKeys) -> tuple[int, bytes]:
+    """Version and root before the first row that there is. Raises: SealBroken."""
+    async for key, row in rows_of(store, keys.journal_table, journal_key(0)):
+        version = journal_version(key)
+        return version - 1, decode_journal(keys.journal, version, row)[0]
+    return 0, EMPTY_ROOT
 
 
 def _mac(mac_key: bytes, version: int, before: bytes, after: bytes) -> bytes:

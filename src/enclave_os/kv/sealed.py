@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
-from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, StoreFull, VersionConflict
-from enclave_os.kv._record import Entry, read_head, tag_of
+from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
+from enclave_os.kv._record import Entry, tag_of
 from enclave_os.kv.batch import (
     BATCH_SIZE_MAX,
     CHANGES_MAX,
@@ -32,11 +33,13 @@ from enclave_os.kv.batch import (
     fail,
 )
 from enclave_os.kv.change import Change, Item
+from enclave_os.kv.first_items import FirstItems
 from enclave_os.kv.freshness import Freshness, Latest, Place
-from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_key
-from enclave_os.kv.keys import TOKEN_SIZE, NamespaceKeys, StoreKeys
+from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
+from enclave_os.kv.keys import NamespaceKeys, StoreKeys
 from enclave_os.kv.namespace import Namespace, Parts, catalog_entry, catalog_name, needs_parts, part_key, parts_range
-from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, Store, rows_of
+from enclave_os.kv.row_count import RowCount, store_full
+from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, Store
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation, OperationKind, WriteFlag
 
@@ -46,7 +49,6 @@ READS_MAX: Final = 8  # of one key that is written all the time, before its read
 PARTS_IN_FLIGHT: Final = 16  # of one value, on their way to the host
 PAGE: Final = 64  # keys of one multi-get of a scan
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
-ORPHANS_MAX: Final = 1 << 18  # rows that one start removes; the next goes on
 _CATALOG: Final = "\0catalog"
 
 
@@ -104,20 +106,46 @@ class SealedKV:
         anchor: Anchor | None = None,
         progress: Callable[[int], None] = lambda rows: None,
         rows_max: int = ROWS_MAX,
+        *,
+        sealed: bool = True,
     ) -> SealedKV:
         """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
 
+        Args: sealed: False takes the rows for what they are, whatever is sealed; only `adopt` makes such a store count.
         Raises:
             SealBroken: it is not a state that this enclave left, or older than the checkpoint: do not start.
             StoreFull: more rows than `rows_max`.
             HostRefused: the host does not answer.
         """
         kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max)
-        await kv._recover(None if anchor is None else await anchor.known(new=checkpoint.state[0] == 0))
+        known = None if anchor is None else await anchor.known(new=sealed and checkpoint.state[0] == 0)
+        points = sorted({checkpoint.state, known or checkpoint.state})
+        await kv._recover(points if sealed else [await journal_beginning(store, kv._keys)])
+        if not sealed:
+            return kv
         if anchor is not None:
             await anchor.claim(*kv.state)
         await kv.checkpoint()
         return kv
+
+    async def adopt(self, seal: Callable[[int, bytes], Awaitable[None]]) -> tuple[int, bytes]:
+        """Have what was found count: `seal` makes its version and root the sealed ones. Returns them.
+
+        The version jumps beyond all that any branch can have: so no store from before descends from what is sealed now.
+        """
+        version = max(self._checkpoint.state[0], self._version) + JOURNAL_ROWS_MAX
+        root = self._fresh.root(version)
+        await seal(version, root)
+        if self._anchor is not None:
+            await self._anchor.claim(version, root)
+        return version, root
+
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Nothing is written before this is left; gives the version and root that the host's rows have."""
+        async with self._writing:
+            await self._settle()
+            yield self.state
 
     @property
     def state(self) -> tuple[int, bytes]:
@@ -161,31 +189,22 @@ class SealedKV:
         The host sees no order of names, so each scan reads the whole namespace: its cost grows with that, not with
         what it returns. It holds at most twice `limit` values.
         """
-        if limit < 1:
-            raise UsageError("a scan returns at least one entry")
-        found: list[Item] = []
+        found = FirstItems(start, end, limit)
         async for item in self.iterate(namespace):
-            if item.name >= start and (not end or item.name < end):
-                found.append(item)
-                if len(found) >= 2 * limit:
-                    found = sorted(found, key=lambda one: one.name)[:limit]
-        return sorted(found, key=lambda one: one.name)[:limit]
+            found.add(item)
+        return found.take()
 
     async def names(
         self, namespace: Namespace, start: bytes = b"", end: bytes = b"", limit: int = 256
     ) -> list[tuple[bytes, int]]:
         """Names and versions of what `scan` would find, for values of any size: those in parts are not read."""
-        if limit < 1:
-            raise UsageError("a scan returns at least one entry")
-        found: list[tuple[bytes, int]] = []
+        found = FirstItems(start, end, limit)
         tokens = self._fresh.tokens(namespace.table)
         for first in range(0, len(tokens), PAGE):
             for item in await self._get_many(namespace, tokens[first : first + PAGE], whole=False):
-                if item is not None and item.name >= start and (not end or item.name < end):
-                    found.append((item.name, item.version))
-            if len(found) >= 2 * limit:
-                found = sorted(found)[:limit]
-        return sorted(found)[:limit]
+                if item is not None:
+                    found.add(item)
+        return [(item.name, item.version) for item in found.take()]
 
     async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
         self._check_serving()
@@ -288,6 +307,8 @@ class SealedKV:
         held = sum(len(change.value or b"") for change in changes)
         if self._held and self._held + held > WAITING_BYTES_MAX:
             raise StoreBusy(f"writes of {self._held} bytes wait already")
+        if large and (conflict := self._conflict(changes, places)) is not None:
+            raise VersionConflict(conflict)  # before parts are written that nobody would name
         self._held += held
         try:
             parts = await self._write_parts(changes, places) if large else {}
@@ -347,11 +368,11 @@ class SealedKV:
             self._held -= taken[-1].held
         await self._settle()
         for waiting in taken:
-            conflict = self._conflict(waiting)
+            conflict = self._conflict(waiting.changes, waiting.places)
             if conflict is not None:
                 fail(waiting, VersionConflict(conflict))
             elif not self._has_room(waiting, len(changes)):
-                fail(waiting, StoreFull(self._full))
+                fail(waiting, store_full(len(self._fresh), self._rows_max))
             elif not waiting.future.done():
                 accepted.append(waiting)
                 parts = map(waiting.parts.get, range(len(waiting.places)))
@@ -364,8 +385,8 @@ class SealedKV:
             if not waiting.future.done():
                 waiting.future.set_result(version)
 
-    def _conflict(self, waiting: Waiting) -> int | None:
-        for change, place in zip(waiting.changes, waiting.places, strict=True):
+    def _conflict(self, changes: Sequence[Change], places: Sequence[Place]) -> int | None:
+        for change, place in zip(changes, places, strict=True):
             if change.expected is not None:
                 latest = self._fresh.find(place)
                 has = 0 if latest is None else latest[0]
@@ -381,10 +402,6 @@ class SealedKV:
         rows = zip(waiting.changes, waiting.places, strict=True)
         new = sum(change.value is not None and self._fresh.find(place) is None for change, place in rows)
         return new == 0 or new + 1 <= left
-
-    @property
-    def _full(self) -> str:
-        return f"the store has {len(self._fresh)} rows, and kv.memory is for {self._rows_max}: raise it, or delete some"
 
     def _batch(self, version: int, changes: Iterable[tuple[Change, Place, Parts | None]]) -> Batch:
         batch = Batch(version, b"", [], {}, {})
@@ -460,40 +477,24 @@ class SealedKV:
         self._anchored = version
         self._forget_to = max(self._forget_to, version)
 
-    async def _recover(self, anchored: tuple[int, bytes] | None) -> None:
-        """Args: anchored: a state that the way here must have passed, as it must have passed the checkpoint's."""
-        points = sorted({self._checkpoint.state, anchored or self._checkpoint.state})
+    async def _recover(self, points: Sequence[tuple[int, bytes]]) -> None:
+        """Args: points: versions and roots that the way here must have passed: the checkpoint's, the anchor's."""
         self._anchored = points[0][0]
         version, root = await follow_journal(self._store, self._keys, points)
-        orphans: list[Operation] = []
-        await self._count_rows(self._catalog, orphans)
+        rows = RowCount(self._store, self._fresh, self._parts, self._rows_max, self._progress)
+        await rows.take(self._catalog.table)
         for token in self._fresh.tokens(self._catalog.table):
             known = self._fresh.find((self._catalog.table, token))
             record = await self._store.get(self._catalog.table, token)
             if known is None:
                 raise SealBroken("the catalog changed while it was read")
             app, name = catalog_entry(self._opened(self._catalog, token, known, record).name)
-            await self._count_rows(self.namespace(app, name), orphans)
+            await rows.take(self.namespace(app, name).table)
         if self._fresh.root(version) != root or (version == 0 and len(self._fresh)):
             raise SealBroken(
                 "the store is not in the state that was sealed: it was put back, changed, or mixed. "
                 "Put the latest store back, or restore a backup"
             )
         self._version, self._root = version, root
-        for start in range(0, len(orphans), ROWS_PER_SCAN):
-            await self._store.batch(orphans[start : start + ROWS_PER_SCAN])
-
-    async def _count_rows(self, namespace: Namespace, orphans: list[Operation]) -> None:
-        """Take a table's rows into the set hash; parts that no entry names are left over from a crash."""
-        token, parts_id = b"", 0
-        async for key, record in rows_of(self._store, namespace.table, b"", lambda: self._progress(len(self._fresh))):
-            head = read_head(record)
-            if len(key) == TOKEN_SIZE:
-                token, parts_id = key, head.parts_id
-                self._fresh.change({(namespace.table, key): (head.version, tag_of(record))})
-                if len(self._fresh) > self._rows_max:
-                    raise StoreFull(self._full)
-                if parts_id:
-                    self._parts[namespace.table, key] = parts_id
-            elif (key[:TOKEN_SIZE] != token or head.parts_id != parts_id) and len(orphans) < ORPHANS_MAX:
-                orphans.append(Operation(OperationKind.DELETE, namespace.table, key))
+        for start in range(0, len(rows.orphans), ROWS_PER_SCAN):
+            await self._store.batch(rows.orphans[start : start + ROWS_PER_SCAN])

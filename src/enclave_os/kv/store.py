@@ -21,6 +21,14 @@ class Store(Protocol):
     async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None: ...
 
 
+class Copies(Protocol):
+    """A host that can copy all rows as they are at one moment."""
+
+    async def backup(self, version: int, root: bytes, deadline: float) -> None:
+        """Returns when the copy is complete and durable, by its word."""
+        ...
+
+
 class Checkpoint(Protocol):
     """Version and root in the sealed config: the host can put back an older blob, never change one."""
 

@@ -9,7 +9,7 @@ confidence. What the host refuses a module, or does not answer in time, costs th
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Protocol
 
@@ -121,14 +121,20 @@ class Registry:
             counters.update(module.counters())
         return counters
 
-    async def start(self, services_for: Callable[[Module], Services]) -> None:
+    @property
+    def started(self) -> tuple[Module, ...]:
+        """Those that serve, in the order in which they are asked."""
+        return tuple(self._started)
+
+    async def start(self, services_for: Callable[[Module], Services], among: Collection[Module] | None = None) -> None:
         """Start every module in order, then build the table. If one fails, those before it are stopped again.
 
+        Args: among: start and ask these alone.
         Raises:
             ConfigError: two routes for the same requests. Whatever a module's `start` raises goes through.
         """
         try:
-            for module in self.modules:
+            for module in self.modules if among is None else [one for one in self.modules if one in among]:
                 waiting = module.start(services_for(module))
                 if waiting is not None:
                     await waiting
@@ -152,8 +158,8 @@ class Registry:
     # -- the table ----------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self._asked = tuple(module for module in self.modules if type(module).handle is not Module.handle)
-        for module in self.modules:
+        self._asked = tuple(module for module in self._started if type(module).handle is not Module.handle)
+        for module in self._started:
             for route in module.routes:
                 self._add(module, route)
         self._patterns.order()

@@ -21,7 +21,7 @@ from enclave_os.rpc.client import RPCClient
 from enclave_os.wire import kv
 from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, UsageError
 from enclave_os.wire.kv import Operation, Row, Scan
-from enclave_os.wire.rpc import Method
+from enclave_os.wire.rpc import KV_ROOT_PREFIX_SIZE, KV_VERSION_SIZE, Method
 
 Answer = TypeVar("Answer")
 
@@ -153,6 +153,11 @@ class KVCalls:
                 future.set_result(value)
         if len(values) < len(waiting):
             self._get_together(namespace, waiting[len(values) :])
+
+    async def backup(self, version: int, root: bytes, deadline: float) -> None:
+        """Have the host copy the rows as they are; returns when it says that the copy is complete and durable."""
+        named = version.to_bytes(KV_VERSION_SIZE, "little") + root[:KV_ROOT_PREFIX_SIZE]
+        await self._client.call(Method.KV_BACKUP, named, deadline=deadline)
 
     def _read(self, payload: bytes, decode: Callable[[bytes], Answer]) -> Answer:
         try:

@@ -149,6 +149,7 @@ def seal_leaves(config: SealedConfig) -> dict[str, bytes | None]:
         "seal.policy": config.policy,
         "seal.policy_changes": canonical_json(config.policy_changes),
         "seal.next_policy": config.next_policy,
+        "seal.kv_restores": canonical_json(config.kv_restores),
         "seal.exports": canonical_json([measurement.hex() for measurement in config.exports]),
         "seal.given_to": canonical_json([one.hex() for one in config.given_to]) if config.given_to else None,
         "seal.recovered": canonical_json(config.recoveries) if config.recoveries else None,

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken, StoreFull
 from enclave_os.kv.sealed import SealedKV
-from enclave_os.kv.store import Store
-from enclave_os.modules.api import Storage
+from enclave_os.kv.store import Copies, Store
+from enclave_os.modules.api import NoStorage, Storage
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.storage import OwnedStorage
 from enclave_os.sealing.keeper import SealKeeper
@@ -27,7 +27,12 @@ from enclave_os.wire.errors import PeerProtocolError
 
 CHECKPOINT_BATCHES: Final = 4096
 ROW_MEMORY: Final = 64  # bytes, where a table is as loose as it gets (docs/kv.md)
+BACKUP_SECONDS_MAX: Final = 120.0  # for the host's copy; nothing is written meanwhile
 PROGRESS_ROWS: Final = 100_000  # between two lines of a start's progress
+
+
+class Rows(Store, Copies, Protocol):
+    """What the host keeps, and can copy; `rpc.kv.KVCalls`."""
 
 
 class SealedCheckpoint:
@@ -45,6 +50,20 @@ class SealedCheckpoint:
         await self._keeper.change(lambda config: replace(config, kv_version=version, kv_root=root))
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A start that waits for a manager: the store is whole and ours, and not what is sealed.
+
+    Attributes:
+        why: what is wrong, for people.
+        state: version and root that were found.
+    """
+
+    why: str
+    state: tuple[int, bytes]
+    rows: int
+
+
 class KeyValue:
     """The store that this worker owns. Event loop's thread only.
 
@@ -54,11 +73,12 @@ class KeyValue:
         checkpoint_seconds: from a write to its checkpoint, at most.
         memory: bytes for what is known of each row.
         changed: told after each batch that was written.
+        hold: whether a store that is not what is sealed is kept for a manager to judge, instead of refused.
     """
 
     def __init__(
         self,
-        rows: Store,
+        rows: Rows,
         keeper: SealKeeper,
         clock: Clock,
         logger: logging.Logger,
@@ -66,6 +86,7 @@ class KeyValue:
         keep: Callable[[Coroutine[Any, Any, None]], None],
         checkpoint_seconds: float,
         memory: int,
+        hold: bool = False,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._rows = rows
@@ -76,6 +97,8 @@ class KeyValue:
         self._seconds = checkpoint_seconds
         self._memory = memory
         self._changed = changed
+        self._hold = hold
+        self._held: tuple[Held, SealedKV] | None = None
         self._checkpoint = SealedCheckpoint(keeper)
         self._kv: SealedKV | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -88,7 +111,7 @@ class KeyValue:
         self._told = 0  # rows of a start that the log knows of
 
     async def open(self) -> None:
-        """Read what the host has, and hold it against what is sealed.
+        """Read what the host has, and hold it against what is sealed. See `held`.
 
         Raises: SealBroken: the start is refused; the text says what can be done. HostRefused, HostProtocolError.
         """
@@ -106,6 +129,9 @@ class KeyValue:
         except StoreFull as error:
             raise ConfigError(f"the key-value store does not fit: {error}") from error
         except SealBroken as error:
+            if self._hold:
+                await self._look(str(error))
+                return
             raise SealBroken(f"the key-value store is refused: {error}") from error
         except HostRefused as error:
             raise HostRefused(f"the key-value store cannot be read: {error}", error.status) from error
@@ -118,9 +144,68 @@ class KeyValue:
 
     def of(self, module: str) -> Storage:
         """The storage of one module; see `runtime.storage.StorageSource`."""
+        if self._held is not None:
+            return NoStorage("this start is held until a manager lets the store count")
         if self._kv is None:
             raise InternalError("storage was asked for before the store was open")
         return OwnedStorage(self._kv, module, self)
+
+    async def _look(self, why: str) -> None:
+        try:
+            kv = await SealedKV.open(
+                self._rows,
+                self._keeper.config.master_key,
+                self._checkpoint,
+                self._clock.trusted_ns,
+                None,
+                self._progress,
+                self._memory // ROW_MEMORY,
+                sealed=False,
+            )
+        except SealBroken as error:
+            raise SealBroken(f"the key-value store is refused, and cannot be restored: {error}") from error
+        self._held = Held(why, kv.state, len(kv)), kv
+        self._logger.error(
+            "HELD: %s. No module serves until a manager lets the store count that was found, version %d, root %s: "
+            "enclave-os kv restore", why, kv.state[0], kv.state[1].hex(),
+        )  # fmt: skip
+
+    @property
+    def held(self) -> Held | None:
+        """What was found, while a manager has to say whether it counts; then nothing else of this works."""
+        return None if self._held is None else self._held[0]
+
+    async def adopt(self) -> tuple[int, bytes]:
+        """Seal that the store that was found counts, in a new boot; returns version and root as sealed.
+
+        The caller holds a manager's consent, and ends this start. Raises: HostRefused, HostProtocolError.
+        """
+        if self._held is None:
+            raise InternalError("nothing is held")
+
+        async def seal(version: int, root: bytes) -> None:
+            await self._keeper.change(
+                lambda config: replace(
+                    config.booted(), kv_version=version, kv_root=root, kv_restores=config.kv_restores + 1
+                )
+            )
+
+        return await self._held[1].adopt(seal)
+
+    async def backup(self) -> tuple[int, bytes]:
+        """Have the host copy the store, with a checkpoint that names it. Raises: HostRefused, HostProtocolError."""
+        if self._kv is None:
+            raise InternalError("there is no store to copy")
+        async with self._kv.quiet() as state:
+            if state != self._checkpoint.state:
+                await self._checkpoint.save(*state)
+            await self._rows.backup(*state, BACKUP_SECONDS_MAX)
+        return state
+
+    @property
+    def rows(self) -> int:
+        """Entries, and one for each namespace."""
+        return 0 if self._kv is None else len(self._kv)
 
     @property
     def state(self) -> tuple[int, bytes] | None:
@@ -218,6 +303,8 @@ class KeyValue:
     def warnings(self) -> tuple[str, ...]:
         """What the operator should do something about."""
         found = []
+        if self._held is not None:
+            found.append(f"HELD, no module serves: {self._held[0].why}; enclave-os kv restore --help")
         if self._tampered:
             found.append(
                 f"the host tampered with the key-value store, or its disk is damaged, {self._tampered} times: "

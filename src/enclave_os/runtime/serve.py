@@ -25,6 +25,7 @@ from enclave_os.modules.core import Core
 from enclave_os.modules.recover import RecoverRoutes
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.modules.seal import SealRoutes
+from enclave_os.modules.store import StoreRoutes
 from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
 from enclave_os.ratls.collateral_source import COLLATERAL_SECONDS, CollateralSource
 from enclave_os.ratls.config_tree import ConfigTree
@@ -44,6 +45,7 @@ from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.recovering import WAITING, Recovering
 from enclave_os.runtime.sealing import Sealing
 from enclave_os.runtime.stop import Stop
+from enclave_os.runtime.store_care import StoreCare
 from enclave_os.sealing.authority import warning as expiry_warning
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority, SealedConfig
@@ -132,6 +134,7 @@ class Server:
             keep=self._keep,
             checkpoint_seconds=settings.kv.checkpoint,
             memory=settings.kv.memory,
+            hold=settings.kv.restore,
             changed=lambda: self._group.written(),
         )
         self._group = Group(
@@ -145,6 +148,13 @@ class Server:
             keep=self._keep,
             config_taken=self._take_sealed,
             on_broken=self._stop.ask,
+        )
+        care = StoreCare(
+            self._store,
+            self._keeper,
+            worker_index=settings.worker_index,
+            logger=logging.getLogger("kv"),
+            begin_anew=self._begin_anew,
         )
         exporting = Exporting(
             worker_index=settings.worker_index,
@@ -160,7 +170,9 @@ class Server:
         if self._recovering is not None:
             modules.append(RecoverRoutes(self._recovering))
         else:
-            modules += [SealRoutes(self._sealing, exporting), AttestationServers(self._sealing)]
+            modules += [SealRoutes(self._sealing, exporting), AttestationServers(self._sealing), StoreRoutes(care)]
+        self._own = tuple(modules)
+        if self._recovering is None:
             modules += load_modules(settings.modules.enabled, context.module_points)
         self._registry = Registry(modules, authenticator, logging.getLogger("module"))
 
@@ -223,7 +235,7 @@ class Server:
         self._take_authority(self._authority)
         with contextlib.suppress(ClockUntrusted):  # then no token is good either
             self._authenticator.begin()
-        await self._registry.start(self._services)
+        await self._registry.start(self._services, None if self._store.held is None else self._own)
         self._take_modules()
 
     def _make_recovering(self) -> Recovering:
@@ -326,7 +338,7 @@ class Server:
         oids: dict[str, bytes] = {}
         apps: dict[str, dict[str, bytes]] = {}
         own = {name.lower() for name in self._context.settings.tls.names}
-        for module in self._registry.modules:
+        for module in self._registry.started:
             self._attestation.branch(f"module.{module.name}").replace(module.config_leaves())
             for oid, value in module.custom_oids().items():
                 if oid in oids:
@@ -407,6 +419,7 @@ class Server:
             worker_count=settings.worker_count,
             ready=self._ready_at is not None
             and self._recovering is None
+            and self._store.held is None
             and not (self._ingress is not None and self._ingress.draining),
             uptime_s=0.0 if self._ready_at is None else self._clock.monotonic() - self._ready_at,
         )
@@ -435,6 +448,10 @@ class Server:
             **self._store.counters(),
             **self._group.counters(),
         }
+
+    def _begin_anew(self, seconds: float) -> None:
+        """End in a while, when the answer that says so is out: the host starts this worker again."""
+        self._loop.call_later(seconds, self._stop.ask)
 
     def _request_stop(self) -> None:
         """Ask the host for a drain: it owns the listening sockets, so the end of a server begins there."""

@@ -76,6 +76,7 @@ class SealedConfig:
         recoveries: how often the owner opened it, since the platform's key did not.
         module_data: by module name, what it keeps here.
         kv_root, kv_version: of the key-value store's state.
+        kv_restores: how often a manager let an older store count.
     """
 
     master_key: bytes = field(repr=False)
@@ -93,6 +94,7 @@ class SealedConfig:
     module_data: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     kv_root: bytes = bytes(ROOT_SIZE)
     kv_version: int = 0
+    kv_restores: int = 0
     provenance: Provenance | None = None
 
     def state(self) -> tuple[int, bytes, int, bytes]:
@@ -177,6 +179,7 @@ def _encode(config: SealedConfig) -> bytes:
         "module_data": {name: _text(data) for name, data in config.module_data.items()},
         "kv_root": _text(config.kv_root),
         "kv_version": config.kv_version,
+        "kv_restores": config.kv_restores,
         "provenance": None
         if provenance is None
         else {"measurement": _text(provenance.measurement), "boot_count": provenance.boot_count},
@@ -188,7 +191,7 @@ def _decode(document: Any) -> SealedConfig:
     names = (
         "format", "master_key", "boot_count", "boot_nonce", "clock_floor_ns", "policy", "next_policy",
         "policy_changes", "authority", "pending_key", "exports", "given_to", "recoveries", "module_data", "kv_root",
-        "kv_version", "provenance",
+        "kv_version", "kv_restores", "provenance",
     )  # fmt: skip
     _members(document, names)
     if document["format"] != FORMAT:
@@ -213,6 +216,7 @@ def _decode(document: Any) -> SealedConfig:
         module_data=_module_data(document["module_data"]),
         kv_root=_bytes(document["kv_root"], ROOT_SIZE),
         kv_version=_count(document["kv_version"]),
+        kv_restores=_count(document["kv_restores"]),
         provenance=_provenance(document["provenance"]),
     )
 

@@ -64,9 +64,7 @@ class _App:
 class Turn:
     """One call's place: in the queue, on a thread, at a core. Made by `Pool.submit`, handed to the work."""
 
-    def __init__(
-        self, pool: Pool, app: str, work: Callable[[Turn], Any], deadline: float, memory: int
-    ) -> None:
+    def __init__(self, pool: Pool, app: str, work: Callable[[Turn], Any], deadline: float, memory: int) -> None:
         self.app = app
         self.memory = memory
         self.deadline = deadline
@@ -138,9 +136,7 @@ class Pool:
         self._at_gate: list[Turn] = []  # on a thread, waiting for a core
         self._ended = False
 
-    def submit(
-        self, app: str, work: Callable[[Turn], _T], seconds: float, memory: int = 0
-    ) -> asyncio.Future[_T]:
+    def submit(self, app: str, work: Callable[[Turn], _T], seconds: float, memory: int = 0) -> asyncio.Future[_T]:
         """Run `work(turn)` on a thread. On the loop's thread. Cancelling the future ends the call at its next tick.
 
         Args: memory: bytes that it may take at most.
@@ -310,11 +306,7 @@ class Pool:
         return sum(min(len(app.waiting), most - app.running) for app in self._apps.values())
 
     def _may_begin(self, app: _App) -> bool:
-        return (
-            bool(app.waiting)
-            and app.running < self._limits.app_calls
-            and app.waiting[0].memory <= self._memory_free
-        )
+        return bool(app.waiting) and app.running < self._limits.app_calls and app.waiting[0].memory <= self._memory_free
 
     def _given_up(self, turn: Turn) -> None:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enclave_os.wire.setting_kinds import GIB, MIB, Choice, Seconds, Size, key
+from enclave_os.wire.setting_kinds import GIB, MIB, Choice, Flag, Seconds, Size, key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +18,13 @@ class EnclaveKV:
         "Seconds from a write to the sealed checkpoint that names it, at most. A host that puts the store back to an "
         "older state between two runs is found out as far as a checkpoint knows better; clients that remember see all.",
     )
-
-
+    restore: bool = key(
+        Flag(),
+        False,
+        "enclave",
+        "Hold a start whose store is not what is sealed, instead of refusing it: nothing is served but what a manager "
+        "needs to let the store count as it lies (enclave-os kv restore).",
+    )
     memory: int = key(
         Size(MIB, 64 * GIB),
         "256MiB",

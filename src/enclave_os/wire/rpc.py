@@ -29,6 +29,8 @@ PEER_WINDOW: Final = 64
 """Records that one worker may have on their way to another: what the host keeps for a worker that is slow."""
 PEER_PARKED_MAX: Final = 8
 """Calls of PEER_CARRY that the host keeps unanswered for a worker: the oldest is answered with nothing."""
+KV_VERSION_SIZE: Final = 8  # u64 LE: of the store that is copied
+KV_ROOT_PREFIX_SIZE: Final = 8  # of its root: with the version it names the copy
 CSR_SIZE_MAX: Final = 4096  # one P-256 key and a name, with room
 CHAIN_LENGTH_MAX: Final = 8  # the intermediary and those above it
 CHAIN_SIZE_MAX: Final = 16 << 10  # the intermediary and those above it, PEM
@@ -55,6 +57,7 @@ class Method(IntEnum):
     PEER_CARRY = 22
     KV_BATCH_PIECE = 28
     KV_BATCH_END = 29
+    KV_BACKUP = 30
     COLLATERAL = 40
 
 
@@ -258,6 +261,15 @@ METHODS: Final = MappingProxyType(
                 "u8 more, u8 zero, u16 row count, rows",
                 kv.KV_ROWS_HEADER_SIZE,
                 kv.KV_MESSAGE_SIZE_MAX,
+            ),
+            MethodSpec(
+                Method.KV_BACKUP,
+                "u64 LE version, first 8 bytes of the root; replied to when the copy is complete and durable",
+                KV_VERSION_SIZE + KV_ROOT_PREFIX_SIZE,
+                KV_VERSION_SIZE + KV_ROOT_PREFIX_SIZE,
+                "empty",
+                0,
+                0,
             ),
             MethodSpec(
                 Method.COLLATERAL,

@@ -111,6 +111,11 @@ RELATIONS: Final = (
         lambda total, each, workers: total <= each * workers,
         "must be at most limits.connections times server.workers: the enclave refuses what is above",
     ),
+    Relation(
+        ("kv.restore", "server.workers"),
+        lambda restore, workers: not restore or workers == 1,
+        "may hold a start of one worker only: set server.workers = 1 meanwhile",
+    ),
 )
 
 
@@ -176,7 +181,7 @@ def enclave_document(
             seal=EnclaveSeal(owner_public_key_pem=settings.seal.owner_public_key_pem, export=settings.seal.export),
             modules=settings.modules,
             module=settings.module,
-            kv=EnclaveKV(checkpoint=settings.kv.checkpoint, memory=settings.kv.memory),
+            kv=EnclaveKV(checkpoint=settings.kv.checkpoint, memory=settings.kv.memory, restore=settings.kv.restore),
             log=settings.log,
         )
     )

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
+from enclave_os.evidence.strict_json import load_object
+
 from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, read, read_error, run, say
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ NOT_FOUND: Final = 404
 ABSENT: Final = "no such key"  # as the server says it
 CHANGED: Final = 412
 LIST_PAGE: Final = 1000
+RECEIPT: Final = ("boot", "version", "root")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 
 KEYS: Final = """\
@@ -40,16 +43,43 @@ examples:
   enclave-os kv put orders 17 three --if-version 4 --url ...     only if nobody wrote it since version 4
   enclave-os kv list orders --prefix 1 --url ...
   enclave-os kv delete orders 17 --url ...
+  enclave-os kv backup --out receipt.json --url https://enclave.example --token manager.token --mrenclave 4f3c...e1
+  enclave-os kv restore --help       what to do with a backup
 
 {KEYS}
 {TRUST}
 {KEY_EXIT_CODES}"""
 
+BACKUP_EPILOG: Final = f"""\
+The host copies rows and sealed configuration, as they are at one moment, into
+<state folder>/sealed/<measurement>/backups/<version>-<root>; its log says where. Both are sealed: nobody reads them
+elsewhere. Keep the receipt where the host cannot reach it: it says which state the copy is in, and restoring asks for
+just that.
+
+{TRUST}
+{EXIT_CODES}"""
+
+RESTORE_EPILOG: Final = f"""\
+A store that is older than what is sealed refuses the start, since that is what an attack looks like. To go back all the
+same (the disk was lost, or everything since must be undone):
+
+  1. stop the server; in <state folder>/sealed/<measurement> move store away, and copy the backup's store into its place
+  2. start with  kv.restore = true  in the configuration: the start is held, no module serves
+  3. enclave-os kv restore receipt.json --url https://enclave.example --token manager.token --mrenclave 4f3c...e1
+
+Only a manager's token under the issuer that is sealed is taken, only for the very state that the receipt names, and
+only if the store that lies there is whole and in that state. Then the boot count rises, versions go on far above all
+that were, and the leaf seal.kv_restores of the config root counts it: clients see that it happened. What was written
+since the backup is lost.
+
+{TRUST}
+{EXIT_CODES}"""
+
 
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     group = commands.add_parser("kv", description="The key-value store of a server.", epilog=EPILOG)
-    names = group.add_subparsers(dest="action", required=True, metavar="get|put|delete|list")
+    names = group.add_subparsers(dest="action", required=True, metavar="get|put|delete|list|backup|restore")
     get = _with_key(names, "get", "Print a key's value as it is.", "read")
     get.add_argument("--out", type=Path, metavar="FILE", help="write it there; an existing file is not overwritten")
     get.set_defaults(run=lambda parsed: run(parsed, lambda given: _get(get, given)))
@@ -72,6 +102,23 @@ def add(commands: Subparsers) -> None:
     listing.add_argument("--limit", type=int, metavar="N", help="at most so many; without it, all")
     listing.add_argument("--json", action="store_true", help="for machines: a line for each, with its version")
     listing.set_defaults(run=lambda parsed: run(parsed, lambda given: _list(listing, given)))
+    _add_whole(names)
+
+
+def _add_whole(names: Subparsers) -> None:
+    """Describe what is about the store as a whole."""
+    backup = names.add_parser(
+        "backup", description="Have the host keep a copy of the store; prints its receipt.", epilog=BACKUP_EPILOG
+    )
+    backup.add_argument("--out", type=Path, metavar="FILE", help="write the receipt there; nothing is overwritten")
+    add_server(backup, "manager")
+    backup.set_defaults(run=lambda parsed: run(parsed, lambda given: _backup(backup, given)))
+    restore = names.add_parser(
+        "restore", description="Let a store count that was put back from a backup.", epilog=RESTORE_EPILOG
+    )
+    restore.add_argument("receipt", type=Path, metavar="RECEIPT", help="what kv backup printed for it")
+    add_server(restore, "manager")
+    restore.set_defaults(run=lambda parsed: run(parsed, lambda given: _restore(restore, given)))
 
 
 def _described(names: Subparsers, name: str, description: str, scope: str) -> Parser:
@@ -140,6 +187,38 @@ def _list(parser: Parser, parsed: argparse.Namespace) -> int:
             cursor = f"&cursor={quote(unquote_to_bytes(page['cursor']), safe='')}"
     finally:
         server.close()
+    return os.EX_OK
+
+
+def _backup(parser: Parser, parsed: argparse.Namespace) -> int:
+    server = Server(parser, parsed)
+    try:
+        found = read(server.send("POST", "/store/backup"))
+    finally:
+        server.close()
+    receipt = json.dumps({name: found.get(name) for name in RECEIPT}, indent=1)
+    if parsed.out is None:
+        print(receipt)
+        return os.EX_OK
+    with open(os.open(parsed.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+        stream.write(receipt + "\n")
+    say(f"version {found.get('version')}: the receipt is in {parsed.out}")
+    return os.EX_OK
+
+
+def _restore(parser: Parser, parsed: argparse.Namespace) -> int:
+    try:
+        receipt = load_object(parsed.receipt.read_bytes())
+        asked = {"version": receipt["version"], "root": receipt["root"]}
+    except (ValueError, KeyError) as error:
+        raise Refused(f"{parsed.receipt} is no receipt of kv backup", os.EX_DATAERR) from error
+    server = Server(parser, parsed)
+    try:
+        found = read(server.send("POST", "/store/restore", asked))
+    finally:
+        server.close()
+    say(f"the store of version {asked['version']} counts, and goes on as version {found['now']['version']}")
+    say("the server starts again; take kv.restore out of its configuration at the next stop")
     return os.EX_OK
 
 

@@ -1,8 +1,8 @@
 """The apps of one worker: loaded, replaced, unloaded, and the same as in the store, whoever changed it.
 
-    absent --load--> ready --replace--> ready --unload--> absent
-    start: ready, or compiling (the engine is another than before), or locked (its developer's key has to come again),
-           or failed (says why, serves nothing)
+absent --load--> ready --replace--> ready --unload--> absent
+start: ready, or compiling (the engine is another than before), or locked (its developer's key has to come again),
+       or failed (says why, serves nothing)
 """
 
 from __future__ import annotations
@@ -408,9 +408,7 @@ class Apps:
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
-    def _made(
-        self, record: AppRecord, linker: Linker, key: bytes, authenticator: Authenticator | None = None
-    ) -> App:
+    def _made(self, record: AppRecord, linker: Linker, key: bytes, authenticator: Authenticator | None = None) -> App:
         services, spec = self._services, record.spec
         known = self.by_name.get(spec.name)
         log: deque[str] = deque(maxlen=LOG_LINES_MAX) if known is None else known.log

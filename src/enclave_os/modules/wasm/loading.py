@@ -80,4 +80,3 @@ def key_of(request: Request) -> bytes:
     if len(key) != KEY_SIZE:
         raise HTTPError(400, f'the body is {{"encryption_key": "{2 * KEY_SIZE} hexadecimal digits"}}')
     return key
-

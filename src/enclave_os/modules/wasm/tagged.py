@@ -1,7 +1,7 @@
 """`wasm_call` of POST /data, as clients of the family send it: positional values that name their types.
 
-    {"wasm_call": {"app": A, "function": F, "params": [{"type": "string", "value": "x"}]}}
-    {"status": "ok", "returns": [{"type": "string", "value": "y"}]}
+{"wasm_call": {"app": A, "function": F, "params": [{"type": "string", "value": "x"}]}}
+{"status": "ok", "returns": [{"type": "string", "value": "y"}]}
 """
 
 from __future__ import annotations

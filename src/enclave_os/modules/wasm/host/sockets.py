@@ -45,9 +45,7 @@ def _unreachable(context: CallContext, *values: Any) -> None:
 
 INTERFACES: Final = (
     Interface("wasi:sockets/network", ("0.2.",), {}, RESOURCES, _unreachable),
-    Interface(
-        "wasi:sockets/instance-network", ("0.2.",), {"instance-network": lambda context: Network()}, RESOURCES
-    ),
+    Interface("wasi:sockets/instance-network", ("0.2.",), {"instance-network": lambda context: Network()}, RESOURCES),
     Interface("wasi:sockets/tcp-create-socket", ("0.2.",), {"create-tcp-socket": _denied}, RESOURCES),
     Interface("wasi:sockets/udp-create-socket", ("0.2.",), {"create-udp-socket": _denied}, RESOURCES),
     Interface("wasi:sockets/ip-name-lookup", ("0.2.",), {"resolve-addresses": _denied}, RESOURCES, _unreachable),

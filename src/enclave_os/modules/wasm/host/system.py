@@ -68,9 +68,7 @@ def _no_terminal(context: CallContext) -> None:
 _POLLABLE: Final = {"pollable": POLLABLE}
 
 INTERFACES: Final = (
-    Interface(
-        "wasi:random/random", ("0.2.",), {"get-random-bytes": random_bytes, "get-random-u64": _random_u64}, {}
-    ),
+    Interface("wasi:random/random", ("0.2.",), {"get-random-bytes": random_bytes, "get-random-u64": _random_u64}, {}),
     Interface(
         "wasi:random/insecure",
         ("0.2.",),
