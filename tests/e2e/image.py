@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-MODULES = ("helloworld", "trial")
+MODULES = ("helloworld", "trial", "kv", "vault", "wasm")
 SECONDS = 120.0
 
 

@@ -65,6 +65,7 @@ def test_the_host_never_holds_plaintext(start_server: StartServer) -> None:
         assert not [piece for piece in memory if canary in piece]
 
 
+@pytest.mark.under_gramine(reason="a signal ends Gramine's loader with a word and exit code 1")
 def test_se1_a_crash_leaves_no_core(start_server: StartServer) -> None:
     server = start_server()
     pid = server.enclave_pids[0]
