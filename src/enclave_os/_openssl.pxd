@@ -3,6 +3,7 @@
 # The process shares one libssl with the `ssl` module of the standard library, so nothing here may change global state:
 # no configuration, no engines, no providers, and the error queue of the thread is left clean after every operation.
 from libc.stdint cimport uint32_t, uint64_t
+from posix.types cimport time_t
 
 cdef extern from *:
     """
@@ -220,6 +221,9 @@ cdef extern from "openssl/x509_vfy.h" nogil:
     void X509_STORE_CTX_set_error(X509_STORE_CTX *verification, int error)
     unsigned long X509_V_FLAG_X509_STRICT
     const char *X509_verify_cert_error_string(long code)
+    int X509_PURPOSE_SSL_SERVER
+    int X509_VERIFY_PARAM_set_purpose(X509_VERIFY_PARAM *parameters, int purpose)
+    void X509_VERIFY_PARAM_set_time(X509_VERIFY_PARAM *parameters, time_t time)
     int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM *parameters, const char *name, size_t size)
     int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM *parameters, const char *address)
 
@@ -249,7 +253,11 @@ cdef extern from "openssl/ssl.h" nogil:
     const SSL_METHOD *TLS_client_method()
     SSL_CTX *SSL_CTX_new(const SSL_METHOD *method)
     void SSL_CTX_free(SSL_CTX *context)
+    int TLS1_2_VERSION
     int TLS1_3_VERSION
+    int SSL_CTX_set_cipher_list(SSL_CTX *context, const char *names)
+    void SSL_CTX_set_security_level(SSL_CTX *context, int level)
+    const char *SSL_get_version(const SSL *ssl)
     int SSL_CTX_set_min_proto_version(SSL_CTX *context, int version)
     int SSL_CTX_set_max_proto_version(SSL_CTX *context, int version)
     int SSL_CTX_set_ciphersuites(SSL_CTX *context, const char *names)

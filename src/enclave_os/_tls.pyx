@@ -4,7 +4,8 @@
 # memory that the host can change at any time) into OpenSSL's private buffer; its write side hands each finished TLS
 # record to the sink. So OpenSSL never holds a pointer into shared memory, and there is one copy each way.
 #
-# What is switched off, and stays off (threat-model.md TL1, TL2): every version but 1.3, tickets, session cache,
+# What is switched off, and stays off (threat-model.md TL1, TL2): every version but 1.3 (a client may be told to take 1.2 of
+# the outside world, with ECDHE and an AEAD), tickets, session cache,
 # resumption, 0-RTT, renegotiation, compression, post-handshake authentication. A client's PSK offer finds no session
 # and becomes a full handshake, so that each connection is attested.
 #
@@ -29,6 +30,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
+from posix.types cimport time_t
 from libc.string cimport memcmp, memcpy
 
 from enclave_os._openssl cimport (
@@ -49,19 +51,20 @@ from enclave_os._openssl cimport (
     SSL_CTX_set_ciphersuites, SSL_CTX_set_client_hello_cb, SSL_CTX_set_max_cert_list, SSL_CTX_set_max_early_data,
     SSL_CTX_set_max_proto_version, SSL_CTX_set_min_proto_version, SSL_CTX_set_mode, SSL_CTX_set_msg_callback,
     SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_read_ahead, SSL_CTX_set_session_cache_mode,
-    SSL_CTX_set_verify, SSL_ERROR_WANT_READ, SSL_ERROR_ZERO_RETURN, SSL_export_keying_material, SSL_EXT_CLIENT_HELLO,
+    SSL_CTX_set_cipher_list, SSL_CTX_set_security_level, SSL_CTX_set_verify, SSL_ERROR_WANT_READ, SSL_ERROR_ZERO_RETURN, SSL_export_keying_material, SSL_EXT_CLIENT_HELLO,
     SSL_EXT_TLS1_3_ONLY, SSL_free, SSL_free_buffers, SSL_get0_alpn_selected, SSL_get0_param, SSL_get0_peer_certificate,
     SSL_get_current_cipher, SSL_get_error, SSL_get_negotiated_group, SSL_get_peer_cert_chain, SSL_get_peer_tmp_key, SSL_get_rbio,
-    SSL_get_verify_result, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_KEY_UPDATE_NOT_REQUESTED,
+    SSL_get_verify_result, SSL_get_version, SSL_has_pending, SSL_is_init_finished, SSL_key_update, SSL_KEY_UPDATE_NOT_REQUESTED,
     SSL_KEY_UPDATE_REQUESTED, SSL_MODE_NO_AUTO_CHAIN, SSL_MODE_RELEASE_BUFFERS, SSL_new,
     SSL_OP_CIPHER_SERVER_PREFERENCE, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_read, SSL_rstate_string,
     SSL_select_next_proto, SSL_SESS_CACHE_OFF, SSL_set_accept_state, SSL_set_bio, SSL_set_connect_state,
     SSL_set_hostflags, SSL_set_tlsext_host_name, SSL_shutdown, SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK,
-    SSL_use_cert_and_key, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_write_ex, STACK_OF_X509, TLS1_3_VERSION,
+    SSL_use_cert_and_key, SSL_VERIFY_NONE, SSL_VERIFY_PEER, SSL_write_ex, STACK_OF_X509, TLS1_2_VERSION, TLS1_3_VERSION,
     TLS_client_method, TLS_server_method, TLSEXT_TYPE_application_layer_protocol_negotiation, TLSEXT_TYPE_server_name,
     X509, X509_CHECK_FLAG_NEVER_CHECK_SUBJECT, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, X509_free, X509_STORE,
     X509_STORE_add_cert, X509_STORE_set_flags, X509_V_FLAG_X509_STRICT, X509_V_OK, X509_verify_cert_error_string,
-    X509_VERIFY_PARAM_set1_host, X509_VERIFY_PARAM_set1_ip_asc,
+    X509_PURPOSE_SSL_SERVER, X509_VERIFY_PARAM_set1_host, X509_VERIFY_PARAM_set1_ip_asc, X509_VERIFY_PARAM_set_purpose,
+    X509_VERIFY_PARAM_set_time,
 )
 from enclave_os._tls_hello cimport RECORD_HANDSHAKE, messages_fit, protocol_names, server_name
 from enclave_os._x509 cimport Identity, certificate_der, placeholder_identity, sha256, subject_public_key_info
@@ -85,6 +88,11 @@ cdef enum:
 
 GROUPS = "X25519:P-256"
 cdef const char *CIPHER_SUITES = "TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256"
+# For servers of the outside world that speak no 1.3: forward secrecy and an AEAD, or nothing.
+cdef bytes BEGIN_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+cdef const char *CIPHERS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+# 112 bits: no RSA key under 2048 bits, no SHA-1 in a chain (OpenSSL, SSL_CTX_set_security_level(3)).
+cdef int SECURITY_LEVEL = 2
 HTTP_1_1 = b"http/1.1"
 CHALLENGE_SIZE = TLS_CHALLENGE_SIZE
 PEER_CHAIN_SIZE_MAX = TLS_PEER_CHAIN_SIZE_MAX
@@ -504,7 +512,7 @@ cdef class TLSContext:
 
     @staticmethod
     def client(*, bytes ca_pem=None, protocols=(HTTP_1_1,), str groups not None=GROUPS,
-               choose_client=None, bint dangerously_skip_verification=False):
+               choose_client=None, bint dangerously_skip_verification=False, bint tls_1_2=False):
         """The connecting end.
 
         Args:
@@ -516,9 +524,10 @@ cdef class TLSContext:
                 request or None, returns the `Identity` to show or None. What it raises ends that handshake.
             dangerously_skip_verification: take any certificate. Whoever says so checks it by other means, or not at
                 all.
+            tls_1_2: agree to TLS 1.2 with a server that speaks no 1.3, with ECDHE and an AEAD.
         Raises:
             UsageError: neither or both of `ca_pem` and the dangerous flag.
-            ConfigError: `ca_pem` holds no certificate.
+            ConfigError: `ca_pem` holds no certificate, or one that cannot be read.
         """
         cdef TLSContext self = TLSContext.__new__(TLSContext)
         if (ca_pem is None) != dangerously_skip_verification:
@@ -531,6 +540,13 @@ cdef class TLSContext:
             SSL_CTX_set_cert_cb(self.context, on_client_certificate, NULL)
         if ca_pem is not None:
             self.trust(ca_pem)
+        SSL_CTX_set_security_level(self.context, SECURITY_LEVEL)
+        if tls_1_2 and (
+            SSL_CTX_set_min_proto_version(self.context, TLS1_2_VERSION) != 1
+            or SSL_CTX_set_cipher_list(self.context, CIPHERS_1_2) != 1
+        ):
+            ERR_clear_error()
+            raise InternalError("OpenSSL does not take the TLS 1.2 settings")
         if self.protocols.size and SSL_CTX_set_alpn_protos(self.context, self.protocols.data, self.protocols.size) != 0:
             raise InternalError("OpenSSL does not take the protocols")
         SSL_CTX_set_verify(self.context, SSL_VERIFY_PEER if self.verifies else SSL_VERIFY_NONE, NULL)
@@ -606,6 +622,9 @@ cdef class TLSContext:
         ERR_clear_error()
         if count == 0:
             raise ConfigError("no CA certificate in the PEM text")
+        if count < ca_pem.count(BEGIN_CERTIFICATE):
+            # Reading stops at what it cannot read; trusting only what stood before it would surprise whoever wrote it.
+            raise ConfigError(f"certificate {count + 1} of the PEM text cannot be read")
         return 0
 
 
@@ -882,7 +901,7 @@ cdef class TLSEngine:
     first `read` makes its ClientHello. Not thread-safe.
     """
 
-    def __cinit__(self, TLSContext context not None, str server_hostname=None, bytes challenge=None):
+    def __cinit__(self, TLSContext context not None, str server_hostname=None, bytes challenge=None, time=None):
         """Make one connection.
 
         Args:
@@ -890,6 +909,8 @@ cdef class TLSEngine:
             server_hostname: client: the DNS name or IP address to check and, for a name, to send as SNI. Required
                 when the context verifies.
             challenge: client: 32 bytes for extension 0xFFBB.
+            time: client: seconds since the Unix epoch at which certificates must be valid. None: the system's clock,
+                which inside an enclave is the host's.
         Raises:
             UsageError: an argument that this context cannot use.
         """
@@ -909,6 +930,8 @@ cdef class TLSEngine:
             memcpy(self.conn.challenge, PyBytes_AS_STRING(challenge), TLS_CHALLENGE_SIZE)
         if server_hostname is not None:
             self.expect(server_hostname)
+        if time is not None:
+            X509_VERIFY_PARAM_set_time(SSL_get0_param(self.conn.ssl), <time_t>time)
 
     def __dealloc__(self):
         tls_conn_free(self.conn)
@@ -926,6 +949,8 @@ cdef class TLSEngine:
             raise UsageError(f"a host name in ASCII is needed (IDNA is the caller's): {name!r}") from None
         if not encoded or b"\0" in encoded:
             raise UsageError(f"not a host name: {name!r}")
+        if X509_VERIFY_PARAM_set_purpose(SSL_get0_param(self.conn.ssl), X509_PURPOSE_SSL_SERVER) != 1:
+            raise InternalError("OpenSSL knows no purpose of servers")
         if address is not None:
             if X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(self.conn.ssl), encoded) != 1:
                 raise UsageError(f"not an address: {name!r}")
@@ -1079,6 +1104,16 @@ cdef class TLSEngine:
         if not self.conn.handshake_done:
             return None
         return SSL_CIPHER_standard_name(SSL_get_current_cipher(self.conn.ssl)).decode()
+
+    @property
+    def version(self):
+        """"TLSv1.3" or "TLSv1.2", or None before it is agreed."""
+        return SSL_get_version(self.conn.ssl).decode() if self.conn.handshake_done else None
+
+    @property
+    def verify_result(self):
+        """As a client: OpenSSL's number for what it found of the server's certificate (X509_V_*); 0: nothing wrong."""
+        return 0 if self.conn.server else SSL_get_verify_result(self.conn.ssl)
 
     @property
     def group(self):

@@ -19,11 +19,10 @@ import httpx
 
 from enclave_os.errors import InternalError, UsageError
 from enclave_os.evidence.policy import Policy
-
-from .connect import open_async_stream, open_stream, server_name
-from .demands import ClientIdentity, Demands, Mode
-from .examination import Attestation
-from .tls_stream import TLSStream
+from enclave_os.verifier.connect import open_async_stream, open_stream, server_name
+from enclave_os.verifier.demands import ClientIdentity, Demands, Mode
+from enclave_os.verifier.examination import Attestation
+from enclave_os.verifier.tls_stream import TLSStream
 
 __all__ = ["AsyncClient", "Attestation", "Client", "ClientIdentity", "Demands", "Mode", "Policy", "attestation_of"]
 

@@ -15,8 +15,8 @@ import pytest
 from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError, UsageError
 from enclave_os.evidence.protocol import ATTEST_PATH, b64url
 from enclave_os.evidence.store_state import StoreState
+from enclave_os.verifier import connect
 from enclave_os_client import client as attesting
-from enclave_os_client import connect
 from enclave_os_client.client import AsyncClient, Client, Demands, Mode, attestation_of
 from enclave_os_client.memory import StateMemory
 from tests.client.served import AsyncBackend, AsyncServed, Backend, Served

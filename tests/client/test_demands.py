@@ -12,7 +12,7 @@ import enclave_os.evidence
 import enclave_os_client
 from enclave_os.errors import UsageError
 from enclave_os.evidence.policy import Policy
-from enclave_os_client.demands import EVIDENCE_SECONDS, Demands, Mode
+from enclave_os.verifier.demands import EVIDENCE_SECONDS, Demands, Mode
 from enclave_os_client.memory import StateMemory
 
 POLICY = Policy(mr_enclaves=frozenset({bytes(32)}))

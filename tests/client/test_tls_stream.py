@@ -12,7 +12,7 @@ import pytest
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os._x509 import LeafMinter
 from enclave_os.errors import ClientProtocolError, ServerProtocolError
-from enclave_os_client.tls_stream import WRITE_SIZE, AsyncTLSStream, TLSStream
+from enclave_os.verifier.tls_stream import WRITE_SIZE, AsyncTLSStream, TLSStream
 from tests.enclave.certificates import Authority
 
 

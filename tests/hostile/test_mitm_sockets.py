@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.hostile.mitm import run
 
-from enclave_os_client.demands import Mode
+from enclave_os.verifier.demands import Mode
 
 RUNS = 25
 

@@ -49,7 +49,7 @@ def add(actions: Subparsers) -> None:
 
 
 def _accept(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     policy = _policy_of(parsed)
     found = ask(parser, parsed, "POST", "/seal/policy", {"policy": policy}, mode=Mode.SESSION)

@@ -20,7 +20,7 @@ from .demand_flags import EX_REFUSED, add_demands, address, demands_of
 if TYPE_CHECKING:
     import httpx
 
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     from .parser import Parser
 
@@ -82,7 +82,7 @@ class Server:
     """
 
     def __init__(self, parser: Parser, parsed: argparse.Namespace, mode: Mode | None = None) -> None:
-        from enclave_os_client.demands import Mode
+        from enclave_os.verifier.demands import Mode
 
         host, port = address(parser, parsed.url)
         self._parsed = parsed

@@ -84,7 +84,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _status(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     found = ask(parser, parsed, "GET", "/seal", mode=Mode.SESSION)
     if parsed.json:
@@ -95,7 +95,7 @@ def _status(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _clock(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     now = int(time.time())
     found = ask(parser, parsed, "POST", "/seal/clock", {"time": now}, mode=Mode.CHALLENGE)
@@ -104,7 +104,7 @@ def _clock(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _approve(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     method = "DELETE" if parsed.revoke else "POST"
     found = ask(parser, parsed, method, "/seal/exports", {"mr_enclave": parsed.measurement}, mode=Mode.SESSION)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from .demand_flags import EX_REFUSED, add_demands, address, demands_of
 
 if TYPE_CHECKING:
-    from enclave_os_client.demands import Mode
-    from enclave_os_client.examination import Attestation
+    from enclave_os.verifier.demands import Mode
+    from enclave_os.verifier.examination import Attestation
 
     from .parser import Parser, Subparsers
 
@@ -78,7 +78,7 @@ def _run(parser: Parser, parsed: argparse.Namespace) -> int:
     import httpcore
 
     from enclave_os.errors import ConfigError, ServerProtocolError, UsageError
-    from enclave_os_client.connect import examine
+    from enclave_os.verifier.connect import examine
     from enclave_os_client.memory import MemoryFileError
 
     host, port = address(parser, parsed.url)
@@ -110,7 +110,7 @@ def _run(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _mode(parsed: argparse.Namespace) -> Mode:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     return Mode.CHALLENGE if parsed.challenge else Mode.DETERMINISTIC if parsed.deterministic else Mode.SESSION
 

@@ -15,8 +15,7 @@ from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.config_leaf import LEAF_NAME
 from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.protocol import EVIDENCE_S
-
-from .memory import StateMemory
+from enclave_os.evidence.store_state import StoreState
 
 ATTEST_SECONDS: Final = 30.0
 """For handshake and proof together: a quote takes tens of milliseconds on hardware, and a busy server queues them."""
@@ -44,6 +43,14 @@ class ClientIdentity(Protocol):
 
     def quote(self, report_data: bytes) -> bytes:
         """A quote over these 64 bytes."""
+        ...
+
+
+class StateMemory(Protocol):
+    """What remembers where each server's store stood."""
+
+    def check(self, server: str, state: StoreState | None) -> bool:
+        """Take note of `state`. Returns: whether the server was known. Raises: AttestationError: it is older."""
         ...
 
 

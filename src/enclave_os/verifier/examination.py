@@ -33,9 +33,8 @@ from enclave_os.evidence.exchange import REPLY_SIZE_MAX, Reply
 from enclave_os.evidence.leaf import LeafEvidence, read_leaf
 from enclave_os.evidence.protocol import ATTEST_PATH
 from enclave_os.evidence.store_state import StoreState
-
-from .demands import Demands, Mode
-from .verify import PROOF_SIZE_MAX, freshness, verify_config_leaf, verify_leaf, verify_session
+from enclave_os.verifier.demands import Demands, Mode
+from enclave_os.verifier.verify import PROOF_SIZE_MAX, freshness, verify_config_leaf, verify_leaf, verify_session
 
 PROOF_PATH: Final = "/attestation/proof/"
 

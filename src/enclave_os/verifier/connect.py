@@ -17,10 +17,9 @@ from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os._x509 import Identity
 from enclave_os.errors import ServerProtocolError
 from enclave_os.evidence.binding import CHALLENGE_SIZE
-
-from .demands import Demands, Mode
-from .examination import Answer, Ask, Attestation, Channel, Examination, chain_refused
-from .tls_stream import AsyncTLSStream, TLSStream
+from enclave_os.verifier.demands import Demands, Mode
+from enclave_os.verifier.examination import Answer, Ask, Attestation, Channel, Examination, chain_refused
+from enclave_os.verifier.tls_stream import AsyncTLSStream, TLSStream
 
 READ_SIZE: Final = 64 << 10
 HEAD_SIZE_MAX: Final = 64 << 10
