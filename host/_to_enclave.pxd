@@ -267,11 +267,14 @@ cdef inline void await_header(proxy_t *p, worker_t *worker, connection_t *connec
     queue_ready(connection)
 
 cdef inline void read_sockets(proxy_t *p, worker_t *worker) noexcept nogil:
+    # One ring's worth a turn: a fast enclave empties the ring while we fill it, and a PAUSE among its frames waits until
+    # the turn's second half.
     cdef int budget = READS_PER_TURN_MAX
+    cdef uint64_t stop_at = worker.to_enclave.produced + worker.to_enclave.capacity
     cdef uint64_t publish_above = worker.to_enclave.capacity // 8
     cdef connection_t *connection
     cdef uint8_t *payload = NULL
-    while worker.ready.first != NULL and budget > 0:
+    while worker.ready.first != NULL and budget > 0 and worker.to_enclave.produced < stop_at:
         connection = worker.ready.first
         if connection.fd < 0 or not connection.flags & C_READABLE:
             pop_ready(connection)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import certifi
+
+from enclave_os.wire.egress_settings import BUNDLE_SIZE_MAX
 from enclave_os.wire.setting_issuers import PEM_SIZE_MAX
 from enclave_os.wire.setting_kinds import Kind, ServerName, keys_of, nearest, shown
 from enclave_os.wire.setting_table import SECTIONS
@@ -87,6 +90,7 @@ def load(
     base = found.parent if found else folder
     _read_key_files(document, base)
     _read_owner_key(document, base)
+    _read_egress_cas(document, base)
     _place_files(document, base)
     _fill_names(document, host_name)
     _fill_state_dir(document, environment, user_id, folder)
@@ -195,13 +199,13 @@ def kind_of(section: str, name: str) -> Kind:
     return keys_of(SECTIONS[section])[name].kind
 
 
-def read_pem(path: Path, key: str, where: str = "") -> str:
+def read_pem(path: Path, key: str, where: str = "", size_max: int = PEM_SIZE_MAX) -> str:
     """A file of PEM text that the configuration names under `key`; `where` in it, for the message.
 
     Raises: ConfigError: it cannot be read, is too big, or is not ASCII.
     """
     try:
-        return _read_bounded(path, PEM_SIZE_MAX).decode("ascii")
+        return _read_bounded(path, size_max).decode("ascii")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError({key: f"{where}{path}: {reason}"}) from None
@@ -242,6 +246,20 @@ def _read_owner_key(document: Document, folder: Path) -> None:
         return
     seal["owner_public_key_pem"] = read_pem(folder / name, "seal.owner_public_key_file")
     del seal["owner_public_key_file"]
+
+
+def _read_egress_cas(document: Document, folder: Path) -> None:
+    """Put the CAs that outgoing calls trust into `egress.ca_pem`: those of `egress.ca_file`, or certifi's list.
+
+    Nothing where no module may call anybody: the list would be two hundred kilobytes for nobody.
+    """
+    egress = document.get("egress", {})
+    if not isinstance(egress, dict) or not egress.get("allow") or egress.get("ca_pem"):
+        return
+    name = egress.get("ca_file")
+    path = folder / name if isinstance(name, str) and name else Path(certifi.where())
+    egress["ca_pem"] = read_pem(path, "egress.ca_file", size_max=BUNDLE_SIZE_MAX)
+    egress.pop("ca_file", None)
 
 
 def _fill_names(document: Document, host_name: str) -> None:

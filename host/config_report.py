@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from enclave_os.wire.egress_settings import EgressAllowance
 from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import (
     Endpoint,
@@ -56,6 +57,8 @@ RELATIONS_TEXT: Final = """\
 - `limits.target_bytes` < `limits.head_bytes`; `limits.body_bytes` <= `limits.body_memory_bytes`
 - `timeouts.rpc` < `timeouts.request`
 - `timeouts.host_idle` > `handshake`, `head`, `body`, `idle` and `request`
+- `egress.connect`, `handshake`, `head` and `idle` <= `egress.total`; `head`, `idle` and `keep` < `timeouts.host_idle`
+- each `[[egress.allow]]` names a module of `modules.enabled`, once
 - `server.connections_max` <= `limits.connections` x `server.workers`
 - `kv.restore` only with `server.workers` = 1
 - each `[module.<name>]` is named by `modules.enabled`
@@ -73,6 +76,11 @@ EXAMPLE_TAIL: Final = """
 # audience = "enclave-os"
 # public_key_file = "issuer.pub.pem"
 # roles_claim = "roles"
+
+# Whom a module may call; without a table it calls nobody.
+# [[egress.allow]]
+# module = "vault"
+# hosts = ["issuer.example", "*.api.example:8443"]
 
 # A module's own keys, passed to the module as they are.
 # [module.helloworld]
@@ -101,6 +109,8 @@ def reference() -> str:
         parts.append(f"## [{section}]\n\n{table.__doc__}\n\n{_reference_rows(table, section)}")
         if section == "auth":
             parts.append(f"### [[auth.issuers]]\n\n{Issuer.__doc__}\n\n{_reference_rows(Issuer, '')}")
+        if section == "egress":
+            parts.append(f"### [[egress.allow]]\n\n{EgressAllowance.__doc__}\n\n{_reference_rows(EgressAllowance, '')}")
     parts.append(
         "## [module.<name>]\n\nA module's own keys. They are passed as they are to the module of that name, which "
         "checks them; it must be enabled.\n"

@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from enclave_os.wire.egress_settings import EGRESS_CONNECTIONS_MAX, EnclaveEgress
 from enclave_os.wire.errors import Lie
 from enclave_os.wire.limits import CONN_SLOT_BITS
 from enclave_os.wire.setting_kinds import Endpoint
 from enclave_os.wire.setting_table import Settings
 
 from ._proxy import Proxy
+from .connector import Connector
 from .doorbell import Doorbell
 from .shared_memory import Region
 
@@ -25,6 +27,7 @@ FRONT_MS: Final = 5000  # for a front's header, which it sends before anything e
 RESUME_SHARE: Final = 4  # RESUME when a quarter of the buffer is left: few frames, and the client never runs dry
 DESCRIPTORS_KEPT: Final = 64  # the host's own: standard streams, locks, epolls, logs
 DESCRIPTORS_PER_WORKER: Final = 8  # region, doorbells, lifeline, pidfd
+EGRESS_LINGERING: Final = 64  # beside as many again as may be open
 JOIN_SECONDS_MAX: Final = 5.0
 
 
@@ -74,7 +77,9 @@ class TCPProxy:
             spin_us=settings.rings.spin_us,
             fronts=[mapped(network) for network in settings.server.proxy_protocol_from],
             front_ms=FRONT_MS,
+            egress_max=egress_allowed(settings.egress),
         )
+        self._connector = Connector(self._proxy) if settings.egress.allow else None
         self._thread = threading.Thread(target=self._run, name="tcp-proxy", daemon=True)
 
     @property
@@ -85,6 +90,8 @@ class TCPProxy:
     def start(self) -> None:
         """Start the thread. Clients wait in the kernel's queue until a worker is ready."""
         self._thread.start()
+        if self._connector is not None:
+            self._connector.start()
 
     def add_worker(self, index: int, region: Region, doorbell: Doorbell) -> None:
         """Serve a worker's data channel from its READY on."""
@@ -125,7 +132,9 @@ class TCPProxy:
         self._close_listeners()
 
     def stop(self) -> None:
-        """End the thread and close every socket."""
+        """End the threads and close every socket."""
+        if self._connector is not None:
+            self._connector.stop()
         if self._thread.is_alive():
             self._proxy.stop()
             self._thread.join(JOIN_SECONDS_MAX)
@@ -204,9 +213,18 @@ def connections_allowed(settings: Settings) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = 1 << CONN_SLOT_BITS
-    kept = DESCRIPTORS_KEPT + DESCRIPTORS_PER_WORKER * settings.server.workers + len(settings.server.listen)
+    per_worker = DESCRIPTORS_PER_WORKER + egress_allowed(settings.egress)
+    kept = DESCRIPTORS_KEPT + per_worker * settings.server.workers + len(settings.server.listen)
     possible = max(1, min(soft - kept, (1 << CONN_SLOT_BITS) - 1))
     return min(settings.server.connections_max or possible, possible)
+
+
+def egress_allowed(egress: EnclaveEgress) -> int:
+    """Connections to servers that the proxy holds for one worker; none where no module may call anybody.
+
+    More than the enclave opens at once: those that it has closed linger here until the server has closed them too.
+    """
+    return min(EGRESS_CONNECTIONS_MAX, 2 * egress.connections + EGRESS_LINGERING) if egress.allow else 0
 
 
 def raise_descriptor_limit() -> None:

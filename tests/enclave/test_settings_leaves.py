@@ -13,6 +13,7 @@ from enclave_os.errors import UsageError
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.wire.authority import CertificateAuthority
+from enclave_os.wire.egress_settings import EgressAllowance, Target
 from enclave_os.wire.setting_kinds import dump_table
 from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings, Issuer
 from enclave_os.wire.start import Start
@@ -20,6 +21,9 @@ from enclave_os.wire.start import Start
 CA = CertificateAuthority(certificate_pem="", key_pem="", key_origin="imported")
 SETTINGS = EnclaveSettings(worker_index=0, worker_count=2, ca=CA)
 ISSUER = Issuer(issuer="https://issuer.example", audience="here", public_key_pem="-----BEGIN PUBLIC KEY-----")
+
+
+ALLOWANCE = EgressAllowance(module="vault", hosts=(Target("api.example", 443, False),))
 
 
 def root(settings: EnclaveSettings) -> bytes:
@@ -36,7 +40,7 @@ def other(name: str, value: Any) -> Any:
         case str():
             return value + "x"
         case tuple() if not value:
-            return (ISSUER,) if name == "issuers" else ("00" * 32,)
+            return {"issuers": (ISSUER,), "allow": (ALLOWANCE,)}.get(name, ("00" * 32,))
         case tuple():
             return value[:-1]
         case None:
@@ -58,6 +62,13 @@ def test_nothing_that_the_enclave_is_told_is_left_out() -> None:
     fields = {field.name for field in dataclasses.fields(EnclaveSettings)}
     # The platform is that of a direct enclave, which proves nothing anyway; it is in its quotes.
     assert fields == {*ENCLAVE_SECTIONS, "module", "worker_index", "worker_count", "ca", "start", "platform"}
+
+
+def test_the_bundle_of_egress_is_a_leaf_by_its_own_bytes() -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    settings = dataclasses.replace(SETTINGS, egress=dataclasses.replace(SETTINGS.egress, ca_pem=pem))
+    assert settings_leaves(settings)["egress.ca_bundle"] == pem.encode()
+    assert "egress.ca_bundle" not in settings_leaves(SETTINGS)
 
 
 def test_all_workers_have_one_root() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import certifi
 import pytest
 
 from enclave_os.wire.authority import CertificateAuthority
@@ -280,7 +281,7 @@ class TestReports:
             taken.append(line.removeprefix("# ") if is_key else line)
         before = load(tmp_path)
         loaded = load(tmp_path, toml="\n".join(taken))
-        assert len(loaded.origins) >= len(list(config.all_keys())) - 3  # auth.issuers, and two without a default
+        assert len(loaded.origins) >= len(list(config.all_keys())) - 4  # issuers, allow, two without a default
         assert loaded.settings == before.settings
 
 
@@ -289,3 +290,29 @@ def test_a_key_file_that_is_too_big_is_named_by_its_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         config.read_pem(tmp_path / "big.pem", "ca.key_file")
     assert refused.value.problems == {"ca.key_file": f"{tmp_path}/big.pem: is bigger than {PEM_SIZE_MAX} bytes"}
+
+
+class TestEgressCAs:
+    """The CAs that outgoing calls trust: from the file that is named, or from certifi, and only where they serve."""
+
+    ALLOW = "[[egress.allow]]\nmodule = 'helloworld'\nhosts = ['api.example']\n"
+
+    def load(self, folder: Path, text: str) -> str:
+        (folder / "enclave-os.toml").write_text(text)
+        return config.load(file=None, environment={}, flags={}, folder=folder).settings.egress.ca_pem
+
+    def test_nobody_calls_so_nothing_is_read(self, tmp_path: Path) -> None:
+        assert self.load(tmp_path, "") == ""
+
+    def test_certifi_s_list_is_the_default(self, tmp_path: Path) -> None:
+        assert self.load(tmp_path, self.ALLOW) == Path(certifi.where()).read_text()
+
+    def test_a_file_is_relative_to_the_configuration(self, tmp_path: Path) -> None:
+        pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+        (tmp_path / "own.pem").write_text(pem)
+        assert self.load(tmp_path, f"{self.ALLOW}[egress]\nca_file = 'own.pem'\n") == pem
+
+    def test_a_file_that_cannot_be_read_names_the_key(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError) as refused:
+            self.load(tmp_path, f"{self.ALLOW}[egress]\nca_file = 'none.pem'\n")
+        assert set(refused.value.problems) == {"egress.ca_file"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -153,3 +154,45 @@ def test_a_flipped_bit_is_refused_or_another_policy(at: int, bit: int) -> None:
     except PolicyError:
         return
     assert differences(of(auth={"issuers": ISSUERS}), bytes(data))
+
+
+class TestEgress:
+    """Who may be sent data, and who vouches for them, is sealed with the rest (KV13)."""
+
+    PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    ALLOW: ClassVar[list[dict[str, Any]]] = [{"module": "helloworld", "hosts": ["b.example:8443", "a.example"]}]
+    REORDERED: ClassVar[list[dict[str, Any]]] = [{"module": "helloworld", "hosts": ["a.example", "b.example:8443"]}]
+
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            ({"allow": [{"module": "helloworld", "hosts": ["a.example"]}]}, "egress.allow 'helloworld'"),
+            ({"allow": []}, "egress.allow 'helloworld'"),
+            ({"ca_pem": PEM + "\n"}, "egress.ca_pem"),
+            ({"tls_min": "1.2"}, "egress.tls_min"),
+        ],
+    )
+    def test_what_decides_is_named_when_it_changes(self, change: dict[str, Any], key: str) -> None:
+        before = {"allow": self.ALLOW, "ca_pem": self.PEM}
+        found = differences(of(egress=before), of(egress={**before, **change}))
+        assert [difference.key for difference in found] == [key]
+
+    @pytest.mark.parametrize("change", [{"total": 30}, {"connections": 8}, {"allow": REORDERED}])
+    def test_what_is_only_operational_may_change(self, change: dict[str, Any]) -> None:
+        before = {"allow": self.ALLOW, "ca_pem": self.PEM}
+        assert of(egress=before) == of(egress={**before, **change})
+
+    @pytest.mark.parametrize(
+        "egress",
+        [
+            *(None, [], {}, {"allow": {}, "ca_sha256": ""}, {"allow": [], "ca_sha256": "", "tls_min": "1.3"}),
+            {"allow": {"m": "h"}, "ca_sha256": "", "tls_min": "1.3"},
+            {"allow": {}, "ca_sha256": "x", "tls_min": "1.3"},
+            {"allow": {}, "ca_sha256": "", "tls_min": "1.1"},
+        ],
+    )
+    def test_a_policy_that_says_something_else_is_none(self, egress: Any) -> None:
+        document = {**json.loads(of()), "egress": egress}
+        text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        with pytest.raises(PolicyError, match="egress"):
+            read_policy(text.encode())

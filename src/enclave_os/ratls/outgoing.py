@@ -225,3 +225,23 @@ def read_head(head: bytes) -> tuple[int, int]:
     if b"transfer-encoding" in named or len(sizes) != 1 or not re.fullmatch(rb"[0-9]{1,9}", sizes[0]):
         raise ServerProtocolError("the answer does not say its size once, by Content-Length")
     return int(status[1]), int(sizes[0])
+
+
+class OwnEvidence:
+    """What we prove ourselves with to a server that asks its clients for evidence.
+
+    Args: profile: `production` or `dev`.
+    """
+
+    def __init__(self, attester: Attester, seconds: Callable[[], int], profile: str) -> None:
+        self._attester = attester
+        self._seconds = seconds
+        self._profile = profile
+
+    def identify(self, nonce: bytes | None) -> Identity:
+        """A certificate for one connection. It carries no quote: only what is bound to the session authorises."""
+        return own_identity(self._seconds(), self._profile)
+
+    def quote(self, report_data: bytes) -> bytes:
+        """A quote over these 64 bytes."""
+        return self._attester.quote(report_data)

@@ -27,6 +27,9 @@ def settings_leaves(settings: EnclaveSettings) -> dict[str, bytes]:
         name: canonical_json(dump_table(table, getattr(settings, name))) for name, table in ENCLAVE_SECTIONS.items()
     }
     leaves |= {f"module.{name}": canonical_json(section) for name, section in settings.module.items()}
+    if settings.egress.ca_pem:
+        # The file itself, so that the leaf's hash is what extension P.2.1 says, and what sha256sum says of the file.
+        leaves["egress.ca_bundle"] = settings.egress.ca_pem.encode()
     leaves["workers"] = canonical_json(settings.worker_count)
     if settings.start.kind != "serve":
         leaves["start"] = canonical_json(dataclasses.asdict(settings.start))

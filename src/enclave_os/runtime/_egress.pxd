@@ -20,6 +20,7 @@ cdef class Outgoing:
     cdef readonly str ended_by      # ours, host, lie; None before
     cdef readonly int reason        # of the host's CLOSE, alleged; -1: there was none
     cdef public object wake         # callable(): something changed; None
+    cdef void drop(self) noexcept
 
 @cython.final
 cdef class Outgoings:

@@ -11,8 +11,8 @@ Everything that the host says of them is an allegation: an address, a reason, by
   and says that the host did it: passing on the rest would pass on a stream with a hole.
 - A slot is used again when both CLOSE frames crossed, with its next generation, so no late frame meets a new owner. A
   host that never answers keeps its slots: it takes connections from us, never memory.
-- What the module does not take is bounded: PAUSE above HOLD_PAUSE bytes, and the end of the connection above what one
-  ring may bring after that; for all connections together likewise.
+- What the module does not take is bounded: PAUSE above HOLD_PAUSE bytes, and the end of the connection above what two
+  rings may bring after that; for all connections together likewise.
 - The way out is the clients': the same windows, the same queue, so uploads and answers take turns (_connection.pxd).
 """
 
@@ -112,10 +112,19 @@ cdef class Outgoing:
         self.owner.publish()
 
     def close(self, uint16_t reason=CLOSE_NORMAL):
-        """End it, if it has not ended: what was written still goes out, unless the reason is CloseReason.TIMEOUT."""
+        """End it, if it has not ended: what was written still goes out, unless the reason is CloseReason.TIMEOUT.
+
+        What was not taken is gone.
+        """
+        self.drop()
         if self.state != "ended":
             self.owner.finish(self.conn, reason, "ours")
             self.owner.publish()
+
+    cdef void drop(self) noexcept:
+        self.owner.held -= self.held
+        self.held = 0
+        self.pieces = []
 
     def __repr__(self):
         return f"<Outgoing to {self.target}, {self.state}>"
@@ -309,10 +318,8 @@ cdef class Outgoings:
         conn.phase = PHASE_GONE
         self.live -= 1
         self.tombstones += 1
-        if by == "lie":         # what it brought is as little worth as the rest
-            self.held -= outgoing.held
-            outgoing.held = 0
-            outgoing.pieces.clear()
+        if by == "lie":
+            outgoing.drop()     # what it brought is as little worth as the rest
         if by != "host":
             outgoing.reason = -1
         if by == "lie" or reason == CLOSE_TIMEOUT:
@@ -349,7 +356,8 @@ cdef Outgoings make_outgoings(object owner, out_t *out, object publish, uint32_t
         raise UsageError(f"outgoing connections: {connections_max} is not in 1 .. {EGRESS_SLOTS}")
     made.owner, made.out, made.publish = owner, out, publish
     made.connections_max = connections_max
-    # An honest host brings at most one ring's worth after PAUSE, of all connections together.
-    made.held_max = HOLD_PAUSE + ring
-    made.held_total_max = <uint64_t>HOLD_PAUSE * connections_max + ring
+    # An honest host brings at most two rings' worth after PAUSE, of all connections together: what was in the ring, and
+    # what it still puts in before it reads our frames.
+    made.held_max = HOLD_PAUSE + 2 * ring
+    made.held_total_max = <uint64_t>HOLD_PAUSE * connections_max + 2 * ring
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.wire.setting_table import Attestation as AttestationSettings
 
 STATE_VERSION_SIZE: Final = 8
-OWN_OIDS: Final = frozenset((oids.QUOTE, oids.CONFIG_ROOT, oids.KV_STATE, oids.IMAGE_PROFILE))
+OWN_OIDS: Final = frozenset((oids.QUOTE, oids.CONFIG_ROOT, oids.EGRESS_CA, oids.KV_STATE, oids.IMAGE_PROFILE))
 
 UNATTESTED: Final = (
     "this needs an attested caller: connect with an RA-TLS certificate, then present evidence for this session "
@@ -43,6 +44,7 @@ class Attestation:
         settings: the section `[attestation]`.
         state: where the sealed state stands, asked each time; None where nothing is sealed.
         random: that many random bytes.
+        egress_ca: PEM of the CAs that outgoing calls trust; empty: nobody calls out.
     Raises: ConfigError: the section cannot be a policy.
     """
 
@@ -55,8 +57,10 @@ class Attestation:
         *,
         state: Callable[[], StoreState | None],
         random: Callable[[int], bytes],
+        egress_ca: bytes = b"",
     ) -> None:
         self._attester = attester
+        self._egress_ca = hashlib.sha256(egress_ca).digest() if egress_ca else None
         self._tree = tree
         self._clock = clock
         self._state = state
@@ -201,6 +205,7 @@ class Attestation:
         return [
             (oids.CONFIG_ROOT, self._tree.root),
             (oids.IMAGE_PROFILE, self.profile.encode("ascii")),
+            *(() if self._egress_ca is None else ((oids.EGRESS_CA, self._egress_ca),)),
             *self._module_oids.items(),
         ]
 

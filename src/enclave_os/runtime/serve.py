@@ -37,6 +37,7 @@ from enclave_os.runtime.attestation import Attestation
 from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
+from enclave_os.runtime.egress import WorkerEgress
 from enclave_os.runtime.exporting import Exporting
 from enclave_os.runtime.group import Group
 from enclave_os.runtime.importing import import_sealed
@@ -94,6 +95,7 @@ class Server:
             self._clock,
             state=lambda: None if self._authority is None else self._group.state,
             random=os.urandom,
+            egress_ca=settings.egress.ca_pem.encode(),
         )
         self._collateral = CollateralSource(
             context.attester,
@@ -101,6 +103,7 @@ class Server:
             self._clock.trusted_ns,
             logging.getLogger("attestation"),
         )
+        self._egress = WorkerEgress(settings.egress, self._clock)
         self._authority: Authority | None = None
         self._certificates: CertificateStore | None = None
         self._tls = TLSContext.server(
@@ -182,6 +185,7 @@ class Server:
         self._stop.watch_lifeline(self._context.doorbell.wait_for_end)
         ingress = self._make_ingress()
         self._ingress = ingress
+        self._egress.begin(ingress.outgoings, self._context.attester, self._attestation.profile)
         self._loop.add_reader(self._context.doorbell.incoming, ingress.on_doorbell)
         try:
             if await self._unless_stopped(self._begin(ingress)):
@@ -389,6 +393,7 @@ class Server:
                 for name in ("handshake", "head", "body", "idle", "request", "write_stall")
             },
             spin_us=settings.rings.spin_us,
+            egress_max=settings.egress.connections if settings.egress.allow else 0,
         )
 
     def _services(self, module: Module) -> Services:
@@ -404,6 +409,7 @@ class Server:
             attestation=self._attestation,
             tokens=self._authenticator,
             config_changed=self._take_modules,
+            egress=self._egress.of(module.name),
             storage=self._group.of(module.name) if self._recovering is None else NoStorage(WAITING),
         )
 

@@ -49,7 +49,7 @@ class _Handshake:
             dangerously_skip_verification=demands.ca_pem is None,  # the evidence decides, then
             choose_client=self._choose if demands.identity is not None else None,
         )
-        self.engine = TLSEngine(context, host, self.challenge)
+        self.engine = TLSEngine(context, host, self.challenge, time=int(demands.clock()))
 
     def refusal(self, error: ServerProtocolError) -> ServerProtocolError:
         """The error to raise for a handshake that failed with `error`."""

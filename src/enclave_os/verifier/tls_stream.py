@@ -26,6 +26,14 @@ CLOSE_SECONDS: Final = 0.1  # for close_notify to leave; a peer that does not re
 Plain = TypeVar("Plain", httpcore.NetworkStream, httpcore.AsyncNetworkStream)
 
 
+class CutInHandshake(ServerProtocolError):
+    """The connection ended within the handshake, and nobody said why."""
+
+
+class CutShort(httpcore.RemoteProtocolError):
+    """The connection ended without close_notify."""
+
+
 class _Common(Generic[Plain]):
     """What both streams know without waiting.
 
@@ -84,9 +92,10 @@ class _Common(Generic[Plain]):
 
     def _cut(self) -> NoReturn:
         if not self.engine.handshake_done:
-            raise ServerProtocolError(f"the server ended the connection within the handshake ({self._alert()})")
+            kind = CutInHandshake if self.engine.alert_received is None else ServerProtocolError
+            raise kind(f"the server ended the connection within the handshake ({self._alert()})")
         # Without close_notify somebody on the way may have cut the answer short (RFC 8446 6.1).
-        raise httpcore.RemoteProtocolError("the connection ended without close_notify: what came may be cut short")
+        raise CutShort("the connection ended without close_notify: what came may be cut short")
 
     def _alert(self) -> str:
         return "it sent no alert" if self.engine.alert_received is None else self.engine.description

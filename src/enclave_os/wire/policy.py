@@ -7,12 +7,14 @@ and `enclave-os config accept` shows a manager what would change. Text only: a k
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from enclave_os.wire.egress_settings import TLS_VERSIONS, EnclaveEgress
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.jwks import canonical_jwks
 from enclave_os.wire.setting_issuers import Issuer
@@ -23,12 +25,14 @@ POLICY_FORMAT: Final = 1
 POLICY_SIZE_MAX: Final = 24 << 10
 """Two of them (in force, and accepted for the next start) fit into the sealed configuration with the rest."""
 
-MEMBERS: Final = ("clients", "export", "format", "issuers", "module", "modules", "owner_key")
+MEMBERS: Final = ("clients", "egress", "export", "format", "issuers", "module", "modules", "owner_key")
 CLIENT_KEYS: Final = tuple(sorted(name for name in keys_of(Attestation) if name.startswith("client_")))
 """Whose evidence is accepted: what an attested caller may read, they decide."""
+EGRESS_MEMBERS: Final = ("allow", "ca_sha256", "tls_min")
 ISSUER_MEMBERS: Final = (("audience", "issuer", "key", "roles_claim"), ("audience", "issuer", "jwks", "roles_claim"))
 """With a key of its own, or with a set of them."""
 
+_DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?\Z", re.ASCII)
 _PUBLIC_KEY: Final = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z", re.ASCII)
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{1,16384}={0,2}\Z", re.ASCII)
 
@@ -83,6 +87,7 @@ def policy_of(settings: Settings | EnclaveSettings) -> bytes:
         "owner_key": _key_of(owner, "seal.owner_public_key_pem") if owner else None,
         "export": settings.seal.export,
         "clients": {name: _plain(getattr(settings.attestation, name)) for name in CLIENT_KEYS},
+        "egress": _egress_of(settings.egress),
     }
     problem = next(_problems(policy), None)
     if problem:
@@ -147,6 +152,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Dif
     for key in CLIENT_KEYS:
         if old["clients"][key] != new["clients"][key]:
             yield Difference(f"attestation.{key}", shown(old["clients"][key]), shown(new["clients"][key]))
+    yield from _egress_differences(old["egress"], new["egress"])
     if old["modules"] != new["modules"]:
         yield Difference("modules.enabled", _list_text(old["modules"]), _list_text(new["modules"]))
     for name in sorted({*old["module"], *new["module"]}):
@@ -156,6 +162,43 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Dif
                 yield Difference(f"module.{name}.{member}", _value_text(ours, member), _value_text(theirs, member))
         if (name in old["module"]) != (name in new["module"]) and not ours and not theirs:
             yield Difference(f"module.{name}", _presence(name, old), _presence(name, new))
+
+
+def _egress_of(egress: EnclaveEgress) -> Json:
+    """Who may be sent data, and who vouches for them. The bundle by its hash: it is far bigger than all the rest."""
+    return {
+        "allow": {entry.module: sorted(str(target) for target in entry.hosts) for entry in egress.allow},
+        "ca_sha256": hashlib.sha256(egress.ca_pem.encode()).hexdigest() if egress.ca_pem else "",
+        "tls_min": egress.tls_min,
+    }
+
+
+def _egress_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
+    if old["ca_sha256"] != new["ca_sha256"]:
+        yield Difference("egress.ca_pem", _bundle_text(old["ca_sha256"]), _bundle_text(new["ca_sha256"]))
+    if old["tls_min"] != new["tls_min"]:
+        yield Difference("egress.tls_min", old["tls_min"], new["tls_min"])
+    for name in sorted({*old["allow"], *new["allow"]}):
+        before, after = old["allow"].get(name, []), new["allow"].get(name, [])
+        if before != after:
+            yield Difference(f"egress.allow {shown(name)}", _list_text(before), _list_text(after))
+
+
+def _bundle_text(sha256: str) -> str:
+    return f"CAs with SHA-256 {sha256}" if sha256 else "no CAs"
+
+
+def _egress_problem(egress: object) -> str | None:
+    if not isinstance(egress, dict) or tuple(sorted(egress)) != EGRESS_MEMBERS:
+        return f"egress: has the members {', '.join(EGRESS_MEMBERS)}"
+    if egress["tls_min"] not in TLS_VERSIONS:
+        return f"egress: tls_min is not one of {', '.join(TLS_VERSIONS)}"
+    if not isinstance(egress["ca_sha256"], str) or not _DIGEST.match(egress["ca_sha256"]):
+        return "egress: ca_sha256 is not a SHA-256 in hexadecimal"
+    allow = egress["allow"]
+    if not isinstance(allow, dict) or not all(_is_list_of(hosts, str) for hosts in allow.values()):
+        return "egress: allow is not a table of lists of hosts"
+    return None
 
 
 def _plain(value: Any) -> Json:
@@ -209,6 +252,9 @@ def _problems(policy: Mapping[str, Any]) -> Iterator[str]:
             check_json(clients)
         except ValueError as error:
             yield f"clients: {error}"
+    egress = _egress_problem(policy["egress"])
+    if egress:
+        yield egress
     owner = policy["owner_key"]
     if owner is not None and not _is_key(owner):
         yield "owner_key: is not base64"

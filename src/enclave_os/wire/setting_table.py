@@ -14,6 +14,8 @@ from typing import Final
 
 from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.collateral_settings import Collateral
+from enclave_os.wire.cost_settings import EnclaveLimits, EnclaveTimeouts, Limits, Timeouts
+from enclave_os.wire.egress_settings import Egress, EnclaveEgress
 from enclave_os.wire.gramine import Gramine, PlatformFiles
 from enclave_os.wire.kv_settings import KV, EnclaveKV
 from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
@@ -22,9 +24,7 @@ from enclave_os.wire.setting_issuers import NOBODY, Auth
 from enclave_os.wire.setting_issuers import PEM_SIZE_MAX as PEM_SIZE_MAX
 from enclave_os.wire.setting_issuers import Issuer as Issuer
 from enclave_os.wire.setting_kinds import (
-    GIB,
     KIB,
-    MIB,
     Choice,
     Endpoint,
     Flag,
@@ -35,7 +35,6 @@ from enclave_os.wire.setting_kinds import (
     ListOf,
     Network,
     OptionalInteger,
-    Seconds,
     ServerName,
     Size,
     Text,
@@ -143,74 +142,6 @@ class Rings(EnclaveRings):
     data_to_host: int = key(CAPACITY, "2MiB", "host", "TLS bytes to the clients.")
     rpc_to_host: int = key(RPC_CAPACITY, "1MiB", "host", "The enclave's calls.")
     rpc_to_enclave: int = key(RPC_CAPACITY, "1MiB", "host", "The host's replies.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnclaveTimeouts:
-    """Deadlines that the enclave keeps. All in seconds."""
-
-    handshake: float = key(
-        Seconds(0.05, 300), 10, "enclave", "From the connection to the end of its TLS handshake; then it is closed."
-    )
-    head: float = key(
-        Seconds(0.05, 300), 10, "enclave", "From a request's first byte to the end of its head; then 408 and close."
-    )
-    body: float = key(
-        Seconds(0.05, 3600), 60, "enclave", "From the end of the head to the last byte of the body; then 408 and close."
-    )
-    idle: float = key(
-        Seconds(0.05, 3600), 75, "enclave", "Between two requests on a kept connection; then it is closed."
-    )
-    request: float = key(Seconds(0.05, 3600), 30, "enclave", "From a whole request to the module's answer; then 503.")
-    write_stall: float = key(
-        Seconds(0.05, 3600), 30, "both", "How long a client may take nothing of what waits for it; then it is cut off."
-    )
-    drain: float = key(
-        Seconds(0.05, 3600), 30, "both", "From SIGTERM to the end of the last request; then the rest is cut off."
-    )
-    rpc: float = key(Seconds(0.05, 300), 5, "enclave", "From a call to the host to its reply; then the call fails.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts(EnclaveTimeouts):
-    """Deadlines: every wait has one. All in seconds."""
-
-    host_idle: float = key(
-        Seconds(0.05, 7200),
-        120,
-        "host",
-        "A socket without a byte either way; the host's own net, so longer than every deadline of the enclave.",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnclaveLimits:
-    """Bounds of what a client may make the enclave hold."""
-
-    connections: int = key(
-        Integer(1, (1 << CONN_SLOT_BITS) - 1), 16384, "enclave", "Connections of one worker; more are refused at once."
-    )
-    head_bytes: int = key(
-        Size(KIB, 256 * KIB), "16KiB", "enclave", "Request line and header fields together; then 431."
-    )
-    headers: int = key(Integer(1, 1000), 100, "enclave", "Header fields; then 431.")
-    target_bytes: int = key(Size(64, 128 * KIB), "8KiB", "enclave", "The request target (path and query); then 414.")
-    body_bytes: int = key(Size(0, GIB), "16MiB", "enclave", "One body; then 413.")
-    body_memory_bytes: int = key(
-        Size(64 * KIB, 64 * GIB), "256MiB", "enclave", "All bodies of one worker that are in memory at once; then 503."
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits(EnclaveLimits):
-    """Bounds of what a client may cost. Sizes per request unless they say otherwise."""
-
-    write_buffer_bytes: int = key(
-        Size(32 * KIB, 64 * MIB),
-        "256KiB",
-        "host",
-        "What may wait in the host for one slow client before the enclave is asked to pause its connection.",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -377,8 +308,8 @@ class Settings:
 
     server: Server = Server()
     rings: Rings = Rings()
-    timeouts: Timeouts = Timeouts()
-    limits: Limits = Limits()
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    limits: Limits = field(default_factory=Limits)
     tls: Tls = Tls()
     auth: Auth = NOBODY
     attestation: Attestation = Attestation()
@@ -390,6 +321,7 @@ class Settings:
     gramine: Gramine = field(default_factory=Gramine)
     kv: KV = field(default_factory=KV)
     collateral: Collateral = field(default_factory=Collateral)
+    egress: Egress = field(default_factory=Egress)
     log: Log = Log()
 
 
@@ -406,8 +338,8 @@ class EnclaveSettings:
     start: Start = SERVE
     platform: PlatformFiles | None = None
     rings: EnclaveRings = EnclaveRings()
-    timeouts: EnclaveTimeouts = EnclaveTimeouts()
-    limits: EnclaveLimits = EnclaveLimits()
+    timeouts: EnclaveTimeouts = field(default_factory=EnclaveTimeouts)
+    limits: EnclaveLimits = field(default_factory=EnclaveLimits)
     tls: Tls = Tls()
     auth: Auth = NOBODY
     attestation: Attestation = Attestation()
@@ -416,6 +348,7 @@ class EnclaveSettings:
     modules: Modules = Modules()
     module: ModuleTables = field(default_factory=dict)
     kv: EnclaveKV = field(default_factory=EnclaveKV)
+    egress: EnclaveEgress = field(default_factory=EnclaveEgress)
     log: EnclaveLog = EnclaveLog()
 
 
@@ -432,6 +365,7 @@ SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "ca": Ca,
         "seal": Seal,
         "modules": Modules,
+        "egress": Egress,
         "kv": KV,
         "gramine": Gramine,
         "collateral": Collateral,
@@ -450,6 +384,7 @@ ENCLAVE_SECTIONS: Final[Mapping[str, type]] = MappingProxyType(
         "seal": EnclaveSeal,
         "modules": Modules,
         "kv": EnclaveKV,
+        "egress": EnclaveEgress,
         "log": EnclaveLog,
     }
 )

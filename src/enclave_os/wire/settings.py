@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
 from enclave_os.wire.authority import KEY_ORIGINS, CertificateAuthority
+from enclave_os.wire.egress_settings import EnclaveEgress
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.gramine import PLATFORM_TEXT_MAX, PlatformFiles
 from enclave_os.wire.jwks import canonical_jwks
@@ -62,6 +63,7 @@ Value = TypeVar("Value")
 DOCUMENT_FORMAT: Final = 1
 DOCUMENT_DEPTH_MAX: Final = 16  # the deepest of ours is a module's section: 3 above it, 8 within
 PUBLIC_KEY_LINE: Final = "-----BEGIN PUBLIC KEY-----"
+CERTIFICATE_LINE: Final = "-----BEGIN CERTIFICATE-----"
 
 # Strings whole (a bracket in one does not count), then brackets. Each match is possessive and a string without its end
 # matches up to the end of the document, so this is linear in whatever the host wrote.
@@ -96,12 +98,15 @@ def _below(low: str, high: str, why: str, *, or_equal: bool = False) -> Relation
     return Relation((low, high), lambda a, b: a < b, f"must be less than {high}: {why}")
 
 
+EGRESS_PARTS: Final = ("connect", "handshake", "head", "idle")
 HOST_IDLE: Final = "the host's own net may not catch what a deadline of the enclave still allows"
 
 RELATIONS: Final = (
     _below("limits.target_bytes", "limits.head_bytes", "the target is a part of the head"),
     _below("limits.body_bytes", "limits.body_memory_bytes", "one body must fit into the memory for all", or_equal=True),
     _below("timeouts.rpc", "timeouts.request", "a request must outlive a call to the host to answer 503"),
+    *(_below(f"egress.{name}", "egress.total", "it is a part of the whole", or_equal=True) for name in EGRESS_PARTS),
+    *(_below(f"egress.{name}", "timeouts.host_idle", HOST_IDLE) for name in ("head", "idle", "keep")),
     *(
         _below(f"timeouts.{name}", "timeouts.host_idle", HOST_IDLE)
         for name in ("handshake", "head", "body", "idle", "request")
@@ -182,12 +187,18 @@ def enclave_document(
             modules=settings.modules,
             module=settings.module,
             kv=EnclaveKV(checkpoint=settings.kv.checkpoint, memory=settings.kv.memory, restore=settings.kv.restore),
+            egress=enclave_part(EnclaveEgress, settings.egress),
             log=settings.log,
         )
     )
     if len(encoded) > CONFIG_SIZE_MAX:
         raise ConfigError({"": f"the enclave's part has {len(encoded)} bytes; at most {CONFIG_SIZE_MAX} can be passed"})
     return encoded
+
+
+def enclave_part(table: type[Value], section: Value) -> Value:
+    """What of a section travels: its part for the enclave, when it is one with a host's part too."""
+    return table(**{name: getattr(section, name) for name in keys_of(table)})
 
 
 def parse_enclave_document(data: bytes) -> EnclaveSettings:
@@ -247,6 +258,7 @@ def _read_sections(
         if text:
             problems["auth.issuers"] = f"entry {number}: {text}"
     _check_seal(sections.get("seal"), problems)
+    _check_egress(sections.get("egress"), sections.get("modules"), problems)
     _check_ca(sections.get("ca"), problems)
     _check_collateral(sections.get("collateral"), problems)
     return sections
@@ -260,6 +272,23 @@ def _check_seal(seal: Any, problems: dict[str, str]) -> None:
         problems["seal.owner_public_key_pem"] = "is a private key, which belongs offline; give the public one"
     elif pem and not pem.startswith(PUBLIC_KEY_LINE):
         problems["seal.owner_public_key_pem"] = f"does not begin with {PUBLIC_KEY_LINE}"
+
+
+def _check_egress(egress: Any, modules: Any, problems: dict[str, str]) -> None:
+    if not egress:
+        return
+    if egress.ca_pem and getattr(egress, "ca_file", ""):
+        problems["egress.ca_pem"] = "give either this or ca_file"
+    elif "PRIVATE KEY" in egress.ca_pem:
+        problems["egress.ca_pem"] = "holds a private key; give certificates alone"
+    elif egress.ca_pem and CERTIFICATE_LINE not in egress.ca_pem:
+        problems["egress.ca_pem"] = f"holds no {CERTIFICATE_LINE}"
+    names = [entry.module for entry in egress.allow]
+    for name in names:
+        if names.count(name) > 1:
+            problems["egress.allow"] = f"names the module {shown(name)} twice; give all its hosts in one table"
+        elif modules and "modules.enabled" not in problems and name not in modules.enabled:
+            problems["egress.allow"] = f"modules.enabled does not name {shown(name)}{nearest(name, modules.enabled)}"
 
 
 def _check_ca(ca: Any, problems: dict[str, str]) -> None:

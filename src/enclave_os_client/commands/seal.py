@@ -13,7 +13,7 @@ from . import seal_recover
 from .manage import EXIT_CODES, TRUST, add_server, ask, run, say
 
 if TYPE_CHECKING:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     from .parser import Parser, Subparsers
 
@@ -126,7 +126,7 @@ def _export(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _session() -> Mode:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     return Mode.SESSION
 

@@ -120,7 +120,7 @@ def _unwrap(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _recover(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os_client.demands import Mode
+    from enclave_os.verifier.demands import Mode
 
     grant = _read_grant(parsed.grant)
     if not parsed.mrenclave and not parsed.mrsigner:

@@ -1,0 +1,132 @@
+"""Whom a module may call, and what a request may look like: checked before a byte leaves, for every hop.
+
+The host looks names up and says what it reached, and may lie: so addresses are never judged, names are. That a name was
+led to another machine is harmless, since that machine cannot show a certificate for it (threat-model.md EG2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple, NoReturn
+
+import httpx
+
+from enclave_os.errors import EgressError
+from enclave_os.wire.egress_settings import HTTPS_PORT, Target
+from enclave_os.wire.setting_kinds import ServerName, shown
+
+TARGET_SIZE_MAX: Final = 8 << 10  # path and query, as our own server takes them
+HEAD_SIZE_MAX: Final = 64 << 10
+METHOD: Final = re.compile(r"[A-Z][A-Z-]{0,31}", re.ASCII)  # RFC 9110 9.1, and those that are registered look like this
+NOT_CALLED: Final = frozenset({"CONNECT", "TRACE"})  # a tunnel past every rule here; a mirror of credentials
+NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+VALUE: Final = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
+TARGET: Final = re.compile(rb"[\x21-\x7e]+")
+ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+# They say how the message or the connection is made, which is not the caller's.
+HOP: Final = frozenset({b"upgrade", b"keep-alive", b"te", b"trailer", b"http2-settings", b"expect"})
+# Names that mean something else on each machine or network (RFC 6761, 6762, 8375, 9476, ICANN's .internal).
+LOCAL: Final = ("localhost", "local", "internal", "intranet", "private", "corp", "home", "lan", "arpa", "alt", "onion")
+NUMBER: Final = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)", re.ASCII)
+
+
+class Origin(NamedTuple):
+    """A server as it is connected to: the name in its one form, and the port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Rules:
+    """Whom one module may call."""
+
+    def __init__(self, module: str, targets: Iterable[Target]) -> None:
+        self._module = module
+        targets = tuple(targets)
+        self._exact = frozenset((target.host, target.port) for target in targets if not target.wildcard)
+        self._below = tuple((target.host, target.port) for target in targets if target.wildcard)
+
+    def check(self, request: httpx.Request) -> Origin:
+        """Where a request goes. Raises: EgressError: stage `policy`: it may not, or cannot be sent as it is."""
+        origin = self.check_url(request.url)
+        check_head(request)
+        return origin
+
+    def check_url(self, url: httpx.URL) -> Origin:
+        """Where a URL leads. Raises: EgressError: stage `policy`."""
+        if url.scheme != "https":
+            refuse(f"{shown(str(url.scheme))}: only https:// is called")
+        if url.userinfo:
+            refuse("a URL with a user name or password: put credentials into a header")
+        host = host_of(url.raw_host)
+        origin = Origin(host, HTTPS_PORT if url.port is None else url.port)
+        if not TARGET.fullmatch(url.raw_path) or len(url.raw_path) > TARGET_SIZE_MAX:
+            refuse("a path or query that is no request target, or too long")
+        if not self.allows(origin):
+            raise EgressError(
+                f"{origin}: the operator does not let module {self._module!r} call it ([[egress.allow]])",
+                "policy",
+                "operator",
+                "not_allowed",
+            )
+        return origin
+
+    def allows(self, origin: Origin) -> bool:
+        """Whether the operator names it: itself, or by a wildcard where it is a name that means the same everywhere."""
+        if origin in self._exact:
+            return True
+        if not is_public_name(origin.host):
+            return False
+        return any(
+            origin.port == port and (not below or origin.host.endswith(f".{below}")) for below, port in self._below
+        )
+
+
+def host_of(raw: bytes) -> str:
+    """A URL's host in its one form. Raises: EgressError: it is none, or an address in disguise."""
+    text = raw.decode("ascii", "replace").lower()
+    if NUMBER.fullmatch(text.removesuffix(".").rpartition(".")[2]) and not re.fullmatch(r"[0-9]+(\.[0-9]+){3}", text):
+        refuse(f"{shown(text)} looks like an address, in a form that is read in different ways")
+    try:
+        return str(ServerName().read(text))
+    except ValueError as error:
+        refuse(f"the host of the URL: {error}")
+
+
+def is_public_name(host: str) -> bool:
+    """Whether it is a DNS name of more than one label that means the same everywhere: no address, no local name."""
+    labels = host.split(".")
+    return ":" not in host and len(labels) > 1 and not labels[-1].isdecimal() and labels[-1] not in LOCAL
+
+
+def check_head(request: httpx.Request) -> None:
+    """What would break the message apart, or say something else than the URL does. Raises: EgressError."""
+    if not METHOD.fullmatch(request.method) or request.method in NOT_CALLED:
+        refuse(f"the method {shown(request.method)}")
+    seen: set[bytes] = set()
+    size = 0
+    for name, value in request.headers.raw:
+        lower = name.lower()
+        size += len(name) + len(value) + 4
+        if not NAME.fullmatch(name) or not VALUE.fullmatch(value):
+            refuse(f"the header {shown(name.decode('latin-1'))}: a name or value with characters that no header has")
+        if lower in HOP or lower.startswith(b"proxy-") or (lower in ONCE and lower in seen):
+            refuse(f"the header {shown(name.decode('latin-1'))} is not the caller's to set")
+        if lower == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            refuse("the header Connection is not the caller's to set")
+        seen.add(lower)
+    if size > HEAD_SIZE_MAX:
+        refuse(f"headers of more than {HEAD_SIZE_MAX} bytes")
+    if request.headers.get("host", "").lower() != request.url.netloc.decode("ascii").lower():
+        refuse("a Host other than the URL's: the server would take the request for another one")
+    if b"content-length" in seen and b"transfer-encoding" in seen:
+        refuse("a request with two lengths")
+
+
+def refuse(what: str) -> NoReturn:
+    """Raises: EgressError: the caller's mistake, found before anything left."""
+    raise EgressError(f"not sent: {what}", "policy", "caller")
