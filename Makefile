@@ -43,9 +43,9 @@ $(STAMPS)/run: requirements/run.txt $(STAMPS)/venv
 	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# The programs that the end-to-end tests run as clients, and objdump, which looks at what was compiled.
+# The programs that the end-to-end tests run as clients and servers, and objdump, which looks at what was compiled.
 $(STAMPS)/test: requirements/test.txt $(STAMPS)/run
-	@.ci/system "$(or $(PYTHON),python3)" curl:curl openssl:openssl wrk:wrk objdump:binutils etcd:etcd-server haproxy:haproxy
+	@.ci/system "$(or $(PYTHON),python3)" curl:curl openssl:openssl wrk:wrk objdump:binutils etcd:etcd-server haproxy:haproxy nginx:nginx-light
 	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 

@@ -194,7 +194,9 @@ def _package_version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _start_ours(folder: Path, _: Certificate, name: str = OURS, certificates: str = "per-connection") -> Running:
+def _start_ours(
+    folder: Path, _: Certificate | None, name: str = OURS, certificates: str = "per-connection", more: str = ""
+) -> Running:
     if importlib.util.find_spec("enclave_os_host._proxy") is None:
         raise Skipped("enclave-os is not built; `make` builds it")
     modules = {entry.name for entry in importlib.metadata.entry_points(group="enclave_os.modules")}
@@ -220,7 +222,7 @@ certificates = "{certificates}"
 quotes_per_second = 100_000
 [log]
 level = "warning"
-"""
+{more}"""
     )
     arguments = [sys.executable, "-m", "enclave_os_host", "serve", "--config", str(config)]
     process, log = _spawn(name, arguments, folder, {})
@@ -373,7 +375,19 @@ def start(name: str, folder: Path, certificate: Certificate) -> Iterator[Running
     Args: name: a key of STARTERS. folder: the server's own, empty. certificate: for all but ours, which makes its own.
     Raises: Skipped: it is not installed. StartFailed: it is, and does not serve.
     """
-    server = STARTERS[name](folder, certificate)
+    with _running(STARTERS[name](folder, certificate)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def start_ours(folder: Path, more: str) -> Iterator[Running]:
+    """As `start`, ours with TOML of its own behind the usual configuration."""
+    with _running(_start_ours(folder, None, more=more)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(server: Running) -> Iterator[Running]:
     try:
         _await_answer(server)
         server.roles = _find_roles(server)

@@ -5,8 +5,11 @@ It is no part of the product: `installation.py` installs it beside the product f
 
 import asyncio
 import base64
+import hashlib
 from collections.abc import AsyncIterator
 
+from enclave_os.errors import EgressError
+from enclave_os.evidence.policy import Policy
 from enclave_os.http import Request, Response, StreamingResponse, json_response
 from enclave_os.modules.api import AppIdentity, Module, Route, Services, Table, Write
 
@@ -49,6 +52,7 @@ class Trial(Module):
             Route("PUT", "/trial/pair/{name}", self.put_pair),
             Route("DELETE", "/trial/pair/{name}", self.put_pair),
             Route("GET", "/trial/pair/{name}", self.get_pair),
+            Route("POST", "/trial/fetch", self.fetch),
         ]
 
     def start(self, services: Services) -> None:
@@ -187,6 +191,27 @@ class Trial(Module):
         """The other careless module: logs what the client sent."""
         self._given().logger.warning("was told %s", request.body.decode("utf-8"))
         return Response(204)
+
+    async def fetch(self, request: Request) -> Response:
+        """Call another server, and tell what came of it."""
+        asked = request.json()
+        assert isinstance(asked, dict)
+        policy = asked.pop("policy", None)
+        if policy is not None:
+            asked["attested"] = Policy(
+                mr_enclaves=frozenset({bytes.fromhex(policy["mr_enclave"])}),
+                allow_simulated=True,
+                simulated_root_der=None if policy["root"] is None else bytes.fromhex(policy["root"]),
+                image_profile=None,
+            )
+        try:
+            answer = await self._given().egress.request("GET", **asked)
+        except EgressError as error:
+            said = {"stage": error.stage, "fault": error.fault, "reason": error.reason, "error": str(error)}
+            return json_response(said)
+        text = answer.text if len(answer.content) < 1 << 20 else ""
+        digest = hashlib.sha256(answer.content).hexdigest()
+        return json_response({"status": answer.status_code, "text": text, "sha256": digest})
 
     def _given(self) -> Services:
         if self._services is None:

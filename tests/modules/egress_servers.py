@@ -33,6 +33,7 @@ class Authority:
     def __init__(self, name: str = "Egress test CA", above: Authority | None = None, **constraints: Any) -> None:
         self.key = ec_key()
         self.above = above
+        self.certificate: x509.Certificate
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         signer = above or self
         issuer = above.certificate.subject if above else subject

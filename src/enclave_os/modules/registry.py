@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Protocol
 
-from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, SealBroken, StoreBusy
+from enclave_os.errors import ClockUntrusted, ConfigError, EgressError, HostRefused, SealBroken, StoreBusy
 from enclave_os.http import HTTPError, Request, Response, error_response
 from enclave_os.modules._routes import ExactRoutes
 from enclave_os.modules.api import DATA_PATH, METHODS, NAME_PATTERN, Handler, Module, Route, Services
@@ -28,6 +28,8 @@ INTERNAL_ERROR: Final = error_response(500, "internal error")
 STORE_BUSY: Final = error_response(503, "the store is busy; try again later", (("Retry-After", "1"),))
 TIME_UNKNOWN: Final = error_response(503, "time is in doubt, and this depends on it; a manager can confirm it")
 TAMPERED: Final = error_response(500, "what the host stored is not what was written; nothing of it is served")
+UPSTREAM_FAILED: Final = error_response(502, "another server that this needs did not answer as it must")
+UPSTREAM_SLOW: Final = error_response(504, "another server that this needs did not answer in time; try again later")
 HOST_UNAVAILABLE: Final = error_response(503, "a service that this needs does not answer now; try again later")
 
 # What a module may raise and only its request pays for. SystemExit is among it: a module does not stop the enclave.
@@ -290,6 +292,10 @@ class Registry:
             return STORE_BUSY  # weather, and bounded: who asks again later gets it
         if isinstance(error, ClockUntrusted):
             return TIME_UNKNOWN
+        if isinstance(error, EgressError) and error.fault not in ("caller", "operator"):
+            # The text names a server, which is the operator's business; the client learns that it was not us.
+            self._logger.warning("module %s: %s: %s", owner, error.stage, error)
+            return UPSTREAM_SLOW if error.stage == "time" else UPSTREAM_FAILED
         if isinstance(error, SealBroken):
             self._logger.error("module %s: %s", owner, error)
             return TAMPERED

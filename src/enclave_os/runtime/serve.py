@@ -381,12 +381,8 @@ class Server:
             on_stop=self._on_stop,
             report=self._report,
             limits={
-                "connections": limits.connections,
-                "head_bytes": limits.head_bytes,
-                "headers": limits.headers,
-                "target_bytes": limits.target_bytes,
-                "body_bytes": limits.body_bytes,
-                "body_memory_bytes": limits.body_memory_bytes,
+                name: getattr(limits, name)
+                for name in ("connections", "head_bytes", "headers", "target_bytes", "body_bytes", "body_memory_bytes")
             },
             timeouts={
                 name: getattr(settings.timeouts, name)
