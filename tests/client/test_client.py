@@ -18,6 +18,7 @@ from enclave_os.evidence.store_state import StoreState
 from enclave_os.verifier import connect
 from enclave_os_client import client as attesting
 from enclave_os_client.client import AsyncClient, Client, Demands, Mode, attestation_of
+from enclave_os_client.examine import examine
 from enclave_os_client.memory import StateMemory
 from tests.client.served import AsyncBackend, AsyncServed, Backend, Served
 from tests.enclave.attested import POLICY, ClientEnclave, Enclave
@@ -204,14 +205,14 @@ class TestHandshake:
         monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: addresses)
         monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect_tcp)
         demands = Demands(policy=POLICY, attest_seconds=50, monotonic=lambda: clock[0])
-        assert connect.examine("enclave.example", 443, demands).accepted
+        assert examine("enclave.example", 443, demands).accepted
         assert waits[:2] == [50.0, 30.0]
         assert set(waits[2:]) == {10.0}
 
         waits.clear()
         clock[0] = 0.0
         with pytest.raises(httpcore.ConnectTimeout, match="too long"):
-            connect.examine("enclave.example", 443, dataclasses.replace(demands, attest_seconds=15))
+            examine("enclave.example", 443, dataclasses.replace(demands, attest_seconds=15))
         assert waits == [15.0]
 
     @pytest.mark.parametrize("size", [0, 1, 5, 100, 1000])

@@ -24,10 +24,11 @@ from enclave_os.evidence import oids
 from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.leaf import read_leaf
 from enclave_os.evidence.merkle import verify_inclusion
-from enclave_os.verifier.connect import examine, open_stream, server_name
+from enclave_os.verifier.connect import open_stream, server_name
 from enclave_os.verifier.demands import ClientIdentity
 from enclave_os_client import client as attesting
 from enclave_os_client.client import AsyncClient, Client, Demands, Mode, Policy, attestation_of
+from enclave_os_client.examine import examine
 from tests.e2e.conftest import StartServer
 from tests.e2e.server import Server, mode
 from tests.e2e.wire import ask_json, client_context

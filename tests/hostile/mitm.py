@@ -26,8 +26,8 @@ from tests.evidence.forge import Forge
 
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os._x509 import Identity
-from enclave_os.verifier.connect import examine
 from enclave_os.verifier.demands import Demands, Mode
+from enclave_os_client.examine import examine
 
 WAIT_SECONDS = 30.0  # tenfold what any single step takes on a busy machine
 HOST = "127.0.0.1"

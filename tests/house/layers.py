@@ -78,7 +78,7 @@ MAY: dict[str, set[str]] = {
     | {"enclave_os._tls", "enclave_os._x509", "enclave_os.evidence", "enclave_os.verifier"},
     # the owner of what is sealed reads it offline, by the same lines as the enclave
     "enclave_os_client.commands.seal_recover": TRUSTED_BASE
-    | {"enclave_os.evidence", "enclave_os.sealing.blob", "enclave_os.sealing.sealed_config"},
+    | {"enclave_os.evidence", "enclave_os.verifier", "enclave_os.sealing.blob", "enclave_os.sealing.sealed_config"},
     # the host: an allow-list of the wire
     "enclave_os_host": {"enclave_os.__init__", "enclave_os.wire"},
     "enclave_os_host._proxy": {*NATIVE_WIRE, "enclave_os.wire", "enclave_os._ring", "enclave_os._codec"},

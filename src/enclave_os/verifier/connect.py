@@ -7,7 +7,6 @@ protocol, the streams carry the bytes. The two halves differ in `await` alone.
 from __future__ import annotations
 
 import secrets
-import socket
 from typing import Final
 
 import h11
@@ -18,7 +17,7 @@ from enclave_os._x509 import Identity
 from enclave_os.errors import ServerProtocolError
 from enclave_os.evidence.binding import CHALLENGE_SIZE
 from enclave_os.verifier.demands import Demands, Mode
-from enclave_os.verifier.examination import Answer, Ask, Attestation, Channel, Examination, chain_refused
+from enclave_os.verifier.examination import Answer, Ask, Attestation, Channel, Examination
 from enclave_os.verifier.tls_stream import AsyncTLSStream, TLSStream
 
 READ_SIZE: Final = 64 << 10
@@ -199,40 +198,6 @@ async def open_async_stream(
         await stream.aclose()
         raise
     return stream, found
-
-
-def examine(host: str, port: int, demands: Demands) -> Attestation:
-    """Connect, examine, and hang up: what `enclave-os verify` does. A certificate that the CA does not vouch for is a
-    finding like any other here. All of it takes `demands.attest_seconds` at most, looking up the name left out.
-
-    Raises: as `open_stream`, but for CertificateRefused.
-    """
-    due = demands.monotonic() + demands.attest_seconds
-    plain = _connect(host, port, due, demands)
-    try:
-        stream, found = open_stream(plain, host, server_name(host, port), demands, due)
-    except CertificateRefused as error:
-        return chain_refused(server_name(host, port), demands, str(error))
-    stream.close()
-    return found
-
-
-def _connect(host: str, port: int, due: float, demands: Demands) -> httpcore.NetworkStream:
-    """TCP to the first address that answers, all tries together until `due`. Raises: httpcore's network errors."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise httpcore.ConnectError(str(error)) from error
-    failed: Exception = httpcore.ConnectError(f"{host} has no address")
-    for *_, address in found:
-        left = due - demands.monotonic()
-        if left <= 0:
-            raise httpcore.ConnectTimeout("connecting took too long")
-        try:
-            return httpcore.SyncBackend().connect_tcp(str(address[0]), port, timeout=left)
-        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-            failed = error
-    raise failed
 
 
 def server_name(host: str, port: int) -> str:

@@ -78,7 +78,7 @@ def _run(parser: Parser, parsed: argparse.Namespace) -> int:
     import httpcore
 
     from enclave_os.errors import ConfigError, ServerProtocolError, UsageError
-    from enclave_os.verifier.connect import examine
+    from enclave_os_client.examine import examine
     from enclave_os_client.memory import MemoryFileError
 
     host, port = address(parser, parsed.url)
