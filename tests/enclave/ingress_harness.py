@@ -208,11 +208,13 @@ class CountingLoop(asyncio.SelectorEventLoop):
         self.timers: list[asyncio.TimerHandle] = []
         self.wakes = 0
 
-    def call_soon(self, callback: Any, *args: Any, **kwargs: Any) -> asyncio.Handle:
+    def call_soon(self, callback: Any, *args: Any, **kwargs: Any) -> asyncio.Handle:  # type: ignore[override]
         self.wakes += getattr(callback, "__name__", "") == "on_wake"
         return super().call_soon(callback, *args, **kwargs)
 
-    def call_later(self, delay: float, callback: Any, *args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, **kwargs: Any
+    ) -> asyncio.TimerHandle:
         handle = super().call_later(delay, callback, *args, **kwargs)
         self.timers.append(handle)
         return handle

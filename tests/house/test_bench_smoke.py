@@ -13,7 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BENCHES = sorted((ROOT / "bench").glob("bench_*.py"))
 # What a file measures at toy size, where all of it would take long: an expression for `pytest -k`.
-TOY = {"bench_serve.py": "test_serve and keepalive-8 and not nginx and not uvicorn and not granian"}
+TOY = {
+    "bench_egress.py": "one",
+    "bench_carry.py": "data_channel",
+    "bench_serve.py": "test_serve and keepalive-8 and not nginx and not uvicorn and not granian",
+}
 
 
 def test_there_are_benchmarks() -> None:
