@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from enclave_os.evidence.audit_chain import check_entries, genesis
 from enclave_os.wire.layout import REGION_FOLDER
@@ -22,6 +24,8 @@ from tests.e2e.test_secrets import memory_of
 from tests.e2e.wire import Answer, Connection, get, request
 from tests.enclave.attested import CLIENT_MEASUREMENT, ClientEnclave
 from tests.evidence.forge import Forge
+from tests.modules.egress_servers import Authority, TLSServer, says
+from tests.modules.test_issuer_keys import jwk
 
 StartServer = Callable[..., Server]
 CANARIES = 20
@@ -33,6 +37,9 @@ class Issuer:
     def __init__(self) -> None:
         self._pair = token.generate_key()
         self._now = int(time.time())
+        key = load_pem_private_key(self._pair.private_pem.encode(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        self.key = key
         self.table = token.issuer_table(self._pair.public_pem, token.DEFAULT_ISSUER, token.DEFAULT_AUDIENCE)
 
     def bearer(self, subject: str, *roles: str, **claims: object) -> str:
@@ -188,3 +195,26 @@ def test_every_worker_serves_the_one_vault(start_server: StartServer) -> None:
         for worker in workers:
             found = json.loads(ask(connections[0], "GET", f"/vault/audit?chain={worker}", writer).body)
             assert check_entries(genesis(worker), 1, found["entries"]).hex() == found["hash"]
+
+
+def test_an_issuers_keys_come_from_where_it_publishes_them(start_server: StartServer, tmp_path: Path) -> None:
+    """The enclave asks the issuer itself; the host carries ciphertext, and a certificate of another CA is refused."""
+    issuer, ca = Issuer(), Authority()
+    (tmp_path / "ca.pem").write_text(ca.pem)
+    body = json.dumps({"keys": [jwk(issuer.key, kid="one")]}).encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    for trusted in (True, False):
+        signer = ca if trusted else Authority()
+        with TLSServer(tmp_path / f"peer-{trusted}", signer.leaf("localhost"), says(reply, shut=True)) as peer:
+            more = (
+                f'[[egress.allow]]\nmodule = "auth"\nhosts = ["localhost:{peer.port}"]\n[[auth.issuers]]\n'
+                f'issuer = "{token.DEFAULT_ISSUER}"\naudience = "{token.DEFAULT_AUDIENCE}"\n'
+                f'jwks_url = "{peer.url(path="/keys.json")}"\n'
+            )
+            settings = {"egress": {"ca_file": str(tmp_path / "ca.pem")}, "modules": {"enabled": ["vault"]}}
+            server = start_server(settings, more)
+            server.wait_for_log("1 keys of" if trusted else "were not fetched")
+            with Connection(server) as connection:
+                writer = issuer.bearer("alice", "vault-writer")
+                answer = ask(connection, "PUT", "/vault/secrets/alice/db", writer, b"x")
+                assert answer.status == (201 if trusted else 401)

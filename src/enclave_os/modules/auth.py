@@ -22,7 +22,7 @@ from jwt.algorithms import ECAlgorithm
 from enclave_os.errors import ClockUntrusted, ConfigError, UsageError
 from enclave_os.http import HTTPError, Request, Response, error_response, parse_json
 from enclave_os.modules.api import MANAGER, MONITORING, Clock, Token
-from enclave_os.modules.issuer_keys import b64url, keys_of
+from enclave_os.modules.issuer_keys import IssuerKey, b64url, keys_of
 from enclave_os.modules.spent_tokens import Spending, SpentTokens
 from enclave_os.wire.setting_issuers import Issuer
 
@@ -84,9 +84,7 @@ Verify = Callable[[str, ec.EllipticCurvePublicKey], bool]
 
 @dataclass(frozen=True, slots=True)
 class _TrustedKey:
-    issuer: str
-    audience: str
-    roles_claim: str
+    entry: Issuer
     names: frozenset[str]
     key: ec.EllipticCurvePublicKey
 
@@ -127,18 +125,27 @@ class Authenticator:
         self._verify = verify
         self._spent = SpentTokens(worker_index, worker_count)
         self._keys: dict[str, list[_TrustedKey]] = {}
+        self._kept: dict[str, Token] = {}
         for entry in issuers:
-            others = self._keys.setdefault(entry.issuer, [])
-            for found in keys_of(entry):
-                if any(not other.names.isdisjoint(found.names) for other in others):
-                    raise ConfigError(f"auth.issuers: {entry.issuer}: the same key is there twice")
-                others.append(_TrustedKey(entry.issuer, entry.audience, entry.roles_claim, found.names, found.key))
+            self.set_keys(entry, keys_of(entry))
         # What is verified when a token gives nothing to verify, so that every refusal costs the same. The private half
         # is forgotten here.
         private = ec.generate_private_key(ec.SECP256R1())
         self._decoy = private.public_key()
         self._decoy_token = f"{_DECOY}.{b64url(_ES256.sign(_DECOY.encode(), private))}"
-        self._kept: dict[str, Token] = {}
+
+    def set_keys(self, entry: Issuer, keys: Iterable[IssuerKey]) -> None:
+        """Trust these keys of an issuer, and no others that the same entry had before.
+
+        Raises: ConfigError: two have one name; nothing has changed then.
+        """
+        trusted = [other for other in self._keys.get(entry.issuer, []) if other.entry is not entry]
+        for found in keys:
+            if any(not other.names.isdisjoint(found.names) for other in trusted):
+                raise ConfigError(f"auth.issuers: {entry.issuer}: the same key is there twice")
+            trusted.append(_TrustedKey(entry, found.names, found.key))
+        self._keys[entry.issuer] = trusted
+        self._kept.clear()  # what was verified with a key that is not trusted any more
 
     def begin(self) -> None:
         """Take one-time tokens from now on: those issued before may have been spent in an earlier run.
@@ -237,8 +244,8 @@ class Authenticator:
         identified = type(token_id) is str and len(token_id) <= TOKEN_ID_SIZE_MAX
         one_time = claims.get(ONE_TIME, False)
         marked = one_time is False or (one_time is True and token_id != "")
-        meant = trusted is not None and _is_for(claims.get("aud"), trusted.audience)
-        roles = _roles(claims, trusted.roles_claim if trusted is not None else DEFAULT_ROLES)
+        meant = trusted is not None and _is_for(claims.get("aud"), trusted.entry.audience)
+        roles = _roles(claims, trusted.entry.roles_claim if trusted is not None else DEFAULT_ROLES)
         scopes = _scopes(claims.get("scope", ""))
         if not (usable and signed and timely and named and identified and marked and meant):
             return None

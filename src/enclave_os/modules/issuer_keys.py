@@ -37,10 +37,12 @@ class IssuerKey:
 
 
 def keys_of(entry: Issuer) -> list[IssuerKey]:
-    """The keys of one `[[auth.issuers]]`. Raises: ConfigError: none, or one that is not what it says."""
+    """The keys that one `[[auth.issuers]]` gives itself. Raises: ConfigError: one that is not what it says."""
     whose = f"auth.issuers: {entry.issuer}"
     if entry.jwks:
         return read_jwks(entry.jwks, whose)
+    if entry.jwks_url:
+        return []  # fetched later: runtime.published_keys
     key = load_es256_key(entry.public_key_pem, whose)
     return [IssuerKey(key, frozenset({thumbprint(key)}))]
 

@@ -43,6 +43,7 @@ from enclave_os.runtime.group import Group
 from enclave_os.runtime.importing import import_sealed
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.log import LogHandler, set_up_logging
+from enclave_os.runtime.published_keys import PublishedKeys
 from enclave_os.runtime.recovering import WAITING, Recovering
 from enclave_os.runtime.sealing import Sealing
 from enclave_os.runtime.stop import Stop
@@ -56,6 +57,7 @@ from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.layout import SLOT_STATE, EntryResult, Slot, slot_offset
 from enclave_os.wire.policy import policy_of
 from enclave_os.wire.rpc import Method
+from enclave_os.wire.settings import PUBLISHED_KEYS
 
 CHECKPOINT_SECONDS: Final = 3600.0  # between two seals of the clock's floor
 LAST_SECONDS: Final = 2.0  # for the checkpoint of the end; the host waits 5 s for us
@@ -112,12 +114,8 @@ class Server:
             keep_buffers=True,  # the ingress knows which connections are idle
             judge_client=self._attestation.judge.handshake,
         )
-        authenticator = Authenticator(
-            settings.auth.issuers,
-            self._clock,
-            worker_index=settings.worker_index,
-            worker_count=settings.worker_count,
-        )
+        index, count = settings.worker_index, settings.worker_count
+        authenticator = Authenticator(settings.auth.issuers, self._clock, worker_index=index, worker_count=count)
         self._authenticator = authenticator
         self._sealing = Sealing(
             worker_index=settings.worker_index,
@@ -239,6 +237,8 @@ class Server:
         self._take_authority(self._authority)
         with contextlib.suppress(ClockUntrusted):  # then no token is good either
             self._authenticator.begin()
+        issuers, egress = self._context.settings.auth.issuers, self._egress.of(PUBLISHED_KEYS)
+        self._keep(PublishedKeys(issuers, egress, self._authenticator, self._clock.monotonic).run())
         await self._registry.start(self._services, None if self._store.held is None else self._own)
         self._take_modules()
 

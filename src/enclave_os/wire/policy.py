@@ -29,8 +29,8 @@ MEMBERS: Final = ("clients", "egress", "export", "format", "issuers", "module", 
 CLIENT_KEYS: Final = tuple(sorted(name for name in keys_of(Attestation) if name.startswith("client_")))
 """Whose evidence is accepted: what an attested caller may read, they decide."""
 EGRESS_MEMBERS: Final = ("allow", "ca_sha256", "tls_min")
-ISSUER_MEMBERS: Final = (("audience", "issuer", "key", "roles_claim"), ("audience", "issuer", "jwks", "roles_claim"))
-"""With a key of its own, or with a set of them."""
+ISSUER_MEMBERS: Final = tuple(("audience", "issuer", keys, "roles_claim") for keys in ("key", "jwks", "jwks_url"))
+"""With a key of its own, with a set of them, or with the place where the issuer publishes it."""
 
 _DIGEST: Final = re.compile(r"(?:[0-9a-f]{64})?\Z", re.ASCII)
 _PUBLIC_KEY: Final = re.compile(r"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z", re.ASCII)
@@ -69,6 +69,8 @@ def policy_of(settings: Settings | EnclaveSettings) -> bytes:
             **(
                 {"jwks": _jwks_of(entry)}
                 if entry.jwks
+                else {"jwks_url": entry.jwks_url}
+                if entry.jwks_url
                 else {"key": _key_of(entry.public_key_pem, f"auth.issuers: {entry.issuer}")}
             ),
             "roles_claim": entry.roles_claim,
@@ -212,12 +214,12 @@ def _presence(name: str, policy: Mapping[str, Any]) -> str:
 def _issuer_text(entry: Mapping[str, str] | None) -> str:
     if entry is None:
         return "none of this name with this key"
-    keys = f"the key set {shown(entry['jwks'])}" if "jwks" in entry else _key_text(entry["key"])
+    keys = _key_text(entry["key"]) if "key" in entry else f"the key set {shown(_keys_in(entry))}"
     return f"{keys} for audience {shown(entry['audience'])}, roles in {shown(entry['roles_claim'])}"
 
 
 def _keys_in(entry: Mapping[str, str]) -> str:
-    return entry["jwks"] if "jwks" in entry else entry["key"]
+    return next(entry[name] for name in ("key", "jwks", "jwks_url") if name in entry)
 
 
 def _jwks_of(entry: Issuer) -> str:
@@ -272,7 +274,7 @@ def _problems(policy: Mapping[str, Any]) -> Iterator[str]:
         return
     for entry in policy["issuers"]:
         if tuple(sorted(entry)) not in ISSUER_MEMBERS or not _is_list_of(list(entry.values()), str):
-            yield f"issuers: each has the texts {', '.join(ISSUER_MEMBERS[0])}, or jwks in the place of key"
+            yield f"issuers: each has the texts {', '.join(ISSUER_MEMBERS[0])}, or jwks or jwks_url in the place of key"
             return
         if "key" in entry and not _is_key(entry["key"]):
             yield "issuers: a key is not base64"

@@ -20,7 +20,7 @@ class Issuer:
         Text("a P-256 public key in PEM", PEM_SIZE_MAX, empty=True, lines=True),
         "",
         "enclave",
-        "The issuer's P-256 public key; this, `public_key_file`, `jwks` or `jwks_file`.",
+        "The issuer's P-256 public key; this, `public_key_file`, `jwks`, `jwks_file` or `jwks_url`.",
     )
     public_key_file: str = key(
         Text("a file", 4096, empty=True),
@@ -39,6 +39,13 @@ class Issuer:
         "",
         "host",
         "File with that JSON, relative to the configuration file; the host reads it at start.",
+    )
+    jwks_url: str = key(
+        Text("an https:// URL", 2048, empty=True),
+        "",
+        "enclave",
+        "Where the issuer publishes that JSON. The enclave fetches it itself, hourly, over egress as `auth`: an "
+        "`[[egress.allow]]` table must let it.",
     )
     roles_claim: str = key(
         Text("a claim's name", 64),

@@ -62,6 +62,9 @@ Value = TypeVar("Value")
 
 DOCUMENT_FORMAT: Final = 1
 DOCUMENT_DEPTH_MAX: Final = 16  # the deepest of ours is a module's section: 3 above it, 8 within
+PUBLISHED_KEYS: Final = "auth"
+"""The name in `[[egress.allow]]` of what fetches the keys that issuers publish."""
+HTTPS_URL: Final = re.compile(r"https://[A-Za-z0-9.\-\[\]:]+/[!-\x22$-~]*", re.ASCII)
 PUBLIC_KEY_LINE: Final = "-----BEGIN PUBLIC KEY-----"
 CERTIFICATE_LINE: Final = "-----BEGIN CERTIFICATE-----"
 
@@ -166,7 +169,7 @@ def enclave_document(
     Raises: ConfigError: it would be too big, or a public key was not read from its file.
     """
     for number, issuer in enumerate(settings.auth.issuers, 1):
-        if not issuer.public_key_pem and not issuer.jwks:
+        if not issuer.public_key_pem and not issuer.jwks and not issuer.jwks_url:
             unread = issuer.public_key_file or issuer.jwks_file
             raise ConfigError({"auth.issuers": f"entry {number}: {unread} was not read"})
     encoded = _encode(
@@ -258,7 +261,8 @@ def _read_sections(
         if text:
             problems["auth.issuers"] = f"entry {number}: {text}"
     _check_seal(sections.get("seal"), problems)
-    _check_egress(sections.get("egress"), sections.get("modules"), problems)
+    published = any(issuer.jwks_url for issuer in auth.issuers) if auth else False
+    _check_egress(sections.get("egress"), sections.get("modules"), problems, published=published)
     _check_ca(sections.get("ca"), problems)
     _check_collateral(sections.get("collateral"), problems)
     return sections
@@ -274,7 +278,7 @@ def _check_seal(seal: Any, problems: dict[str, str]) -> None:
         problems["seal.owner_public_key_pem"] = f"does not begin with {PUBLIC_KEY_LINE}"
 
 
-def _check_egress(egress: Any, modules: Any, problems: dict[str, str]) -> None:
+def _check_egress(egress: Any, modules: Any, problems: dict[str, str], *, published: bool) -> None:
     if not egress:
         return
     if egress.ca_pem and getattr(egress, "ca_file", ""):
@@ -287,6 +291,8 @@ def _check_egress(egress: Any, modules: Any, problems: dict[str, str]) -> None:
     for name in names:
         if names.count(name) > 1:
             problems["egress.allow"] = f"names the module {shown(name)} twice; give all its hosts in one table"
+        elif published and name == PUBLISHED_KEYS:
+            continue
         elif modules and "modules.enabled" not in problems and name not in modules.enabled:
             problems["egress.allow"] = f"modules.enabled does not name {shown(name)}{nearest(name, modules.enabled)}"
 
@@ -303,9 +309,11 @@ def _check_collateral(collateral: Any, problems: dict[str, str]) -> None:
 
 
 def _issuer_problem(issuer: Issuer) -> str | None:
-    sources = (issuer.public_key_pem, issuer.public_key_file, issuer.jwks, issuer.jwks_file)
+    sources = (issuer.public_key_pem, issuer.public_key_file, issuer.jwks, issuer.jwks_file, issuer.jwks_url)
     if sum(map(bool, sources)) != 1:
-        return "give either public_key_pem, public_key_file, jwks or jwks_file"
+        return "give either public_key_pem, public_key_file, jwks, jwks_file or jwks_url"
+    if issuer.jwks_url and not HTTPS_URL.fullmatch(issuer.jwks_url):
+        return "jwks_url is https://HOST[:PORT]/PATH, without a name, a password or a fragment"
     if issuer.jwks:
         try:
             canonical_jwks(issuer.jwks)
