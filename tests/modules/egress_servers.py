@@ -202,8 +202,8 @@ class TLSServer:
             threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:
-        plain.settimeout(SECONDS_MAX)
         try:
+            plain.settimeout(SECONDS_MAX)
             with self._context.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False) as connection:
                 self._open.add(connection)
                 self._answer(connection)
