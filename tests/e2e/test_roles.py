@@ -84,7 +84,7 @@ def test_monitoring(guarded: Guarded) -> None:
     assert status["worker"] == {"index": 0, "count": 1}
     assert status["mode"] == mode()
     assert status["ready"] is True
-    assert status["modules"] == ["core", "attestation", "seal", "helloworld", "trial"]
+    assert status["modules"] == ["core", "attestation", "seal", "attestation-servers", "store", "helloworld", "trial"]
     assert guarded.ask("/shutdown", token, method="POST").status == 403
 
 

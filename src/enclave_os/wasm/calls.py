@@ -64,7 +64,7 @@ def run(
     limits: CallLimits,
     subject: Any,
     look_up: Callable[[], None],
-    now: Callable[[], float],
+    monotonic: Callable[[], float],
 ) -> Outcome:
     """Make a store and an instance, call one export, and let everything go. Blocks; on a thread of the pool.
 
@@ -76,7 +76,7 @@ def run(
     """
     component = linker.component
     engine = component.engine
-    began = now()
+    began = monotonic()
     call = Call(
         engine.address,
         subject,
@@ -100,7 +100,7 @@ def run(
         engine.end()
         left = call.fuel_left()
         call.close()
-    return Outcome(answer, _explain(failure, left, limits), limits.fuel - left, now() - began)
+    return Outcome(answer, _explain(failure, left, limits), limits.fuel - left, monotonic() - began)
 
 
 def _explain(failure: BaseException | None, left: int, limits: CallLimits) -> BaseException | None:

@@ -78,13 +78,13 @@ class Turn:
 
     def remaining(self) -> float:
         """Seconds to the deadline; at least 0."""
-        return max(0.0, self.deadline - self._pool.now())
+        return max(0.0, self.deadline - self._pool.monotonic())
 
     def look_up(self) -> None:
         """On each tick of the epoch: end if it is over, step aside if another app is behind. Raises: GuestTrap."""
         if self.cancelled:
             raise GuestTrap("the call was given up", "cancelled")
-        if self._pool.now() >= self.deadline:
+        if self._pool.monotonic() >= self.deadline:
             raise GuestTrap("the call took longer than its deadline", "deadline")
         self._pool.yield_core(self)
 
@@ -115,14 +115,14 @@ class Pool:
     Args:
         loop: where answers and the coroutines of host functions go.
         limits: see there.
-        now: a monotonic clock in seconds, readable from any thread.
+        monotonic: a clock that never steps, in seconds, readable from any thread.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: PoolLimits, now: Callable[[], float]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: PoolLimits, monotonic: Callable[[], float]) -> None:
         if min(limits.cores, limits.threads, limits.app_calls) < 1:
             raise UsageError("a pool has at least one core and one thread, and an app one call")
         self.loop = loop
-        self.now = now
+        self.monotonic = monotonic
         self._limits = limits
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -144,7 +144,7 @@ class Pool:
         """
         if memory > self._limits.memory:
             raise UsageError(f"a call of {memory} bytes never fits into {self._limits.memory}")
-        turn = Turn(self, app, work, self.now() + seconds, memory)
+        turn = Turn(self, app, work, self.monotonic() + seconds, memory)
         future: asyncio.Future[_T] = self.loop.create_future()
         turn.future = future
         with self._lock:
@@ -233,7 +233,7 @@ class Pool:
             first = self._first()
             self._at_gate.remove(first)
             self._cores_free -= 1
-            first._since = self.now()
+            first._since = self.monotonic()
             first._granted = True
             first._gate.notify()
 
@@ -241,7 +241,7 @@ class Pool:
         return min(self._at_gate, key=lambda turn: self._apps[turn.app].used)
 
     def _charge(self, turn: Turn) -> None:
-        now = self.now()
+        now = self.monotonic()
         self._apps[turn.app].used += now - turn._since
         turn._since = now
 
