@@ -20,9 +20,9 @@ import httpx
 from enclave_os.errors import InternalError, UsageError
 from enclave_os.evidence.policy import Policy
 from enclave_os.verifier.connect import open_async_stream, open_stream, server_name
-from enclave_os.verifier.demands import ClientIdentity, Demands, Mode
 from enclave_os.verifier.examination import Attestation
 from enclave_os.verifier.tls_stream import TLSStream
+from enclave_os_client.demands import ClientIdentity, Demands, Mode
 
 __all__ = ["AsyncClient", "Attestation", "Client", "ClientIdentity", "Demands", "Mode", "Policy", "attestation_of"]
 

@@ -7,8 +7,8 @@ import socket
 import httpcore
 
 from enclave_os.verifier.connect import CertificateRefused, open_stream, server_name
-from enclave_os.verifier.demands import Demands
 from enclave_os.verifier.examination import Attestation, chain_refused
+from enclave_os_client.demands import Demands
 
 
 def examine(host: str, port: int, demands: Demands) -> Attestation:

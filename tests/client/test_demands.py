@@ -10,9 +10,11 @@ import pytest
 
 import enclave_os.evidence
 import enclave_os_client
-from enclave_os.errors import UsageError
+from enclave_os.errors import ClockUntrusted, UsageError
 from enclave_os.evidence.policy import Policy
-from enclave_os.verifier.demands import EVIDENCE_SECONDS, Demands, Mode
+from enclave_os.verifier import demands as shared
+from enclave_os.verifier.demands import EVIDENCE_SECONDS
+from enclave_os_client.demands import Demands, Mode
 from enclave_os_client.memory import StateMemory
 
 POLICY = Policy(mr_enclaves=frozenset({bytes(32)}))
@@ -60,3 +62,8 @@ def test_nothing_that_decides_looks_at_the_environment() -> None:
     }
     words = {(name, line) for name, line in found if re.search(r"os\.|import|getenv\(", line)}
     assert words == set()
+
+
+def test_without_a_clock_nothing_dated_holds() -> None:
+    with pytest.raises(ClockUntrusted):
+        shared.Demands(policy=POLICY).clock()

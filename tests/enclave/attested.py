@@ -18,9 +18,9 @@ from enclave_os.ratls.attester import SimulatedAttester
 from enclave_os.ratls.client_judge import ClientJudge
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.session import SessionAttestation
-from enclave_os.verifier.demands import Demands
 from enclave_os.verifier.examination import Answer, Ask, Attestation, Channel, Examination
 from enclave_os.wire.setting_table import Attestation as AttestationSettings
+from enclave_os_client.demands import Demands
 from tests.enclave.certificates import Authority
 from tests.enclave.tls_peers import shake_hands
 from tests.evidence.forge import IDENTITY, MEASUREMENT, Forge

@@ -20,7 +20,7 @@ from enclave_os.evidence.binding import EXPORTER_LABEL, EXPORTER_LABEL_CLIENT, m
 from enclave_os.evidence.quote import parse_quote
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.ratls.session import CONTEXT_NS, EVIDENCE_NS, MESSAGES_BURST
-from enclave_os.verifier.demands import Demands
+from enclave_os_client.demands import Demands
 from tests.enclave.attested import CLIENT_MEASUREMENT, NS, POLICY, ClientEnclave, Connection, Enclave, examine
 from tests.enclave.certificates import Authority
 from tests.enclave.tls_peers import Forger, shake_hands

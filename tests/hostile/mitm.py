@@ -26,7 +26,7 @@ from tests.evidence.forge import Forge
 
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os._x509 import Identity
-from enclave_os.verifier.demands import Demands, Mode
+from enclave_os_client.demands import Demands, Mode
 from enclave_os_client.examine import examine
 
 WAIT_SECONDS = 30.0  # tenfold what any single step takes on a busy machine

@@ -15,8 +15,8 @@ from tests.enclave.certificates import Authority
 from tests.evidence.forge import Forge
 
 from enclave_os._x509 import Identity
-from enclave_os.verifier.demands import Demands, Mode
 from enclave_os.verifier.examination import Answer, Ask
+from enclave_os_client.demands import Demands, Mode
 
 RUNS = 1000
 SESSION = Demands(policy=POLICY)

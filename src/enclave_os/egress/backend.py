@@ -112,7 +112,7 @@ class Trust:
     async def verified(self, plain: RingStream, host: str) -> AsyncTLSStream:
         """TLS over `plain`, which it takes over. Raises: EgressError, and what httpcore's streams raise."""
         try:
-            engine = TLSEngine(self._context, host, None, time=self.now(plain.target))
+            engine = TLSEngine(self._context, host, None, time=self.trusted(plain.target))
         except BaseException:
             await plain.aclose()
             raise
@@ -131,7 +131,7 @@ class Trust:
 
     async def attested(self, plain: RingStream, host: str, demands: Demands) -> AsyncTLSStream:
         """The same to a server that proves itself before anything else is said. Raises: EgressError."""
-        self.now(plain.target)
+        self.trusted(plain.target)
         try:
             stream, found = await open_async_stream(plain, host, plain.target, demands)
         except CertificateRefused as error:
@@ -156,7 +156,7 @@ class Trust:
             attest_seconds=self._handshake,
         )
 
-    def now(self, server: str) -> int:
+    def trusted(self, server: str) -> int:
         """Trusted seconds. Raises: EgressError: no certificate can be judged while the time is unknown."""
         try:
             return self.seconds()

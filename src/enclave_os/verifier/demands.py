@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from enclave_os._x509 import Identity
-from enclave_os.errors import UsageError
+from enclave_os.errors import ClockUntrusted, UsageError
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.config_leaf import LEAF_NAME
 from enclave_os.evidence.policy import Policy
@@ -54,6 +54,11 @@ class StateMemory(Protocol):
         ...
 
 
+def no_clock() -> float:
+    """The clock of demands that name none. Raises: ClockUntrusted: always."""
+    raise ClockUntrusted("these demands name no clock to judge dates by")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demands:
     """Everything that must hold. Nothing here is read from a file or the environment, so neither can relax it.
@@ -68,7 +73,8 @@ class Demands:
         config_leaves: SHA-256 of the data of single leaves of the configuration, by name, to be proven in its root.
         attest_seconds: for handshake and proof.
         evidence_seconds: after which a connection is attested anew.
-        clock: seconds since the Unix epoch, for what is dated. monotonic: seconds, for what ages.
+        clock: seconds since the Unix epoch, for what is dated; without one nothing dated holds.
+        monotonic: seconds, for what ages.
     Raises: UsageError: demands that prove nothing, or that contradict each other.
     """
 
@@ -81,7 +87,7 @@ class Demands:
     config_leaves: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     attest_seconds: float = ATTEST_SECONDS
     evidence_seconds: float = EVIDENCE_SECONDS
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = no_clock
     monotonic: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:

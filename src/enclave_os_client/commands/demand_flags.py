@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from enclave_os.verifier.demands import Demands, Mode
+    from enclave_os_client.demands import Demands, Mode
 
     from .parser import Parser
 
@@ -68,7 +68,7 @@ def demands_of(parser: Parser, parsed: argparse.Namespace, mode: Mode) -> Demand
     from enclave_os.errors import AttestationError
     from enclave_os.evidence.collateral import Collateral
     from enclave_os.evidence.policy import Policy
-    from enclave_os.verifier.demands import Demands
+    from enclave_os_client.demands import Demands
     from enclave_os_client.memory import StateMemory
 
     if parsed.simulated_root and not parsed.allow_simulated:
