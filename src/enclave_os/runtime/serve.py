@@ -195,8 +195,9 @@ class Server:
             # The ingress has ended; the replies to our last calls still come.
             self._loop.add_reader(self._context.doorbell.incoming, self._on_last_bell)
             self._on_last_bell()
-            await self._store.close(LAST_SECONDS)
-            await self._checkpoint(LAST_SECONDS)
+            if not self._stop.host_gone:  # else nobody answers, and the next start waits for our end
+                await self._store.close(LAST_SECONDS)
+                await self._checkpoint(LAST_SECONDS)
             self._loop.remove_reader(self._context.doorbell.incoming)
         # Errors of the end go where a person finds them even if the channel is what broke.
         self._log.send_by(None)

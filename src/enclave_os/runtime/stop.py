@@ -43,6 +43,11 @@ class Stop:
         """The first reason that was given."""
         return await asyncio.shield(self._future)  # many may wait; one that is cancelled does not end it for the others
 
+    @property
+    def host_gone(self) -> bool:
+        """Whether the process ends because the host did."""
+        return self._future.done() and self._future.result().code is ExitCode.HOST_GONE
+
     def watch_lifeline(self, wait_for_end: Callable[[], None]) -> None:
         """End the process when the host is gone, even if the loop is stuck.
 
