@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
-from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, InternalError
+from enclave_os.errors import ClockUntrusted, HostRefused, InternalError
 from enclave_os.modules.api import Module, NoStorage, Services, Status
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.attestation_servers import AttestationServers
@@ -26,10 +26,10 @@ from enclave_os.modules.recover import RecoverRoutes
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.modules.seal import SealRoutes
 from enclave_os.modules.store import StoreRoutes
-from enclave_os.ratls.certificate import CertificateStore, hostname_of, pem_from_der
+from enclave_os.ratls.certificate import CertificateStore, pem_from_der
 from enclave_os.ratls.collateral_source import COLLATERAL_SECONDS, CollateralSource
 from enclave_os.ratls.config_tree import ConfigTree
-from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
+from enclave_os.ratls.settings_leaves import ca_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
 from enclave_os.rpc.kv import KVCalls
 from enclave_os.runtime._ingress import Ingress
@@ -46,6 +46,7 @@ from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.published_keys import PublishedKeys
 from enclave_os.runtime.recovering import WAITING, Recovering
 from enclave_os.runtime.sealing import Sealing
+from enclave_os.runtime.statements import take_statements
 from enclave_os.runtime.stop import Stop
 from enclave_os.runtime.store_care import StoreCare
 from enclave_os.sealing.authority import warning as expiry_warning
@@ -336,32 +337,15 @@ class Server:
         ingress.start()
 
     def _take_modules(self) -> None:
-        """What the modules say of themselves, into tree and certificates. Raises: ConfigError: two say the same.
-
-        Their extensions and applications are config leaves as well: whatever a certificate says moves the root.
-        """
-        oids: dict[str, bytes] = {}
-        apps: dict[str, dict[str, bytes]] = {}
-        own = {name.lower() for name in self._context.settings.tls.names}
-        for module in self._registry.started:
-            self._attestation.branch(f"module.{module.name}").replace(module.config_leaves())
-            for oid, value in module.custom_oids().items():
-                if oid in oids:
-                    raise ConfigError(f"module {module.name!r}: extension {oid} is another module's")
-                oids[oid] = value
-            for app in module.app_identities():
-                hostname = hostname_of(app.hostname.encode("ascii", "replace"))
-                if hostname is None or hostname in apps:
-                    raise ConfigError(f"module {module.name!r}: {app.hostname!r} is no host name, or another app's")
-                if hostname in own:
-                    raise ConfigError(f"module {module.name!r}: {hostname!r} is the server's own name (tls.names)")
-                apps[hostname] = dict(app.oids)
-        self._attestation.set_module_oids(oids)
-        if self._certificates is not None:
-            self._certificates.set_apps(apps)
-        self._tree.update(certificate_leaves(oids, apps))
-        if self._ingress is not None:
-            self._ingress.set_apps(frozenset(apps) or None)
+        """What the modules say of themselves has changed. Raises: ConfigError: two say the same."""
+        take_statements(
+            self._registry.started,
+            self._context.settings.tls.names,
+            tree=self._tree,
+            attestation=self._attestation,
+            certificates=self._certificates,
+            ingress=self._ingress,
+        )
 
     def _make_ingress(self) -> Ingress:
         context, settings = self._context, self._context.settings
