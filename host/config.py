@@ -91,6 +91,7 @@ def load(
     _read_key_files(document, base)
     _read_owner_key(document, base)
     _read_egress_cas(document, base)
+    _read_anchor_ca(document, base)
     _place_files(document, base)
     _fill_names(document, host_name)
     _fill_state_dir(document, environment, user_id, folder)
@@ -260,6 +261,16 @@ def _read_egress_cas(document: Document, folder: Path) -> None:
     path = folder / name if isinstance(name, str) and name else Path(certifi.where())
     egress["ca_pem"] = read_pem(path, "egress.ca_file", size_max=BUNDLE_SIZE_MAX)
     egress.pop("ca_file", None)
+
+
+def _read_anchor_ca(document: Document, folder: Path) -> None:
+    """Replace `kv.anchor_ca_file` by what the file holds: the enclave cannot open files of the host."""
+    kv = document.get("kv", {})
+    name = kv.get("anchor_ca_file") if isinstance(kv, dict) else None
+    if not isinstance(name, str) or not name or kv.get("anchor_ca_pem"):
+        return
+    kv["anchor_ca_pem"] = read_pem(folder / name, "kv.anchor_ca_file")
+    del kv["anchor_ca_file"]
 
 
 def _fill_names(document: Document, host_name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from enclave_os.wire.egress_settings import EGRESS_CONNECTIONS_MAX, EnclaveEgress
 from enclave_os.wire.errors import Lie
+from enclave_os.wire.kv_settings import ANCHOR_CONNECTIONS
 from enclave_os.wire.limits import CONN_SLOT_BITS
 from enclave_os.wire.setting_kinds import Endpoint
 from enclave_os.wire.setting_table import Settings
@@ -77,9 +78,10 @@ class TCPProxy:
             spin_us=settings.rings.spin_us,
             fronts=[mapped(network) for network in settings.server.proxy_protocol_from],
             front_ms=FRONT_MS,
-            egress_max=egress_allowed(settings.egress),
+            egress_max=egress_allowed(settings.egress, anchored=bool(settings.kv.anchor_url)),
         )
-        self._connector = Connector(self._proxy) if settings.egress.allow else None
+        calls_out = bool(settings.egress.allow or settings.kv.anchor_url)
+        self._connector = Connector(self._proxy) if calls_out else None
         self._thread = threading.Thread(target=self._run, name="tcp-proxy", daemon=True)
 
     @property
@@ -213,18 +215,19 @@ def connections_allowed(settings: Settings) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = 1 << CONN_SLOT_BITS
-    per_worker = DESCRIPTORS_PER_WORKER + egress_allowed(settings.egress)
+    per_worker = DESCRIPTORS_PER_WORKER + egress_allowed(settings.egress, anchored=bool(settings.kv.anchor_url))
     kept = DESCRIPTORS_KEPT + per_worker * settings.server.workers + len(settings.server.listen)
     possible = max(1, min(soft - kept, (1 << CONN_SLOT_BITS) - 1))
     return min(settings.server.connections_max or possible, possible)
 
 
-def egress_allowed(egress: EnclaveEgress) -> int:
-    """Connections to servers that the proxy holds for one worker; none where no module may call anybody.
+def egress_allowed(egress: EnclaveEgress, *, anchored: bool = False) -> int:
+    """Connections to servers that the proxy holds for one worker; none where nobody may be called.
 
     More than the enclave opens at once: those that it has closed linger here until the server has closed them too.
     """
-    return min(EGRESS_CONNECTIONS_MAX, 2 * egress.connections + EGRESS_LINGERING) if egress.allow else 0
+    opened = (egress.connections if egress.allow else 0) + (ANCHOR_CONNECTIONS if anchored else 0)
+    return min(EGRESS_CONNECTIONS_MAX, 2 * opened + EGRESS_LINGERING) if opened else 0
 
 
 def raise_descriptor_limit() -> None:

@@ -74,6 +74,21 @@ class Etcd:
         context = ssl.create_default_context(cadata=(ca_pem or self.ca_pem).decode())
         return httpx.Client(base_url=self.url, verify=context, timeout=1.0)
 
+    def entries(self) -> list[dict[str, str]]:
+        """Every key that it has."""
+        with self.client() as client:
+            zero = base64.b64encode(b"\0").decode()
+            found: list[dict[str, str]] = (
+                client.post("/v3/kv/range", json={"key": zero, "range_end": zero}).json().get("kvs", [])
+            )
+            return found
+
+    def wait_for_change(self, before: list[dict[str, str]]) -> None:
+        """Until somebody wrote."""
+        until = time.monotonic() + SECONDS_MAX
+        while self.entries() == before:
+            assert time.monotonic() < until
+
     def clear(self) -> None:
         """Everything that it knows."""
         with self.client() as client:
@@ -156,6 +171,13 @@ def _write_leaf(authority: Authority, folder: Path) -> None:
         .not_valid_before(today - datetime.timedelta(days=1))
         .not_valid_after(today + datetime.timedelta(days=30))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+                authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+            ),
+            critical=False,
+        )
         .sign(authority.key, hashes.SHA256())  # type: ignore[arg-type] # an EC key
     )
     pem = serialization.Encoding.PEM

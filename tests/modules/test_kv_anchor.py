@@ -199,6 +199,29 @@ def test_an_anchor_that_forgot_or_is_away_refuses_the_start(etcd: Etcd | FakeEtc
     run(body)
 
 
+def test_a_restored_store_that_is_let_count_takes_the_anchor_with_it(etcd: Etcd | FakeEtcd) -> None:
+    """A backup from before the anchor's state: refused; adopted: the anchor knows it, and no longer the later one."""
+
+    async def body() -> None:
+        site = Site(etcd)
+        kv = await site.start()
+        await write(kv, b"backup")
+        await kv.checkpoint()
+        backup = site.copy()
+        await write(kv, b"later")
+        await kv.checkpoint()
+        with pytest.raises(SealBroken):
+            await backup.start()
+        anchor = EtcdAnchor(backup.exchange, MASTER, name="etcd")
+        found = await SealedKV.open(backup.store, MASTER, backup.checkpoint, lambda: 0, anchor, sealed=False)
+        await found.adopt(backup.checkpoint.save)
+        with pytest.raises(SealBroken):
+            await site.start()
+        assert await read(await backup.start()) == b"backup"
+
+    run(body)
+
+
 def test_lost_answers_are_settled_by_what_lies_there(etcd: Etcd | FakeEtcd) -> None:
     """Each swap that is done and not answered, at the claim and at an advance, once and twice in a row."""
 

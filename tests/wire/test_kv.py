@@ -50,6 +50,29 @@ def test_batches(batch: list[Operation], flag: kv.WriteFlag) -> None:
     assert kv.decode_batch(payload) == (batch, flag)
 
 
+@given(st.lists(operations(), min_size=1, max_size=20), flags, st.integers(0, 2**64 - 1), st.integers(0, 2**16 - 1))
+def test_pieces(batch: list[Operation], flag: kv.WriteFlag, batch_id: int, index: int) -> None:
+    assert kv.decode_piece(kv.encode_piece(batch_id, index, batch, flag)) == (batch_id, index, batch, flag)
+
+
+def test_a_batch_is_split_into_pieces_that_fit() -> None:
+    dice = random.Random(4)
+    for count, size in ((1, 31_000), (40, 10_000), (3_000, 5), (400, 0), (2, 31_744)):
+        batch = [
+            Operation(OperationKind.PUT, dice.randbytes(16) if size == 0 else NS, b"%d" % number, dice.randbytes(size))
+            for number in range(count)
+        ]
+        pieces = kv.split_batch(batch)
+        assert [one for piece in pieces for one in piece] == batch
+        for index, piece in enumerate(pieces):
+            assert len(kv.encode_piece(2**64 - 1, index, piece)) <= kv.KV_MESSAGE_SIZE_MAX
+        assert len(pieces) <= 1 + 2 * kv.batch_size(batch) // kv.KV_MESSAGE_SIZE_MAX + count // 255
+    with pytest.raises(UsageError):
+        kv.split_batch([])
+    with pytest.raises(UsageError):
+        kv.encode_piece(0, 0, [Operation(OperationKind.PUT, NS, b"%d" % number, bytes(20_000)) for number in range(2)])
+
+
 @given(namespaces, st.lists(keys, min_size=1, max_size=20))
 def test_multi_gets(namespace: bytes, asked: list[bytes]) -> None:
     assert kv.decode_multi_get(kv.encode_multi_get(namespace, asked)) == (namespace, asked)
@@ -101,6 +124,7 @@ DECODERS: list[Callable[[bytes], object]] = [
     kv.decode_get_reply,
     lambda payload: kv.decode_multi_get_reply(payload, 3),
     lambda payload: kv.decode_scan_reply(payload, Scan(NS, b"b", b"y", 3)),
+    kv.decode_piece,
 ]
 SEEDS = [
     kv.encode_get(NS, b"key"),
@@ -118,6 +142,9 @@ SEEDS = [
     kv.encode_get_reply(b"value"),
     kv.encode_multi_get_reply([b"value", None])[0],
     kv.encode_scan_reply([(b"c", b"1"), (b"d", b"22")], True),
+    kv.encode_piece(
+        7, 1, [Operation(OperationKind.PUT, NS, b"key", b"value"), Operation(OperationKind.DELETE, NS[::-1], b"key")], 1
+    ),
 ]
 
 

@@ -196,3 +196,41 @@ class TestEgress:
         text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         with pytest.raises(PolicyError, match="egress"):
             read_policy(text.encode())
+
+
+class TestAnchor:
+    """What stops a rollback of the store is sealed too: whoever could change it could make one (KV4, KV13)."""
+
+    PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    BEFORE: ClassVar[dict[str, Any]] = {"anchor_url": "https://etcd.example:2379", "anchor_ca_pem": PEM}
+
+    @pytest.mark.parametrize(
+        ("change", "keys"),
+        [
+            ({"anchor_url": "https://other.example:2379"}, ["kv.anchor_url"]),
+            ({"anchor_ca_pem": PEM + "\n"}, ["kv.anchor_ca_pem"]),
+            ({"anchor_adopt": True}, ["kv.anchor_adopt"]),
+            ({"anchor_url": "", "anchor_ca_pem": ""}, ["kv.anchor_url", "kv.anchor_ca_pem"]),
+        ],
+    )
+    def test_what_decides_is_named_when_it_changes(self, change: dict[str, Any], keys: list[str]) -> None:
+        found = differences(of(kv=self.BEFORE), of(kv={**self.BEFORE, **change}))
+        assert [difference.key for difference in found] == keys
+
+    @pytest.mark.parametrize("change", [{"checkpoint": 30}, {"memory": "1GiB"}])
+    def test_what_is_only_operational_may_change(self, change: dict[str, Any]) -> None:
+        assert of(kv=self.BEFORE) == of(kv={**self.BEFORE, **change})
+
+    @pytest.mark.parametrize(
+        "anchor",
+        [
+            *(None, [], {}, {"url": "", "ca_sha256": ""}, {"adopt": 0, "ca_sha256": "", "url": ""}),
+            {"adopt": False, "ca_sha256": "x", "url": ""},
+            {"adopt": False, "ca_sha256": "", "url": None},
+        ],
+    )
+    def test_a_policy_that_says_something_else_is_none(self, anchor: Any) -> None:
+        document = {**json.loads(of()), "anchor": anchor}
+        text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        with pytest.raises(PolicyError, match="anchor"):
+            read_policy(text.encode())

@@ -39,7 +39,7 @@ from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journ
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
 from enclave_os.kv.namespace import Namespace, Parts, catalog_entry, catalog_name, needs_parts, part_key, parts_range
 from enclave_os.kv.row_count import RowCount, store_full
-from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, Store
+from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, NoAnchor, Store
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation, OperationKind, WriteFlag
 
@@ -76,7 +76,7 @@ class SealedKV:
         self._rows_max = rows_max
         self._master_key = master_key
         self._checkpoint = checkpoint
-        self._anchor = anchor
+        self._anchor: Anchor = anchor or NoAnchor()
         self._trusted_ns = trusted_ns
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
@@ -85,8 +85,7 @@ class SealedKV:
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
         self._version = 0
         self._root = self._fresh.root(0)
-        self._forget_to = 0  # journal rows to this version are behind the checkpoint
-        self._forgotten = 0
+        self._forget_to = self._forgotten = 0  # journal rows to this version are behind the checkpoint
         self._anchored = 0  # the checkpoint that the anchor knows of
         self._ended: SealBroken | None = None  # another start serves this store now
         self._writing = asyncio.Lock()
@@ -118,13 +117,12 @@ class SealedKV:
             HostRefused: the host does not answer.
         """
         kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max)
-        known = None if anchor is None else await anchor.known(new=sealed and checkpoint.state[0] == 0)
+        known = await kv._anchor.known(new=sealed and checkpoint.state[0] == 0)
         points = sorted({checkpoint.state, known or checkpoint.state})
         await kv._recover(points if sealed else [await journal_beginning(store, kv._keys)])
         if not sealed:
             return kv
-        if anchor is not None:
-            await anchor.claim(*kv.state)
+        await kv._anchor.claim(*kv.state)
         await kv.checkpoint()
         return kv
 
@@ -136,8 +134,7 @@ class SealedKV:
         version = max(self._checkpoint.state[0], self._version) + JOURNAL_ROWS_MAX
         root = self._fresh.root(version)
         await seal(version, root)
-        if self._anchor is not None:
-            await self._anchor.claim(version, root)
+        await self._anchor.claim(version, root)
         return version, root
 
     @asynccontextmanager
@@ -461,19 +458,20 @@ class SealedKV:
 
     # -- across starts -------------------------------------------------------------------------------------------------
 
-    async def checkpoint(self) -> None:
-        """Seal version and root: the runtime does it now and then, and when it drains."""
+    async def checkpoint(self, *, anchored: bool = True) -> None:
+        """Seal version and root: the runtime does it now and then, and when it ends, when no anchor can be asked."""
         async with self._writing:
             await self._settle()
             version, root = self.state
         if (version, root) != self._checkpoint.state:
             await self._checkpoint.save(version, root)
-        if self._anchor is not None:
-            try:
-                await self._anchor.advance(version, root)
-            except SealBroken as error:
-                self._ended = error
-                raise
+        if not anchored:
+            return
+        try:
+            await self._anchor.advance(version, root)
+        except SealBroken as error:
+            self._ended = error
+            raise
         self._anchored = version
         self._forget_to = max(self._forget_to, version)
 

@@ -43,7 +43,7 @@ class Checkpoint(Protocol):
 
 
 class Anchor(Protocol):
-    """A counter elsewhere that the host cannot turn back. `None` in its place: there is none (docs/kv.md).
+    """A counter elsewhere that the host cannot turn back (docs/kv.md).
 
     All raise HostRefused: it does not answer.
     """
@@ -62,6 +62,19 @@ class Anchor(Protocol):
     async def advance(self, version: int, root: bytes) -> None:
         """After a checkpoint was sealed. Raises: SealBroken: another start has claimed the store."""
         ...
+
+
+class NoAnchor:
+    """What stands in an anchor's place where there is none."""
+
+    async def known(self, *, new: bool) -> tuple[int, bytes] | None:
+        return None
+
+    async def claim(self, version: int, root: bytes) -> None:
+        return None
+
+    async def advance(self, version: int, root: bytes) -> None:
+        return None
 
 
 async def rows_of(

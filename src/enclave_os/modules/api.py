@@ -215,7 +215,7 @@ class Storage(Protocol):
         """
 
     async def write(self, writes: Sequence[Write]) -> int:
-        """All or none, over tables of this module; about 31 KiB in all, each entry once. Returns their version.
+        """All or none, over tables of this module; at most 1,024 entries and 1 MiB, each once. Returns their version.
 
         Raises: VersionConflict: nothing was written. What a `Table` raises.
         """

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken, StoreFull
 from enclave_os.kv.sealed import SealedKV
-from enclave_os.kv.store import Copies, Store
+from enclave_os.kv.store import Anchor, Copies, Store
 from enclave_os.modules.api import NoStorage, Storage
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.storage import OwnedStorage
@@ -110,19 +110,20 @@ class KeyValue:
         self._tampering = ""
         self._told = 0  # rows of a start that the log knows of
 
-    async def open(self) -> None:
-        """Read what the host has, and hold it against what is sealed. See `held`.
+    async def open(self, anchor: Callable[[bytes], Anchor] | None = None) -> None:
+        """Read what the host has, and hold it against what is sealed and what the anchor knows. See `held`.
 
         Raises: SealBroken: the start is refused; the text says what can be done. HostRefused, HostProtocolError.
         """
         began = self._clock.monotonic()
+        made = None if anchor is None else anchor(self._keeper.config.master_key)
         try:
             kv = await SealedKV.open(
                 self._rows,
                 self._keeper.config.master_key,
                 self._checkpoint,
                 self._clock.trusted_ns,
-                None,
+                made,
                 self._progress,
                 self._memory // ROW_MEMORY,
             )
@@ -130,7 +131,7 @@ class KeyValue:
             raise ConfigError(f"the key-value store does not fit: {error}") from error
         except SealBroken as error:
             if self._hold:
-                await self._look(str(error))
+                await self._look(str(error), made)
                 return
             raise SealBroken(f"the key-value store is refused: {error}") from error
         except HostRefused as error:
@@ -150,14 +151,14 @@ class KeyValue:
             raise InternalError("storage was asked for before the store was open")
         return OwnedStorage(self._kv, module, self)
 
-    async def _look(self, why: str) -> None:
+    async def _look(self, why: str, anchor: Anchor | None) -> None:
         try:
             kv = await SealedKV.open(
                 self._rows,
                 self._keeper.config.master_key,
                 self._checkpoint,
                 self._clock.trusted_ns,
-                None,
+                anchor,
                 self._progress,
                 self._memory // ROW_MEMORY,
                 sealed=False,
@@ -232,18 +233,21 @@ class KeyValue:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    async def checkpoint(self) -> None:
-        """Seal version and root. Raises: HostRefused, HostProtocolError: not stored."""
+    async def checkpoint(self, *, last: bool = False) -> None:
+        """Seal version and root. Args: last: nobody can be called any more: the anchor hears of it at the next start.
+
+        Raises: HostRefused, HostProtocolError: not stored. SealBroken: another start has claimed the store.
+        """
         if self._kv is None:
             return
         self._sealing = True
         try:
-            await self._kv.checkpoint()
+            await self._kv.checkpoint(anchored=not last)
         except HostRefused as error:
             self._checkpoint_failures += 1
             if self._late is None:
                 self._logger.warning(
-                    "a checkpoint of the key-value store was not stored, and is tried again: %s", error
+                    "a checkpoint of the key-value store was not stored, or not anchored, and is tried again: %s", error
                 )
             self._late = str(error)
             raise
@@ -260,7 +264,7 @@ class KeyValue:
             self._timer.cancel()
         try:
             async with asyncio.timeout(seconds):
-                await self.checkpoint()
+                await self.checkpoint(last=True)
         except (HostRefused, PeerProtocolError, TimeoutError) as error:
             self._logger.warning("the last checkpoint of the key-value store was not stored: %s", error)
 

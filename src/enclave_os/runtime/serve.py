@@ -37,7 +37,7 @@ from enclave_os.runtime.attestation import Attestation
 from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
-from enclave_os.runtime.egress import WorkerEgress
+from enclave_os.runtime.egress import WorkerEgress, connections_out
 from enclave_os.runtime.exporting import Exporting
 from enclave_os.runtime.group import Group
 from enclave_os.runtime.importing import import_sealed
@@ -233,7 +233,7 @@ class Server:
         )
         self._authority = await begin.run()
         if self._context.settings.worker_index == 0:
-            await self._store.open()
+            await self._store.open(self._egress.anchor(self._context.settings.kv))
             self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
         self._group.begin()
         self._take_authority(self._authority)
@@ -374,7 +374,7 @@ class Server:
                 for name in ("handshake", "head", "body", "idle", "request", "write_stall")
             },
             spin_us=settings.rings.spin_us,
-            egress_max=settings.egress.connections if settings.egress.allow else 0,
+            egress_max=connections_out(settings),
         )
 
     def _services(self, module: Module) -> Services:

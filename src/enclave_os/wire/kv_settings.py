@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
 
-from enclave_os.wire.setting_kinds import GIB, MIB, Choice, Flag, Seconds, Size, key
+from enclave_os.wire.egress_settings import EgressTarget, Target
+from enclave_os.wire.setting_kinds import GIB, KIB, MIB, Choice, Flag, Seconds, Size, Text, key
+
+ANCHOR_CA_SIZE_MAX: Final = 64 * KIB
+ANCHOR_CONNECTIONS: Final = 2  # one that is used, and one that is not yet known to be dead
+HTTPS: Final = "https://"
+_CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
+
+
+def anchor_target(url: str) -> Target:
+    """Whom `kv.anchor_url` means. Raises: ValueError: nobody, or more than a host and a port."""
+    if not url.startswith(HTTPS):
+        raise ValueError(f"does not begin with {HTTPS}: the host could answer for etcd")
+    target = EgressTarget().read(url.removeprefix(HTTPS).removesuffix("/"))
+    if target.wildcard:
+        raise ValueError("names more than one host")
+    return target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +51,28 @@ class EnclaveKV:
     )
 
 
+    anchor_url: str = key(
+        Text("https://host:port", 300, empty=True),
+        "",
+        "enclave",
+        "etcd that keeps version and root of the last checkpoint where this host cannot turn them back: its JSON "
+        "gateway. Whoever operates it is trusted not to do so. Empty: there is no anchor.",
+    )
+    anchor_ca_pem: str = key(
+        Text("CA certificates in PEM", ANCHOR_CA_SIZE_MAX, empty=True, lines=True),
+        "",
+        "enclave",
+        "The CA that etcd's certificate must lead to, and no other; this or `anchor_ca_file`.",
+    )
+    anchor_adopt: bool = key(
+        Flag(),
+        False,
+        "enclave",
+        "Let a store that is not new begin with this anchor, although it knows nothing of it. Turn it off again: while "
+        "it is on, whoever empties etcd can put the store back.",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KV(EnclaveKV):
     """The sealed key-value store, whose rows the host keeps: ciphertext only (docs/kv.md)."""
@@ -52,3 +91,29 @@ class KV(EnclaveKV):
         "host",
         "Memory for blocks of the store, with their indexes and filters.",
     )
+    anchor_ca_file: str = key(
+        Text("a file", 4096, empty=True),
+        "",
+        "host",
+        "File with etcd's CA, relative to the configuration file; the host reads it at start.",
+    )
+
+
+def check_anchor(kv: Any, problems: dict[str, str]) -> None:
+    """What is wrong with the anchor of a section that was read, by key; None: there is no such section."""
+    if not kv:
+        return
+    if kv.anchor_ca_pem and getattr(kv, "anchor_ca_file", ""):
+        problems["kv.anchor_ca_pem"] = "give either this or anchor_ca_file"
+    elif "PRIVATE KEY" in kv.anchor_ca_pem:
+        problems["kv.anchor_ca_pem"] = "holds a private key; give certificates alone"
+    elif kv.anchor_ca_pem and _CERTIFICATE not in kv.anchor_ca_pem:
+        problems["kv.anchor_ca_pem"] = f"holds no {_CERTIFICATE}"
+    elif bool(kv.anchor_url) != bool(kv.anchor_ca_pem or getattr(kv, "anchor_ca_file", "")):
+        missing = "kv.anchor_ca_file" if kv.anchor_url else "kv.anchor_url"
+        problems[missing] = "is missing: an anchor has a URL, and the CA that vouches for it and for nothing else"
+    elif kv.anchor_url:
+        try:
+            anchor_target(kv.anchor_url)
+        except ValueError as error:
+            problems["kv.anchor_url"] = str(error)

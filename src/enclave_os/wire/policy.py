@@ -17,6 +17,7 @@ from typing import Any, Final
 from enclave_os.wire.egress_settings import TLS_VERSIONS, EnclaveEgress
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.jwks import canonical_jwks
+from enclave_os.wire.kv_settings import EnclaveKV
 from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import Json, check_json, keys_of, shown
 from enclave_os.wire.setting_table import EXPORTS, Attestation, EnclaveSettings, Settings
@@ -25,9 +26,10 @@ POLICY_FORMAT: Final = 1
 POLICY_SIZE_MAX: Final = 24 << 10
 """Two of them (in force, and accepted for the next start) fit into the sealed configuration with the rest."""
 
-MEMBERS: Final = ("clients", "egress", "export", "format", "issuers", "module", "modules", "owner_key")
+MEMBERS: Final = ("anchor", "clients", "egress", "export", "format", "issuers", "module", "modules", "owner_key")
 CLIENT_KEYS: Final = tuple(sorted(name for name in keys_of(Attestation) if name.startswith("client_")))
 """Whose evidence is accepted: what an attested caller may read, they decide."""
+ANCHOR_MEMBERS: Final = ("adopt", "ca_sha256", "url")
 EGRESS_MEMBERS: Final = ("allow", "ca_sha256", "tls_min")
 ISSUER_MEMBERS: Final = tuple(("audience", "issuer", keys, "roles_claim") for keys in ("key", "jwks", "jwks_url"))
 """With a key of its own, with a set of them, or with the place where the issuer publishes it."""
@@ -90,6 +92,7 @@ def policy_of(settings: Settings | EnclaveSettings) -> bytes:
         "export": settings.seal.export,
         "clients": {name: _plain(getattr(settings.attestation, name)) for name in CLIENT_KEYS},
         "egress": _egress_of(settings.egress),
+        "anchor": _anchor_of(settings.kv),
     }
     problem = next(_problems(policy), None)
     if problem:
@@ -155,6 +158,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Dif
         if old["clients"][key] != new["clients"][key]:
             yield Difference(f"attestation.{key}", shown(old["clients"][key]), shown(new["clients"][key]))
     yield from _egress_differences(old["egress"], new["egress"])
+    yield from _anchor_differences(old["anchor"], new["anchor"])
     if old["modules"] != new["modules"]:
         yield Difference("modules.enabled", _list_text(old["modules"]), _list_text(new["modules"]))
     for name in sorted({*old["module"], *new["module"]}):
@@ -184,6 +188,31 @@ def _egress_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
         before, after = old["allow"].get(name, []), new["allow"].get(name, [])
         if before != after:
             yield Difference(f"egress.allow {shown(name)}", _list_text(before), _list_text(after))
+
+
+def _anchor_of(kv: EnclaveKV) -> Json:
+    """What stops a rollback of the store: whoever could change it could make one."""
+    ca_sha256 = hashlib.sha256(kv.anchor_ca_pem.encode()).hexdigest() if kv.anchor_ca_pem else ""
+    return {"url": kv.anchor_url, "ca_sha256": ca_sha256, "adopt": kv.anchor_adopt}
+
+
+def _anchor_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
+    if old["url"] != new["url"]:
+        yield Difference("kv.anchor_url", old["url"] or "no anchor", new["url"] or "no anchor")
+    if old["ca_sha256"] != new["ca_sha256"]:
+        yield Difference("kv.anchor_ca_pem", _bundle_text(old["ca_sha256"]), _bundle_text(new["ca_sha256"]))
+    if old["adopt"] != new["adopt"]:
+        yield Difference("kv.anchor_adopt", str(old["adopt"]).lower(), str(new["adopt"]).lower())
+
+
+def _anchor_problem(anchor: object) -> str | None:
+    if not isinstance(anchor, dict) or tuple(sorted(anchor)) != ANCHOR_MEMBERS:
+        return f"anchor: has the members {', '.join(ANCHOR_MEMBERS)}"
+    if not isinstance(anchor["url"], str) or not isinstance(anchor["adopt"], bool):
+        return "anchor: url is text, and adopt true or false"
+    if not isinstance(anchor["ca_sha256"], str) or not _DIGEST.match(anchor["ca_sha256"]):
+        return "anchor: ca_sha256 is not a SHA-256 in hexadecimal"
+    return None
 
 
 def _bundle_text(sha256: str) -> str:
@@ -254,9 +283,7 @@ def _problems(policy: Mapping[str, Any]) -> Iterator[str]:
             check_json(clients)
         except ValueError as error:
             yield f"clients: {error}"
-    egress = _egress_problem(policy["egress"])
-    if egress:
-        yield egress
+    yield from filter(None, (_egress_problem(policy["egress"]), _anchor_problem(policy["anchor"])))
     owner = policy["owner_key"]
     if owner is not None and not _is_key(owner):
         yield "owner_key: is not base64"

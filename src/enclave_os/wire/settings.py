@@ -20,7 +20,7 @@ from enclave_os.wire.egress_settings import EnclaveEgress
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.gramine import PLATFORM_TEXT_MAX, PlatformFiles
 from enclave_os.wire.jwks import canonical_jwks
-from enclave_os.wire.kv_settings import EnclaveKV
+from enclave_os.wire.kv_settings import EnclaveKV, check_anchor
 from enclave_os.wire.layout import CONFIG_SIZE_MAX
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
 from enclave_os.wire.setting_issuers import PEM_SIZE_MAX, Issuer
@@ -189,7 +189,7 @@ def enclave_document(
             seal=EnclaveSeal(owner_public_key_pem=settings.seal.owner_public_key_pem, export=settings.seal.export),
             modules=settings.modules,
             module=settings.module,
-            kv=EnclaveKV(checkpoint=settings.kv.checkpoint, memory=settings.kv.memory, restore=settings.kv.restore),
+            kv=enclave_part(EnclaveKV, settings.kv),
             egress=enclave_part(EnclaveEgress, settings.egress),
             log=settings.log,
         )
@@ -263,6 +263,7 @@ def _read_sections(
     _check_seal(sections.get("seal"), problems)
     published = any(issuer.jwks_url for issuer in auth.issuers) if auth else False
     _check_egress(sections.get("egress"), sections.get("modules"), problems, published=published)
+    check_anchor(sections.get("kv"), problems)
     _check_ca(sections.get("ca"), problems)
     _check_collateral(sections.get("collateral"), problems)
     return sections
