@@ -61,5 +61,7 @@ cdef class Freshness:
     cdef uint64_t _next_count
     cdef uint64_t[4] _next_sum
     cdef uint64_t[2] _mix
+    cdef bint _broken           # a change went in by half
+    cdef int _check(self) except -1
     cdef Table _table(self, bytes name)
     cdef int _after(self, dict changes) except -1

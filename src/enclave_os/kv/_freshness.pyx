@@ -309,6 +309,7 @@ cdef class Freshness:
         """Version and tag of the latest record; None: there is none, whatever the host says."""
         cdef Table table = self._tables.get(place[0])
         cdef slot_t *slot
+        self._check()
         if table is None:
             return None
         slot = table.find(_token(place[1]))
@@ -323,6 +324,7 @@ cdef class Freshness:
         cdef uint64_t index, end
         cdef uint32_t slot
         cdef segment_t *segment
+        self._check()
         if table is None:
             return found
         index, end = 0, <uint64_t>1 << table.depth
@@ -335,10 +337,16 @@ cdef class Freshness:
         return found
 
     def change(self, dict changes not None):
-        """These are the latest records now; None: there is none any more."""
+        """These are the latest records now; None: there is none any more.
+
+        Raises: MemoryError: some of the changes may be there and some not, and every later call is an InternalError:
+            what is the latest is not known any more, so nothing is.
+        """
         cdef Table table
+        self._check()
         if self._next is not changes:
             self._after(changes)
+        self._broken = True  # until all of it is there
         for place, latest in changes.items():
             table = self._table(place[0])
             if latest is None:
@@ -348,6 +356,7 @@ cdef class Freshness:
         self._count = self._next_count
         memcpy(self._sum, self._next_sum, sizeof(self._sum))
         self._next = None
+        self._broken = False
 
     def root(self, version, dict changes=None):
         """Stands for all rows at this version of the store, as they are or as these changes would make them.
@@ -358,6 +367,7 @@ cdef class Freshness:
         cdef uint8_t digest[KEYED_DIGEST_SIZE]
         cdef uint64_t word
         cdef int index
+        self._check()
         if version == 0:
             return EMPTY_ROOT
         if changes is None:
@@ -376,6 +386,11 @@ cdef class Freshness:
         hmac_digest(&self._root, data, 48, digest)
         OPENSSL_cleanse(data, 48)
         return PyBytes_FromStringAndSize(<const char *>digest, KEYED_DIGEST_SIZE)
+
+    cdef int _check(self) except -1:
+        if self._broken:
+            raise InternalError("memory ran out while the table of what is latest changed: start the server anew")
+        return 0
 
     cdef Table _table(self, bytes name):
         cdef Table table = self._tables.get(name)
