@@ -70,10 +70,10 @@ def test_only_hardware_without_debug_is_production(mode: str, debug: bool, profi
     assert dict(stated(attestation(mode, debug=debug)))[oids.IMAGE_PROFILE] == profile
 
 
-@pytest.mark.parametrize("oid", [oids.QUOTE, oids.CONFIG_ROOT, oids.KV_STATE, oids.IMAGE_PROFILE])
+@pytest.mark.parametrize("oid", [oids.QUOTE, oids.CONFIG_ROOT, oids.EGRESS_CA, oids.KV_STATE, oids.IMAGE_PROFILE])
 def test_a_module_may_not_speak_for_the_runtime(oid: str) -> None:
     ours = attestation("simulated")
-    ours.set_module_oids({oids.EGRESS_CA: b"e" * 32})
+    ours.set_module_oids({oids.ATTESTATION_SERVERS: b"e" * 32})
     with pytest.raises(ConfigError, match="the runtime's own"):
         ours.set_module_oids({oid: b"a lie"})
-    assert [name for name, _ in stated(ours)] == [oids.CONFIG_ROOT, oids.IMAGE_PROFILE, oids.EGRESS_CA]
+    assert [name for name, _ in stated(ours)] == [oids.CONFIG_ROOT, oids.IMAGE_PROFILE, oids.ATTESTATION_SERVERS]

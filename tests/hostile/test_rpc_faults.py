@@ -49,7 +49,9 @@ ring = 64 << 10
 layout = plan_region(data_to_enclave=ring, data_to_host=ring, rpc_to_host=ring, rpc_to_enclave=ring)
 with open(path, "r+b") as file:
     region = SimpleNamespace(buffer=mmap.mmap(file.fileno(), layout.size), layout=layout)
-bell = SimpleNamespace(rpc_to_host=to_host, ring_enclave=lambda: os.eventfd_write(to_enclave, 1))
+bell = SimpleNamespace(
+    rpc_to_host=to_host, ring_enclave=lambda: os.eventfd_write(to_enclave, 1), silence=lambda: os.eventfd_read(to_host)
+)
 dispatcher = RPCDispatcher(lambda *_: os._exit(1), lambda: os._exit(2))
 dispatcher.add_worker(0, region, bell, Registry({Method.TIME: tell_time}))
 dispatcher.start()
