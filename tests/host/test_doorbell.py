@@ -126,23 +126,24 @@ class TestWithProxy:
             assert bell.relay is not None
             enclave = self.attach(rig, bell)
             enclave.say(FrameKind.READY, 0)
-            rig.wait_event((0, "ready"))  # so the pipe woke the proxy
-            assert readable(bell.rpc_to_host)
-            bell.silence()
+            rig.wait_event((0, "ready"))
             out = theirs(bell, 1)
+            os.write(out, b"first\n")
+            assert lines.wait(1) == ["first"]  # and with it all that READY may have rung: only a sleeper is rung
+            bell.silence()
             os.write(out, b"half" + ONE)
             assert readable(bell.rpc_to_host)
             bell.silence()
             assert not readable(bell.rpc_to_host, 0)
             os.write(out, b" a line\nanother\n")
-            assert lines.wait(2) == ["half a line", "another"]
+            assert lines.wait(3) == ["first", "half a line", "another"]
             os.write(out, b"text rings nobody\n")
-            lines.wait(3)
+            lines.wait(4)
             assert not readable(bell.rpc_to_host, 0)
             rig.remove_worker(0)
         os.write(out, b"after the proxy let go")
         bell.close()
-        assert lines.said[3:] == ["after the proxy let go"]
+        assert lines.said[4:] == ["after the proxy let go"]
 
     def test_ten_thousand_rings_lose_none(self) -> None:
         """Each waits for the last one to arrive, as an enclave does that rings only who sleeps."""
