@@ -144,15 +144,10 @@ class SessionAttestation:
 
     def answer(self, connection: Connection, body: bytes) -> Reply:
         """Answer one message that came on `connection`. Raises: ConnectionGone."""
-        refused = self.admit(connection)
-        if refused is not None:
-            return refused
+        message = self._take(connection, body)
+        if isinstance(message, Reply):
+            return message
         record = self._record(connection)
-        try:
-            message = _read(body)
-        except MessageError as error:
-            self._counts["malformed"] += 1
-            return _error(400, str(error))
         if isinstance(message, Present):
             return self._present(connection, record, message)
         return self._attest(connection, record, message)
@@ -183,22 +178,16 @@ class SessionAttestation:
         Returns: for a `present` message, the message: `judge_receiver` says what it is worth.
         Raises: ConnectionGone.
         """
-        refused = self.admit(connection)
-        if refused is not None:
-            return refused
-        record = self._record(connection)
-        try:
-            message = _read(body)
-        except MessageError as error:
-            self._counts["malformed"] += 1
-            return _error(400, str(error))
+        message = self._take(connection, body)
+        if isinstance(message, Reply):
+            return message
         if connection.evidence is None:
             return _error(400, "this connection has no client certificate to which evidence could belong")
         if isinstance(message, Present):
             return message
         if message.context is None:
             return _error(400, 'what is sealed is given by evidence for this session alone: "mode" is challenge here')
-        return self._attest(connection, record, message, receiver=True)
+        return self._attest(connection, self._record(connection), message, receiver=True)
 
     def judge_receiver(self, connection: Connection, message: Present, policies: Sequence[Policy]) -> PeerIdentity:
         """Who presents evidence for this session, under the context that `answer_receiver` gave, if any of `policies`
@@ -216,6 +205,17 @@ class SessionAttestation:
         return self._judge.bound_to_session(
             shown, message, policies, hctx=hctx, own_spki_sha256=connection.leaf_spki_sha256, now_ns=now_ns
         )
+
+    def _take(self, connection: Connection, body: bytes) -> Reply | Ask | Present:
+        """One message, read once its share was taken, or the Reply that refuses it. Raises: ConnectionGone."""
+        refused = self.admit(connection)
+        if refused is not None:
+            return refused
+        try:
+            return _read(body)
+        except MessageError as error:
+            self._counts["malformed"] += 1
+            return _error(400, str(error))
 
     def _attest(self, connection: Connection, record: _Record, ask: Ask, *, receiver: bool = False) -> Reply:
         spki = connection.leaf_spki_sha256
