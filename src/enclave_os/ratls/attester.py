@@ -83,6 +83,11 @@ class Attester(Protocol):
         """
 
 
+def image_profile(attester: Attester) -> str:
+    """`production` only where hardware keeps the host out, else `dev`: what extension P.2.8 says."""
+    return "dev" if attester.simulated or attester.body.debug else "production"
+
+
 SEAL_INFO: Final = b"enclave-os sealing key 1"
 DEVICE_ROOT: Final = Path("/dev/attestation")
 ATTESTATION_TYPE: Final = "attestation_type"

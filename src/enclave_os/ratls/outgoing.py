@@ -41,7 +41,7 @@ from enclave_os.evidence.leaf import LeafEvidence, read_leaf
 from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.quote import ReportBody
 from enclave_os.evidence.strict_json import load_object
-from enclave_os.ratls.attester import Attester
+from enclave_os.ratls.attester import Attester, image_profile
 
 Carry = Callable[[bytes], Awaitable[bytes | None]]
 """Send these bytes, and bring what came meanwhile, at least one byte; None: the other end has hung up."""
@@ -228,19 +228,15 @@ def read_head(head: bytes) -> tuple[int, int]:
 
 
 class OwnEvidence:
-    """What we prove ourselves with to a server that asks its clients for evidence.
+    """What we prove ourselves with to a server that asks its clients for evidence."""
 
-    Args: profile: `production` or `dev`.
-    """
-
-    def __init__(self, attester: Attester, seconds: Callable[[], int], profile: str) -> None:
+    def __init__(self, attester: Attester, seconds: Callable[[], int]) -> None:
         self._attester = attester
         self._seconds = seconds
-        self._profile = profile
 
     def identify(self, nonce: bytes | None) -> Identity:
         """A certificate for one connection. It carries no quote: only what is bound to the session authorises."""
-        return own_identity(self._seconds(), self._profile)
+        return own_identity(self._seconds(), image_profile(self._attester))
 
     def quote(self, report_data: bytes) -> bytes:
         """A quote over these 64 bytes."""

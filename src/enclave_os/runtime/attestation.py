@@ -13,7 +13,7 @@ from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.evidence.protocol import b64
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import Connection, HTTPError, Request
-from enclave_os.ratls.attester import Attester
+from enclave_os.ratls.attester import Attester, image_profile
 from enclave_os.ratls.certificate import LeafEvidenceSource, choose_policy
 from enclave_os.ratls.client_judge import ClientJudge
 from enclave_os.ratls.config_tree import Branch, ConfigTree
@@ -92,8 +92,8 @@ class Attestation:
 
     @property
     def profile(self) -> str:
-        """`production` only where hardware keeps the host out: what extension P.2.8 says."""
-        return "dev" if self._attester.simulated or self._attester.body.debug else "production"
+        """See `ratls.attester.image_profile`."""
+        return image_profile(self._attester)
 
     @property
     def kind(self) -> str:

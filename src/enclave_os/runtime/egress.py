@@ -38,10 +38,10 @@ class WorkerEgress:
         self._outgoings: Outgoings | None = None
         self._identity: OwnEvidence | None = None
 
-    def begin(self, outgoings: Outgoings | None, attester: Attester, profile: str) -> None:
+    def begin(self, outgoings: Outgoings | None, attester: Attester) -> None:
         """Before modules start. Raises: ConfigError: `egress.ca_pem` cannot be used."""
         self._outgoings = outgoings
-        self._identity = OwnEvidence(attester, self.seconds, profile)
+        self._identity = OwnEvidence(attester, self.seconds)
         if outgoings is None or not self._settings.allow:
             return  # no module calls anybody, whoever else does
         from enclave_os.egress.service import EgressService

@@ -16,7 +16,7 @@ from typing import Final
 from enclave_os.errors import AttestationError, ConfigError, SealBroken, ServerProtocolError
 from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.protocol import EXPORT_PATH
-from enclave_os.ratls.attester import Attester
+from enclave_os.ratls.attester import Attester, image_profile
 from enclave_os.ratls.collateral_source import COLLATERAL_SECONDS, CollateralSource
 from enclave_os.ratls.outgoing import Carry, OutgoingSession, TryAgain, own_identity, said
 from enclave_os.rpc.client import RPCClient
@@ -101,7 +101,7 @@ class Importing:
         """All that the giver has sealed. Raises: as `run`."""
         own = Giver(self._attester.body, self._attester.simulated, self._attester.simulated_root_der)
         policy = giver_policy(self._giver, own)
-        profile = "dev" if own.simulated or own.body.debug else "production"
+        profile = image_profile(self._attester)
         error = TryAgain("the giver was not asked")
         for number in range(CONNECTIONS_MAX):
             session = OutgoingSession(self._carrier(number), own_identity(now, profile), SERVER)

@@ -184,7 +184,7 @@ class Server:
         self._stop.watch_lifeline(self._context.doorbell.wait_for_end)
         ingress = self._make_ingress()
         self._ingress = ingress
-        self._egress.begin(ingress.outgoings, self._context.attester, self._attestation.profile)
+        self._egress.begin(ingress.outgoings, self._context.attester)
         self._loop.add_reader(self._context.doorbell.incoming, ingress.on_doorbell)
         try:
             if await self._unless_stopped(self._begin(ingress)):
