@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.frames import CloseReason
+from enclave_os.wire.setting_kinds import host_port
 
 from ._proxy import Proxy
 
@@ -36,8 +37,7 @@ class Address(NamedTuple):
     where: tuple[str, int]
 
     def __str__(self) -> str:
-        host, port = self.where[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return host_port(*self.where[:2])
 
 
 class Unresolved(Exception):

@@ -19,9 +19,10 @@ import httpx
 
 from enclave_os.errors import InternalError, UsageError
 from enclave_os.evidence.policy import Policy
-from enclave_os.verifier.connect import open_async_stream, open_stream, server_name
+from enclave_os.verifier.connect import open_async_stream, open_stream
 from enclave_os.verifier.examination import Attestation
 from enclave_os.verifier.tls_stream import TLSStream
+from enclave_os.wire.setting_kinds import host_port
 from enclave_os_client.demands import ClientIdentity, Demands, Mode
 
 __all__ = ["AsyncClient", "Attestation", "Client", "ClientIdentity", "Demands", "Mode", "Policy", "attestation_of"]
@@ -121,7 +122,7 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: SocketOptions = None,
     ) -> httpcore.NetworkStream:
         plain = self._plain.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _Unattested(plain, server_name(host, port), self._demands)
+        return _Unattested(plain, host_port(host, port), self._demands)
 
 
 class _AsyncBackend(httpcore.AsyncNetworkBackend):
@@ -138,7 +139,7 @@ class _AsyncBackend(httpcore.AsyncNetworkBackend):
         socket_options: SocketOptions = None,
     ) -> httpcore.AsyncNetworkStream:
         plain = await self._plain.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _AsyncUnattested(plain, server_name(host, port), self._demands)
+        return _AsyncUnattested(plain, host_port(host, port), self._demands)
 
     async def sleep(self, seconds: float) -> None:
         await self._plain.sleep(seconds)

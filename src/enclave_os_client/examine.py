@@ -6,8 +6,9 @@ import socket
 
 import httpcore
 
-from enclave_os.verifier.connect import CertificateRefused, open_stream, server_name
+from enclave_os.verifier.connect import CertificateRefused, open_stream
 from enclave_os.verifier.examination import Attestation, chain_refused
+from enclave_os.wire.setting_kinds import host_port
 from enclave_os_client.demands import Demands
 
 
@@ -20,9 +21,9 @@ def examine(host: str, port: int, demands: Demands) -> Attestation:
     due = demands.monotonic() + demands.attest_seconds
     plain = _connect(host, port, due, demands)
     try:
-        stream, found = open_stream(plain, host, server_name(host, port), demands, due)
+        stream, found = open_stream(plain, host, host_port(host, port), demands, due)
     except CertificateRefused as error:
-        return chain_refused(server_name(host, port), demands, str(error))
+        return chain_refused(host_port(host, port), demands, str(error))
     stream.close()
     return found
 

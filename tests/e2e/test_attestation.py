@@ -24,7 +24,7 @@ from enclave_os.evidence import oids
 from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.leaf import read_leaf
 from enclave_os.evidence.merkle import verify_inclusion
-from enclave_os.verifier.connect import open_stream, server_name
+from enclave_os.verifier.connect import open_stream
 from enclave_os.verifier.demands import ClientIdentity
 from enclave_os_client import client as attesting
 from enclave_os_client.client import AsyncClient, Client, Demands, Mode, Policy, attestation_of
@@ -190,7 +190,7 @@ class TestApplications:
     def test_a_name_of_its_own_gets_its_own_leaf_and_421_keeps_them_apart(self, server: Server) -> None:
         """RT8."""
         plain = httpcore.SyncBackend().connect_tcp("127.0.0.1", server.port, timeout=30)
-        stream, found = open_stream(plain, "app.example", server_name("app.example", 443), Demands(policy=SIMULATED))
+        stream, found = open_stream(plain, "app.example", "app.example:443", Demands(policy=SIMULATED))
         assert found.leaf is not None
         assert found.leaf.names == ("app.example",)
         assert found.leaf.oids[oids.APP_CODE] == bytes(32)

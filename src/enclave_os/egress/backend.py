@@ -18,10 +18,11 @@ from enclave_os.egress.failures import tls_failed
 from enclave_os.egress.rules import host_of
 from enclave_os.egress.stream import Link, RingStream
 from enclave_os.errors import AttestationError, ClockUntrusted, EgressError, InternalError, ServerProtocolError
-from enclave_os.verifier.connect import CertificateRefused, open_async_stream, server_name
+from enclave_os.verifier.connect import CertificateRefused, open_async_stream
 from enclave_os.verifier.demands import Demands
 from enclave_os.verifier.tls_stream import AsyncTLSStream
 from enclave_os.wire.egress_settings import EnclaveEgress
+from enclave_os.wire.setting_kinds import host_port
 
 RETRY_SECONDS: Final = 0.02  # between two tries while the ring is full: it is drained in milliseconds, or never
 
@@ -44,7 +45,7 @@ class Dialer:
 
     async def dial(self, host: str, port: int) -> RingStream:
         """Connect. Raises: EgressError."""
-        target = server_name(host, port)
+        target = host_port(host, port)
         loop = asyncio.get_running_loop()
         due = loop.time() + self._seconds
         if self._slots.locked():

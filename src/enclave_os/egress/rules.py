@@ -14,7 +14,7 @@ import httpx
 
 from enclave_os.errors import EgressError
 from enclave_os.wire.egress_settings import HTTPS_PORT, Target
-from enclave_os.wire.setting_kinds import ServerName, shown
+from enclave_os.wire.setting_kinds import ServerName, host_port, shown
 
 TARGET_SIZE_MAX: Final = 8 << 10  # path and query, as our own server takes them
 HEAD_SIZE_MAX: Final = 64 << 10
@@ -38,7 +38,7 @@ class Origin(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 class Rules:

@@ -198,8 +198,3 @@ async def open_async_stream(
         await stream.aclose()
         raise
     return stream, found
-
-
-def server_name(host: str, port: int) -> str:
-    """`host:port`, an IPv6 address in brackets; the port always, so that two servers of one host are two."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -22,6 +22,7 @@ from enclave_os.wire.setting_kinds import (
     Size,
     Tables,
     Text,
+    host_port,
     key,
     shown,
 )
@@ -50,7 +51,7 @@ class Target(NamedTuple):
 
     def __str__(self) -> str:
         host = f"*.{self.host}" if self.wildcard and self.host else "*" if self.wildcard else self.host
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return host_port(host, self.port)
 
 
 class EgressTarget(Kind):

@@ -43,7 +43,12 @@ class Endpoint(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return host_port(self.address, self.port)
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets; the port always, so that two servers of one host are two."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def shown(value: object) -> str:
