@@ -19,9 +19,8 @@ import httpx
 
 from enclave_os.errors import InternalError, UsageError
 from enclave_os.evidence.policy import Policy
-from enclave_os.verifier.connect import open_async_stream, open_stream
+from enclave_os.verifier.connect import AsyncUnverified, open_accepted_stream, open_stream
 from enclave_os.verifier.examination import Attestation
-from enclave_os.verifier.tls_stream import TLSStream
 from enclave_os.wire.setting_kinds import host_port
 from enclave_os_client.demands import ClientIdentity, Demands, Mode
 
@@ -122,7 +121,7 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: SocketOptions = None,
     ) -> httpcore.NetworkStream:
         plain = self._plain.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _Unattested(plain, host_port(host, port), self._demands)
+        return _Unattested(plain, host, port, self._demands)
 
 
 class _AsyncBackend(httpcore.AsyncNetworkBackend):
@@ -139,27 +138,34 @@ class _AsyncBackend(httpcore.AsyncNetworkBackend):
         socket_options: SocketOptions = None,
     ) -> httpcore.AsyncNetworkStream:
         plain = await self._plain.connect_tcp(host, port, timeout, local_address, socket_options)
-        return _AsyncUnattested(plain, host_port(host, port), self._demands)
+        server = host_port(host, port)
+        return AsyncUnverified(plain, lambda name: open_accepted_stream(plain, name or host, server, self._demands))
 
     async def sleep(self, seconds: float) -> None:
         await self._plain.sleep(seconds)
 
 
 class _Unattested(httpcore.NetworkStream):
-    """A TCP connection that nothing can be written to: httpcore has to start TLS on it, which attests the server."""
+    """As `AsyncUnverified`, for the synchronous client, of which an enclave has no use."""
 
-    def __init__(self, plain: httpcore.NetworkStream, server: str, demands: Demands) -> None:
+    def __init__(self, plain: httpcore.NetworkStream, host: str, port: int, demands: Demands) -> None:
         self._plain = plain
-        self._server = server
+        self._host = host
+        self._server = host_port(host, port)
         self._demands = demands
 
     def start_tls(
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         """Ours, not `ssl_context`'s."""
-        host = server_hostname or self._server.rpartition(":")[0].strip("[]")
-        stream, found = open_stream(self._plain, host, self._server, self._demands)
-        return _admitted(stream, found)
+        stream, found = open_stream(self._plain, server_hostname or self._host, self._server, self._demands)
+        try:
+            found.require()
+        except BaseException:
+            stream.close()
+            raise
+        stream.attestation = found
+        return stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         raise InternalError("a connection was read before it was attested")
@@ -172,47 +178,3 @@ class _Unattested(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._plain.get_extra_info(info)
-
-
-class _AsyncUnattested(httpcore.AsyncNetworkStream):
-    """As `_Unattested`."""
-
-    def __init__(self, plain: httpcore.AsyncNetworkStream, server: str, demands: Demands) -> None:
-        self._plain = plain
-        self._server = server
-        self._demands = demands
-
-    async def start_tls(
-        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        host = server_hostname or self._server.rpartition(":")[0].strip("[]")
-        stream, found = await open_async_stream(self._plain, host, self._server, self._demands)
-        try:
-            found.require()
-        except BaseException:
-            await stream.aclose()
-            raise
-        stream.attestation = found
-        return stream
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        raise InternalError("a connection was read before it was attested")
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        raise InternalError("a connection was written to before it was attested")
-
-    async def aclose(self) -> None:
-        await self._plain.aclose()
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._plain.get_extra_info(info)
-
-
-def _admitted(stream: TLSStream, found: Attestation) -> TLSStream:
-    try:
-        found.require()
-    except BaseException:
-        stream.close()
-        raise
-    stream.attestation = found
-    return stream

@@ -9,7 +9,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import httpcore
 
@@ -17,8 +17,8 @@ from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os.egress.failures import tls_failed
 from enclave_os.egress.rules import host_of
 from enclave_os.egress.stream import Link, RingStream
-from enclave_os.errors import AttestationError, ClockUntrusted, EgressError, InternalError, ServerProtocolError
-from enclave_os.verifier.connect import CertificateRefused, open_async_stream
+from enclave_os.errors import ClockUntrusted, EgressError, InternalError, ServerProtocolError
+from enclave_os.verifier.connect import AsyncUnverified, CertificateRefused, open_accepted_stream
 from enclave_os.verifier.demands import Demands
 from enclave_os.verifier.tls_stream import AsyncTLSStream
 from enclave_os.wire.egress_settings import EnclaveEgress
@@ -131,21 +131,15 @@ class Trust:
         return stream
 
     async def attested(self, plain: RingStream, host: str, demands: Demands) -> AsyncTLSStream:
-        """The same to a server that proves itself before anything else is said. Raises: EgressError."""
+        """The same to a server that proves itself before anything else is said.
+
+        Raises: EgressError; AttestationError: it does not, which modules are told by `failures.translated`.
+        """
         self.trusted(plain.target)
         try:
-            stream, found = await open_async_stream(plain, host, plain.target, demands)
+            return await open_accepted_stream(plain, host, plain.target, demands)
         except CertificateRefused as error:
             raise EgressError(f"{plain.target}: {error}", "tls", "server", "certificate") from None
-        try:
-            found.require()
-        except AttestationError as error:
-            await stream.aclose()
-            raise EgressError(
-                f"{plain.target} did not attest as asked: {error}", "attestation", "server", error.code
-            ) from None
-        stream.attestation = found
-        return stream
 
     def demands(self, demands: Demands) -> Demands:
         """`demands` with our CAs, time and deadlines put in."""
@@ -187,37 +181,9 @@ class Backend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """A connection on which nothing but TLS can be started. Raises: EgressError."""
         name = host_of(host.encode("ascii"))
-        return _Unverified(await self._dialer.dial(name, port), name, self._open)
+        plain = await self._dialer.dial(name, port)
+        return AsyncUnverified(plain, lambda _: self._open(plain, name))  # the name that was connected to
 
     async def sleep(self, seconds: float) -> None:
         """Between tries to connect, which are ours alone: never called."""
         raise InternalError("the pool tries again by itself")
-
-
-class _Unverified(httpcore.AsyncNetworkStream):
-    """A connection that no request can be written to before the server was verified."""
-
-    def __init__(
-        self, plain: RingStream, host: str, open_: Callable[[RingStream, str], Awaitable[AsyncTLSStream]]
-    ) -> None:
-        self._plain = plain
-        self._host = host
-        self._open = open_
-
-    async def start_tls(
-        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        """Ours: `ssl_context` is a placeholder, and the name is the one that was connected to."""
-        return await self._open(self._plain, self._host)
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> NoReturn:
-        raise InternalError("a connection was read before its server was verified")
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> NoReturn:
-        raise InternalError("a connection was written to before its server was verified")
-
-    async def aclose(self) -> None:
-        await self._plain.aclose()
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._plain.get_extra_info(info)

@@ -7,14 +7,15 @@ protocol, the streams carry the bytes. The two halves differ in `await` alone.
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NoReturn
 
 import h11
 import httpcore
 
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os._x509 import Identity
-from enclave_os.errors import ServerProtocolError
+from enclave_os.errors import InternalError, ServerProtocolError
 from enclave_os.evidence.binding import CHALLENGE_SIZE
 from enclave_os.verifier.demands import Demands, Mode
 from enclave_os.verifier.examination import Answer, Ask, Attestation, Channel, Examination
@@ -198,3 +199,55 @@ async def open_async_stream(
         await stream.aclose()
         raise
     return stream, found
+
+
+async def open_accepted_stream(
+    plain: httpcore.AsyncNetworkStream, host: str, server: str, demands: Demands
+) -> AsyncTLSStream:
+    """As `open_async_stream`, to a server that is accepted; the stream carries what was found.
+
+    Raises: AttestationError: it is not; `plain` is closed then.
+    """
+    stream, found = await open_async_stream(plain, host, server, demands)
+    try:
+        found.require()
+    except BaseException:
+        await stream.aclose()
+        raise
+    stream.attestation = found
+    return stream
+
+
+class AsyncUnverified(httpcore.AsyncNetworkStream):
+    """A connection that nothing can be written to: httpcore has to start TLS on it, which verifies the server.
+
+    Args: open_tls: shakes hands over `plain` and verifies, given the name that httpcore asks for.
+    """
+
+    def __init__(
+        self, plain: httpcore.AsyncNetworkStream, open_tls: Callable[[str | None], Awaitable[AsyncTLSStream]]
+    ) -> None:
+        self._plain = plain
+        self._open_tls = open_tls
+
+    async def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """Ours, not `ssl_context`'s."""
+        return await self._open_tls(server_hostname)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> NoReturn:
+        """Not before `start_tls`."""
+        raise InternalError("a connection was read before its server was verified")
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> NoReturn:
+        """Not before `start_tls`."""
+        raise InternalError("a connection was written to before its server was verified")
+
+    async def aclose(self) -> None:
+        """Close it."""
+        await self._plain.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        """What the plain stream knows."""
+        return self._plain.get_extra_info(info)
