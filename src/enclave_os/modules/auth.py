@@ -9,8 +9,6 @@ verified (a decoy's, when there is nothing to verify), and each failure gets the
 `jti`; the signature's bytes are no identity, since (r, n-s) verifies as well as (r, s) (JW3).
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from enclave_os.errors import ClockUntrusted, ConfigError, UsageError
+from enclave_os.evidence.protocol import b64url, read_b64url
 from enclave_os.http import HTTPError, Request, Response, error_response, parse_json
 from enclave_os.modules.api import MANAGER, MONITORING, Clock, Token
-from enclave_os.modules.issuer_keys import IssuerKey, b64url, keys_of
+from enclave_os.modules.issuer_keys import IssuerKey, keys_of
 from enclave_os.modules.spent_tokens import Spending, SpentTokens
 from enclave_os.wire.setting_issuers import Issuer
 
@@ -65,7 +64,6 @@ OTHER_WORKER: Final = error_response(503, REASONS[503], (("Retry-After", "0"),))
 FULL: Final = error_response(503, REASONS[503], (("Retry-After", "60"),))
 
 _NS_PER_SECOND: Final = 1_000_000_000
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]+\Z", re.ASCII)
 _SCOPE: Final = re.compile(r"[\x20\x21\x23-\x5b\x5d-\x7e]*\Z", re.ASCII)  # RFC 6749 3.3
 _MISSING: Final = object()
 _DECOY: Final = "e30.e30"
@@ -93,9 +91,8 @@ def verify_es256(token: str, key: ec.EllipticCurvePublicKey) -> bool:
     """Whether the signature of a compact JWS is `key`'s, by ES256 and nothing else."""
     signed, _, signature = token.rpartition(".")
     try:
-        data = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
-        return _ES256.verify(signed.encode("ascii"), key, data)
-    except ValueError:  # binascii.Error, UnicodeEncodeError
+        return _ES256.verify(signed.encode("ascii"), key, read_b64url(signature))
+    except ValueError:  # also UnicodeEncodeError
         return False
 
 
@@ -274,13 +271,10 @@ class Authenticator:
 
 def _canonical(segment: str) -> bytes | None:
     """The bytes of one segment: base64url without padding, blanks or stray trailing bits (RFC 7515 2, JW4)."""
-    if not _SEGMENT.match(segment):
-        return None
     try:
-        data = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
-    except binascii.Error:
+        return read_b64url(segment) or None
+    except ValueError:
         return None
-    return data if b64url(data) == segment else None
 
 
 def _object(data: bytes | None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ show.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from enclave_os.errors import ConfigError
-from enclave_os.evidence.protocol import read_b64url
+from enclave_os.evidence.protocol import b64url, read_b64url
 from enclave_os.evidence.strict_json import load_object
 from enclave_os.wire.setting_issuers import Issuer
 
@@ -122,8 +121,3 @@ def thumbprint(key: ec.EllipticCurvePublicKey) -> str:
     x, y = (b64url(number.to_bytes(32, "big")) for number in (point.x, point.y))
     members = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
     return b64url(hashlib.sha256(members.encode("ascii")).digest())
-
-
-def b64url(data: bytes) -> str:
-    """Base64url without padding (RFC 7515 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
