@@ -12,20 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from enclave_os.http import HTTPError
-from enclave_os.modules.api import Clock, Item, Storage, Write
+from enclave_os.modules.api import Clock, Storage
 from enclave_os.modules.vault import transit
-from enclave_os.modules.vault.access import ABSENT, DENIED, Access, Refused, Who
-from enclave_os.modules.vault.policy_document import (
-    PolicyMistake,
-    canonical,
-    check_path,
-    owned_by,
-    read_policy,
-    with_issuers,
-)
-from enclave_os.modules.vault.record import Record, Records, State, Version
+from enclave_os.modules.vault.access import DENIED, Access, Refused, Who
+from enclave_os.modules.vault.policy_document import check_path, owned_by
+from enclave_os.modules.vault.record import Record, State, Version
 from enclave_os.modules.vault.request_fields import decoded, encoded
-from enclave_os.modules.vault.secrets import DECOY
+from enclave_os.modules.vault.rows import Rows
 
 VERSIONS_MAX: Final = 32  # of one key, destroyed ones apart
 USES: Final[Mapping[str, str]] = {
@@ -57,13 +50,11 @@ class Keyring:
         self._access = access
         self._clock = clock
         self._random = random
-        self._table = storage.table("keys")
-        self._records = Records("key")
+        self._rows = Rows(access, storage.table("keys"), "key")
 
     async def open(self) -> None:
         """Lay out what is read where a key is not there."""
-        if await self._table.get(DECOY) is None:
-            await self._table.put(DECOY, Record(owned_by("-", "-")).encode())
+        await self._rows.open()
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
@@ -74,17 +65,17 @@ class Keyring:
             raise HTTPError(422, mistake)
 
         async def work() -> dict[str, Any]:
-            item, found = await self._find(name)
+            row = await self._rows.find(name)
             if not self._access.allows(who, "key.create", name):
                 raise Refused(403, DENIED, "denied")
-            if item is not None or found is not None:
+            if row is not None:
                 raise Refused(409, "there is a key of that name", "conflict")
             if who.token is None:
                 raise Refused(403, "a key is made with a token: its owner is a subject", "ownerless")
             policy = owned_by(who.caller.issuer, who.caller.subject)
             empty = Record(policy, attributes={"type": kind, "exportable": int(exportable)})
             record = self._with_version(who, empty)
-            writes = [Write(self._table, name.encode(), record.encode(), 0)]
+            writes = [self._rows.write(name, record, 0)]
             await self._access.record(who, "key.create", name, writes, version=1)
             return self._document(name, record)
 
@@ -94,12 +85,12 @@ class Keyring:
         """A new version, which works from now on."""
 
         async def work() -> dict[str, Any]:
-            item, record = await self._open(who, "key.rotate", name)
-            kept = tuple(version for version in record.versions if version.state is not State.DESTROYED)
+            row = await self._rows.allowed(who, "key.rotate", name)
+            kept = tuple(version for version in row.record.versions if version.state is not State.DESTROYED)
             if len(kept) >= VERSIONS_MAX:
                 raise Refused(409, f"a key has at most {VERSIONS_MAX} versions; destroy old ones", "full")
-            changed = self._with_version(who, replace(record, versions=kept))
-            writes = [Write(self._table, name.encode(), changed.encode(), item.version)]
+            changed = self._with_version(who, replace(row.record, versions=kept))
+            writes = [self._rows.write(name, changed, row.version)]
             await self._access.record(who, "key.rotate", name, writes, version=changed.next_number - 1)
             return self._document(name, changed)
 
@@ -109,36 +100,22 @@ class Keyring:
         """Type, versions and public keys."""
 
         async def work() -> dict[str, Any]:
-            _, record = await self._open(who, "key.list", name)
+            row = await self._rows.allowed(who, "key.list", name)
             await self._access.record(who, "key.list", name)
-            return self._document(name, record)
+            return self._document(name, row.record)
 
         return await self._access.run(who, "key.list", name, work)
 
     async def list(self, who: Who, prefix: str, after: str, limit: int) -> dict[str, Any]:
         """Keys below a prefix that the caller may see, in the order of their names."""
-
-        async def work() -> dict[str, Any]:
-            shown: list[dict[str, Any]] = []
-            async for item in self._table.iterate():
-                name = item.name.decode()
-                if item.name == DECOY or not name.startswith(prefix) or name <= after:
-                    continue
-                record, policy = self._records.read(item)
-                if self._access.allows(who, "key.list", name, policy.rules):
-                    shown.append(self._summary(name, record))
-            shown.sort(key=lambda one: str(one["name"]))
-            await self._access.record(who, "key.list", prefix, detail="prefix")
-            found: dict[str, Any] = {"keys": shown[:limit]}
-            return found | ({"next": shown[limit - 1]["name"]} if len(shown) > limit else {})
-
-        return await self._access.run(who, "key.list", prefix, work)
+        return await self._rows.list(who, prefix, after, limit, self._summary)
 
     async def destroy(self, who: Who, name: str, numbers: frozenset[int]) -> dict[str, Any]:
         """Versions are gone for good, and what they made is nothing any more; none named: the whole key."""
 
         async def work() -> dict[str, Any]:
-            item, record = await self._open(who, "key.delete", name)
+            row = await self._rows.allowed(who, "key.delete", name)
+            record = row.record
             unknown = sorted(number for number in numbers if record.find(number) is None)
             if unknown:
                 raise Refused(404, f"there is no version {unknown[0]}", "absent")
@@ -146,7 +123,7 @@ class Keyring:
             changed = record.with_states(chosen, State.DESTROYED)
             materials = {number: key for number, key in _materials(record).items() if number not in chosen}
             changed = replace(changed, value=_packed(materials))
-            write = Write(self._table, name.encode(), changed.encode() if numbers else None, item.version)
+            write = self._rows.write(name, changed if numbers else None, row.version)
             await self._access.record(who, "key.delete", name, [write], detail=",".join(map(str, sorted(chosen))))
             return self._document(name, changed)
 
@@ -156,10 +133,9 @@ class Keyring:
         """The policy's document."""
 
         async def work() -> Mapping[str, Any]:
-            _, record = await self._open(who, "key.policy", name)
+            row = await self._rows.allowed(who, "key.policy", name)
             await self._access.record(who, "key.policy", name, detail="read")
-            found: Mapping[str, Any] = record.policy
-            return found
+            return row.record.policy
 
         return await self._access.run(who, "key.policy", name, work)
 
@@ -167,16 +143,11 @@ class Keyring:
         """Another policy."""
 
         async def work() -> Mapping[str, Any]:
-            item, record = await self._open(who, "key.policy", name)
-            try:
-                read_policy(document, "key", who.caller.issuer)
-                stored = with_issuers(document, who.caller.issuer)
-                canonical(stored)
-            except PolicyMistake as mistake:
-                raise Refused(422, str(mistake), "mistake") from mistake
-            writes = [Write(self._table, name.encode(), replace(record, policy=stored).encode(), item.version)]
+            row = await self._rows.allowed(who, "key.policy", name)
+            changed = self._rows.under(who, row.record, document)
+            writes = [self._rows.write(name, changed, row.version)]
             await self._access.record(who, "key.policy", name, writes, detail="changed")
-            return stored
+            return changed.policy
 
         return await self._access.change(who, "key.policy", name, work)
 
@@ -184,7 +155,7 @@ class Keyring:
         """The key itself, of one that was made to leave."""
 
         async def work() -> dict[str, Any]:
-            _, record = await self._open(who, "key.export", name)
+            record = (await self._rows.allowed(who, "key.export", name)).record
             if not record.attributes["exportable"]:
                 raise Refused(403, "this key was made not to leave", "unexportable")
             key = _key(name, record, number)
@@ -208,7 +179,7 @@ class Keyring:
         """
 
         async def work() -> dict[str, Any]:
-            _, record = await self._open(who, action, name)
+            record = (await self._rows.allowed(who, action, name)).record
             if record.attributes["type"] != USES[action]:
                 raise Refused(422, f"this takes a key of type {USES[action]}", "mistake")
             try:
@@ -225,7 +196,7 @@ class Keyring:
         """A ciphertext under the latest version; the plaintext stays here."""
 
         async def work() -> dict[str, Any]:
-            _, record = await self._open(who, "key.rewrap", name)
+            record = (await self._rows.allowed(who, "key.rewrap", name)).record
             if record.attributes["type"] != transit.AES:
                 raise Refused(422, f"this takes a key of type {transit.AES}", "mistake")
             try:
@@ -241,22 +212,6 @@ class Keyring:
         return await self._access.run(who, "key.rewrap", name, work)
 
     # -- rows ----------------------------------------------------------------------------------------------------------
-
-    async def _find(self, name: str) -> tuple[Item | None, Record | None]:
-        item = await self._table.get(name.encode()) if check_path(name) is None else None
-        if item is None:
-            await self._table.get(DECOY)
-            return None, None
-        return item, self._records.read(item)[0]
-
-    async def _open(self, who: Who, action: str, name: str) -> tuple[Item, Record]:
-        """A key that the caller may do this with. Raises: Refused."""
-        item, record = await self._find(name)
-        rules = None if item is None else self._records.read(item)[1].rules
-        self._access.check(who, action, name, rules)
-        if item is None or record is None:
-            raise Refused(404, ABSENT, "absent")
-        return item, record
 
     def _with_version(self, who: Who, record: Record) -> Record:
         number, kind = record.next_number, record.attributes["type"]

@@ -12,19 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from enclave_os.http import HTTPError
-from enclave_os.modules.api import Clock, Item, Storage, Write
+from enclave_os.modules.api import Clock, Storage, Write
 from enclave_os.modules.vault.access import ABSENT, DENIED, Access, Refused, Who, caller_key, enclave_key
 from enclave_os.modules.vault.policy import Rule
-from enclave_os.modules.vault.policy_document import (
-    Approval,
-    PolicyMistake,
-    canonical,
-    check_path,
-    owned_by,
-    read_policy,
-    with_issuers,
-)
-from enclave_os.modules.vault.record import Record, Records, State, Version
+from enclave_os.modules.vault.policy_document import Approval, check_path, owned_by
+from enclave_os.modules.vault.record import Record, State, Version
+from enclave_os.modules.vault.rows import Rows
 
 SECRET_SIZE_MAX: Final = 1 << 20
 BESIDE_SIZE_MAX: Final = 2 << 10  # a value that stands in the secret's own row
@@ -34,8 +27,6 @@ TTL_MAX: Final = 10 * 366 * 24 * 3600  # seconds
 LIST_MAX: Final = 1000
 DATA_FOLDER: Final = "data"
 """Below it only `POST /data` makes secrets: whoever has this word for a subject could take the places of others."""
-DECOY: Final = b"\0decoy"
-"""Read where a secret is not there, so that its absence costs the store as much as its presence."""
 APPROVED_ACTIONS: Final = frozenset({"secret.read", "secret.policy"})
 """What needs the second person, where a policy asks for one: to take that away needs it as well."""
 
@@ -61,16 +52,14 @@ class Secrets:
     def __init__(self, access: Access, storage: Storage, clock: Clock, *, versions_kept: int = VERSIONS_KEPT) -> None:
         self._access = access
         self._clock = clock
-        self._table = storage.table("secrets")
+        self._rows = Rows(access, storage.table("secrets"), "secret")
         self._values = storage.table("values")
         self._approvals = storage.table("approvals")
-        self._records = Records("secret")
         self._versions_kept = versions_kept
 
     async def open(self) -> None:
         """Lay out the decoy."""
-        if await self._table.get(DECOY) is None:
-            await self._table.put(DECOY, Record(owned_by("-", "-")).encode())
+        await self._rows.open()
 
     # -- one secret ----------------------------------------------------------------------------------------------------
 
@@ -81,11 +70,10 @@ class Secrets:
         """
 
         async def work() -> Found:
-            _, record, approval, rules = await self._find(path)
-            self._access.check(who, "secret.read", path, rules, granted)
-            record, version = _live(record, number, self._now_s())
-            used = await self._use_approval(who, "secret.read", path, approval)
-            value = await self._value(path, record, version)
+            row = await self._rows.allowed(who, "secret.read", path, granted)
+            version = _live(row.record, number, self._now_s())
+            used = await self._use_approval(who, "secret.read", path, row.policy.approval)
+            value = await self._value(path, row.record, version)
             await self._access.record(who, "secret.read", path, used, version=version.number)
             return Found(version, value)
 
@@ -113,22 +101,23 @@ class Secrets:
             raise HTTPError(422, mistake)
 
         async def work() -> Version:
-            item, record, _, rules = await self._find(path)
-            if record is None:
+            row = await self._rows.find(path)
+            if row is None:
                 reserved = granted is None and path.startswith(f"{DATA_FOLDER}/")
                 if reserved or not self._access.allows(who, "secret.create", path, _rules(granted)):
                     raise Refused(403, DENIED, "denied")
                 record = Record(_own_policy(who))
             else:
-                self._access.check(who, "secret.write", path, rules, granted)
+                self._access.check(who, "secret.write", path, row.policy.rules, granted)
+                record = row.record
             latest = record.current.number if record.current is not None else 0
             if cas is not None and cas != latest:
                 raise Refused(409, f"the latest version is {latest}", "conflict")
             now_ms = self._clock.trusted_ns() // _NS_PER_MS
             version = Version(record.next_number, now_ms, who.name, len(value), now_ms // 1000 + ttl if ttl else 0)
-            writes = self._with_version(path, record, version, value, 0 if item is None else item.version)
+            writes = self._with_version(path, record, version, value, 0 if row is None else row.version)
             await self._access.record(
-                who, "secret.create" if item is None else "secret.write", path, writes, version=version.number
+                who, "secret.create" if row is None else "secret.write", path, writes, version=version.number
             )
             return version
 
@@ -138,12 +127,9 @@ class Secrets:
         """All versions, without their values."""
 
         async def work() -> dict[str, Any]:
-            _, record, _, rules = await self._find(path)
-            self._access.check(who, "secret.list", path, rules)
+            row = await self._rows.allowed(who, "secret.list", path)
             await self._access.record(who, "secret.list", path)
-            return self._summary(path, record) | {
-                "versions": [version.document() for version in (record.versions if record else ())],
-            }
+            return self._document(path, row.record)
 
         return await self._access.run(who, "secret.list", path, work)
 
@@ -163,12 +149,9 @@ class Secrets:
         """The whole secret is gone, its policy and its history with it; the path is free."""
 
         async def work() -> None:
-            item, record, _, rules = await self._find(path)
-            self._access.check(who, "secret.destroy", path, rules)
-            if item is None or record is None:
-                raise Refused(404, ABSENT, "absent")
-            writes = [Write(self._table, path.encode(), None, item.version)]
-            writes += [Write(self._values, _value_name(path, version.number), None) for version in record.versions]
+            row = await self._rows.allowed(who, "secret.destroy", path)
+            writes = [self._rows.write(path, None, row.version)]
+            writes += [Write(self._values, _value_name(path, version.number), None) for version in row.record.versions]
             await self._access.record(who, "secret.destroy", path, writes, detail="purged")
 
         await self._access.change(who, "secret.destroy", path, work)
@@ -177,9 +160,9 @@ class Secrets:
         self, who: Who, action: str, path: str, numbers: frozenset[int], state: State
     ) -> dict[str, Any]:
         async def work() -> dict[str, Any]:
-            item, record, _, rules = await self._find(path)
-            self._access.check(who, action, path, rules)
-            if item is None or record is None or record.current is None:
+            row = await self._rows.allowed(who, action, path)
+            record = row.record
+            if record.current is None:
                 raise Refused(404, ABSENT, "absent")
             chosen = numbers or frozenset({record.current.number})
             unknown = sorted(number for number in chosen if record.find(number) is None)
@@ -191,11 +174,11 @@ class Secrets:
                 writes = [Write(self._values, _value_name(path, number), None) for number in sorted(chosen)]
                 if record.value_of in chosen:
                     changed = replace(changed, value_of=0, value=b"")
-            writes.append(Write(self._table, path.encode(), changed.encode(), item.version))
+            writes.append(self._rows.write(path, changed, row.version))
             word = "undeleted" if state is State.LIVE else state.value
             detail = f"{word} {','.join(map(str, sorted(chosen)))}"
             await self._access.record(who, action, path, writes, detail=detail)
-            return self._summary(path, changed) | {"versions": [version.document() for version in changed.versions]}
+            return self._document(path, changed)
 
         return await self._access.change(who, action, path, work)
 
@@ -205,10 +188,9 @@ class Secrets:
         """The policy's document."""
 
         async def work() -> Mapping[str, Any]:
-            _, record, _, rules = await self._find(path)
-            self._access.check(who, "secret.policy", path, rules)
+            row = await self._rows.allowed(who, "secret.policy", path)
             await self._access.record(who, "secret.policy", path, detail="read")
-            return {} if record is None else record.policy
+            return row.record.policy
 
         return await self._access.run(who, "secret.policy", path, work)
 
@@ -216,21 +198,12 @@ class Secrets:
         """Another policy. Where the present one asks for a second person's word, this needs it too."""
 
         async def work() -> Mapping[str, Any]:
-            item, record, approval, rules = await self._find(path)
-            self._access.check(who, "secret.policy", path, rules)
-            if item is None or record is None:
-                raise Refused(404, ABSENT, "absent")
-            try:
-                read_policy(document, "secret", who.caller.issuer)
-                stored = with_issuers(document, who.caller.issuer)
-                canonical(stored)
-            except PolicyMistake as mistake:
-                raise Refused(422, str(mistake), "mistake") from mistake
-            used = await self._use_approval(who, "secret.policy", path, approval)
-            changed = replace(record, policy=stored)
-            writes = [*used, Write(self._table, path.encode(), changed.encode(), item.version)]
+            row = await self._rows.allowed(who, "secret.policy", path)
+            changed = self._rows.under(who, row.record, document)
+            used = await self._use_approval(who, "secret.policy", path, row.policy.approval)
+            writes = [*used, self._rows.write(path, changed, row.version)]
             await self._access.record(who, "secret.policy", path, writes, detail="changed")
-            return stored
+            return changed.policy
 
         return await self._access.change(who, "secret.policy", path, work)
 
@@ -238,9 +211,8 @@ class Secrets:
         """Let one other person do `action` once, soon. Returns: until when, seconds since the Unix epoch."""
 
         async def work() -> int:
-            item, _, approval, rules = await self._find(path)
-            self._access.check(who, "secret.approve", path, rules)
-            if approval is None or item is None:
+            approval = (await self._rows.allowed(who, "secret.approve", path)).policy.approval
+            if approval is None:
                 raise Refused(409, "its policy asks for no approval", "unasked")
             if who.token is None or who.key == reader:
                 raise Refused(403, "nobody approves for himself, and only a person with a token approves", "self")
@@ -269,34 +241,9 @@ class Secrets:
 
         The store knows no order of names, so this reads the rows of all secrets; their large values it does not.
         """
-
-        async def work() -> dict[str, Any]:
-            shown: list[dict[str, Any]] = []
-            async for item in self._table.iterate():
-                path = item.name.decode()
-                if item.name == DECOY or not path.startswith(prefix) or path <= after:
-                    continue
-                record, policy = self._records.read(item)
-                if self._access.allows(who, "secret.list", path, policy.rules):
-                    shown.append(self._summary(path, record))
-            shown.sort(key=lambda one: str(one["path"]))
-            await self._access.record(who, "secret.list", prefix, detail="prefix")
-            found: dict[str, Any] = {"secrets": shown[:limit]}
-            return found | ({"next": shown[limit - 1]["path"]} if len(shown) > limit else {})
-
-        return await self._access.run(who, "secret.list", prefix, work)
+        return await self._rows.list(who, prefix, after, limit, self._summary)
 
     # -- rows ----------------------------------------------------------------------------------------------------------
-
-    async def _find(self, path: str) -> tuple[Item | None, Record | None, Approval | None, Sequence[Rule] | None]:
-        """A secret's row, record, and what its policy says; all None where it is not there."""
-        name = path.encode("utf-8", "replace")
-        item = await self._table.get(name) if check_path(path) is None else None
-        if item is None:
-            await self._table.get(DECOY)
-            return None, None, None, None
-        record, policy = self._records.read(item)
-        return item, record, policy.approval, policy.rules
 
     async def _value(self, path: str, record: Record, version: Version) -> bytes:
         if record.value_of == version.number:
@@ -324,12 +271,14 @@ class Secrets:
             value_of=version.number if beside else 0,
             value=value if beside else b"",
         )
-        return [*writes, Write(self._table, path.encode(), changed.encode(), row)]
+        return [*writes, self._rows.write(path, changed, row)]
 
-    def _summary(self, path: str, record: Record | None) -> dict[str, Any]:
-        current = None if record is None else record.current
+    def _summary(self, path: str, record: Record) -> dict[str, Any]:
         found: dict[str, Any] = {"path": path, "audit": self._access.path_token("secret", path)}
-        return found if current is None else found | {"current": current.document()}
+        return found if record.current is None else found | {"current": record.current.document()}
+
+    def _document(self, path: str, record: Record) -> dict[str, Any]:
+        return self._summary(path, record) | {"versions": [version.document() for version in record.versions]}
 
     def _now_s(self) -> int:
         return self._clock.trusted_ns() // _NS
@@ -344,11 +293,11 @@ def reader_key(issuer: str, subject: str, mr_enclave: bytes) -> bytes:
     return caller_key(issuer, subject) if subject else enclave_key(mr_enclave)
 
 
-def _live(record: Record | None, number: int, now_s: int) -> tuple[Record, Version]:
-    version = None if record is None else record.find(number)
-    if record is None or version is None or not version.is_live(now_s):
+def _live(record: Record, number: int, now_s: int) -> Version:
+    version = record.find(number)
+    if version is None or not version.is_live(now_s):
         raise Refused(404, ABSENT, "absent")
-    return record, version
+    return version
 
 
 def _own_policy(who: Who) -> dict[str, Any]:
