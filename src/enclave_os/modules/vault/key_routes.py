@@ -27,18 +27,18 @@ from enclave_os.modules.api import NO_STORE, Route
 from enclave_os.modules.vault import transit
 from enclave_os.modules.vault.access import Access
 from enclave_os.modules.vault.keyring import Key, Keyring
-from enclave_os.modules.vault.policy_document import PATH_SIZE_MAX
 from enclave_os.modules.vault.request_fields import (
+    NUMBER_MAX,
     bytes_member,
     encoded,
+    listed,
     members_of,
-    number,
-    numbers,
+    path_of,
     query_of,
     text_member,
+    version_of,
+    versions_of,
 )
-from enclave_os.modules.vault.secret_routes import NUMBER_MAX, path_of
-from enclave_os.modules.vault.secrets import LIST_MAX
 
 MESSAGE_SIZE_MAX: Final = 1 << 20
 CONTEXT_SIZE_MAX: Final = 64 << 10
@@ -99,19 +99,12 @@ class KeyRoutes:
     async def list(self, request: Request) -> Response:
         """What the caller may see."""
         who = await self._access.who(request)
-        query = query_of(request, ("prefix", "after", "limit"))
-        limit = number(query["limit"], "limit", 1, LIST_MAX) if "limit" in query else 100
-        prefix, after = query.get("prefix", ""), query.get("after", "")
-        if len(prefix) > PATH_SIZE_MAX or len(after) > PATH_SIZE_MAX:
-            raise HTTPError(400, f"prefix and after have at most {PATH_SIZE_MAX} characters")
-        return _answer(await self._keyring.list(who, prefix, after, limit))
+        return _answer(await self._keyring.list(who, *listed(request)))
 
     async def destroy(self, request: Request) -> Response:
         """Versions, or all of it, gone for good."""
         who = await self._access.who(request)
-        query = query_of(request, ("versions",))
-        chosen = numbers(query["versions"], "versions") if "versions" in query else frozenset()
-        return _answer(await self._keyring.destroy(who, path_of(request), chosen))
+        return _answer(await self._keyring.destroy(who, path_of(request), versions_of(request)))
 
     async def rotate(self, request: Request) -> Response:
         """A new version."""
@@ -134,9 +127,7 @@ class KeyRoutes:
     async def export(self, request: Request) -> Response:
         """The key itself."""
         who = await self._access.who(request)
-        query = query_of(request, ("version",))
-        wanted = number(query["version"], "version", 1, NUMBER_MAX) if "version" in query else 0
-        return _answer(await self._keyring.export(who, path_of(request), wanted))
+        return _answer(await self._keyring.export(who, path_of(request), version_of(request)))
 
     # -- their uses ----------------------------------------------------------------------------------------------------
 

@@ -1,16 +1,33 @@
-"""What requests say beside their bodies, read strictly: query members, numbers, base64url."""
+"""What requests of the vault say, read strictly: paths, query members, numbers, base64url."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from enclave_os.evidence.protocol import b64url, read_b64url
 from enclave_os.http import HTTPError, Request
+from enclave_os.modules.vault.policy_document import PATH_SIZE_MAX
 
+NUMBER_MAX: Final = 2**53
 NUMBERS_MAX: Final = 64
+LIST_MAX: Final = 1000
+LIST_DEFAULT: Final = 100
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,15}\Z", re.ASCII)
+
+
+class Listed(NamedTuple):
+    """What of a list is asked for."""
+
+    prefix: str
+    after: str
+    limit: int
+
+
+def path_of(request: Request) -> str:
+    """The path that the route took from the request."""
+    return (request.params or {})["path"]
 
 
 def query_of(request: Request, known: Collection[str]) -> dict[str, str]:
@@ -53,7 +70,29 @@ def numbers(text: str, name: str) -> frozenset[int]:
     parts = text.split(",")
     if len(parts) > NUMBERS_MAX:
         raise HTTPError(400, f"{name} names at most {NUMBERS_MAX} versions")
-    return frozenset(number(part, name, 1, 2**53) for part in parts)
+    return frozenset(number(part, name, 1, NUMBER_MAX) for part in parts)
+
+
+def version_of(request: Request) -> int:
+    """The one version that the query names, and nothing else; 0: none. Raises: HTTPError: 400."""
+    query = query_of(request, ("version",))
+    return number(query["version"], "version", 1, NUMBER_MAX) if "version" in query else 0
+
+
+def versions_of(request: Request) -> frozenset[int]:
+    """The versions that the query names, and nothing else; empty: none. Raises: HTTPError: 400."""
+    query = query_of(request, ("versions",))
+    return numbers(query["versions"], "versions") if "versions" in query else frozenset()
+
+
+def listed(request: Request) -> Listed:
+    """What the query asks of a list. Raises: HTTPError: 400."""
+    query = query_of(request, ("prefix", "after", "limit"))
+    limit = number(query["limit"], "limit", 1, LIST_MAX) if "limit" in query else LIST_DEFAULT
+    prefix, after = query.get("prefix", ""), query.get("after", "")
+    if len(prefix) > PATH_SIZE_MAX or len(after) > PATH_SIZE_MAX:
+        raise HTTPError(400, f"prefix and after have at most {PATH_SIZE_MAX} characters")
+    return Listed(prefix, after, limit)
 
 
 def members_of(request: Request, known: Collection[str]) -> dict[str, Any]:

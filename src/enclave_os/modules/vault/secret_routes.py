@@ -20,18 +20,26 @@ from typing import Final
 from enclave_os.http import HTTPError, Request, Response, json_response
 from enclave_os.modules.api import NO_STORE, Route
 from enclave_os.modules.vault.access import Access
-from enclave_os.modules.vault.policy_document import PATH_SIZE_MAX, TEXT_SIZE_MAX
-from enclave_os.modules.vault.request_fields import members_of, number, numbers, query_of, text_member
+from enclave_os.modules.vault.policy_document import TEXT_SIZE_MAX
+from enclave_os.modules.vault.request_fields import (
+    NUMBER_MAX,
+    listed,
+    members_of,
+    number,
+    path_of,
+    query_of,
+    text_member,
+    version_of,
+    versions_of,
+)
 from enclave_os.modules.vault.secrets import (
     APPROVED_ACTIONS,
-    LIST_MAX,
     SECRET_SIZE_MAX,
     TTL_MAX,
     Secrets,
     reader_key,
 )
 
-NUMBER_MAX: Final = 2**53
 MEASUREMENT_DIGITS: Final = 64
 # What a browser would do with a secret must not be decided by its first bytes.
 VALUE_HEADERS: Final = (NO_STORE, ("X-Content-Type-Options", "nosniff"))
@@ -63,9 +71,7 @@ class SecretRoutes:
     async def read(self, request: Request) -> Response:
         """A value, as it was written."""
         who = await self._access.who(request)
-        query = query_of(request, ("version",))
-        wanted = number(query["version"], "version", 1, NUMBER_MAX) if "version" in query else 0
-        found = await self._secrets.read(who, path_of(request), wanted)
+        found = await self._secrets.read(who, path_of(request), version_of(request))
         headers = (*VALUE_HEADERS, ("Vault-Version", str(found.version.number)))
         return Response(200, found.value, "application/octet-stream", headers)
 
@@ -90,17 +96,17 @@ class SecretRoutes:
     async def delete(self, request: Request) -> Response:
         """Versions count as not there."""
         who = await self._access.who(request)
-        return json_response(await self._secrets.delete(who, path_of(request), _versions(request)), 200, [NO_STORE])
+        return json_response(await self._secrets.delete(who, path_of(request), versions_of(request)), 200, [NO_STORE])
 
     async def undelete(self, request: Request) -> Response:
         """Versions are there again."""
         who = await self._access.who(request)
-        return json_response(await self._secrets.undelete(who, path_of(request), _versions(request)), 200, [NO_STORE])
+        return json_response(await self._secrets.undelete(who, path_of(request), versions_of(request)), 200, [NO_STORE])
 
     async def destroy(self, request: Request) -> Response:
         """Versions are gone for good."""
         who = await self._access.who(request)
-        return json_response(await self._secrets.destroy(who, path_of(request), _versions(request)), 200, [NO_STORE])
+        return json_response(await self._secrets.destroy(who, path_of(request), versions_of(request)), 200, [NO_STORE])
 
     async def purge(self, request: Request) -> Response:
         """The secret is gone."""
@@ -146,19 +152,4 @@ class SecretRoutes:
     async def list(self, request: Request) -> Response:
         """What the caller may see."""
         who = await self._access.who(request)
-        query = query_of(request, ("prefix", "after", "limit"))
-        limit = number(query["limit"], "limit", 1, LIST_MAX) if "limit" in query else 100
-        prefix, after = query.get("prefix", ""), query.get("after", "")
-        if len(prefix) > PATH_SIZE_MAX or len(after) > PATH_SIZE_MAX:
-            raise HTTPError(400, f"prefix and after have at most {PATH_SIZE_MAX} characters")
-        return json_response(await self._secrets.list(who, prefix, after, limit), 200, [NO_STORE])
-
-
-def path_of(request: Request) -> str:
-    """The path that the route took from the request."""
-    return (request.params or {})["path"]
-
-
-def _versions(request: Request) -> frozenset[int]:
-    query = query_of(request, ("versions",))
-    return numbers(query["versions"], "versions") if "versions" in query else frozenset()
+        return json_response(await self._secrets.list(who, *listed(request)), 200, [NO_STORE])

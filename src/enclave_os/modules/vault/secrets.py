@@ -24,7 +24,6 @@ BESIDE_SIZE_MAX: Final = 2 << 10  # a value that stands in the secret's own row
 VERSIONS_MAX: Final = 32
 VERSIONS_KEPT: Final = 10
 TTL_MAX: Final = 10 * 366 * 24 * 3600  # seconds
-LIST_MAX: Final = 1000
 DATA_FOLDER: Final = "data"
 """Below it only `POST /data` makes secrets: whoever has this word for a subject could take the places of others."""
 APPROVED_ACTIONS: Final = frozenset({"secret.read", "secret.policy"})
