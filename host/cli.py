@@ -146,7 +146,7 @@ def _serve(parsed: argparse.Namespace, loaded: config.Loaded) -> int:
     launch = _launch(parsed, loaded)
     if launch is None:
         return EX_UNAVAILABLE
-    # Imported here: `config` must work where the natives were not built.
+    # Imported here: the other commands need none of the server.
     from .supervisor import serve
 
     # While the supervisor serves, its own handlers stand before these. Outside that they give a signal the exit code

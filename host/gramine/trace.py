@@ -27,7 +27,6 @@ from enclave_os.wire.setting_kinds import Endpoint, nearest
 from enclave_os.wire.setting_table import Settings
 
 from ..launch import Launch
-from ..supervisor import serve
 
 ENTRY_POINT_GROUP: Final = "enclave_os.modules"
 SCRIPT: Final = Path(__file__).with_name("traced_enclave.py")
@@ -120,6 +119,9 @@ def _trial(settings: Settings, state: Path) -> Settings:
 
 def _run(settings: Settings, launch: Launch, log: Path) -> None:
     """Serve in a child of this process, ask, end it. Raises: TraceError."""
+    # Imported here: every command of the host describes itself, and but for this one none needs a server.
+    from ..supervisor import serve
+
     ready, ready_end = os.pipe()
     pid = os.fork()
     if pid == 0:

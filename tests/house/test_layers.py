@@ -123,6 +123,12 @@ def test_the_host_process_loads_nothing_trusted() -> None:
     assert foreign == set()
 
 
+def test_a_command_that_starts_no_server_loads_none() -> None:
+    loaded = _loaded(["enclave_os_host.cli"])
+    assert "enclave_os_host.commands.gramine" in loaded
+    assert loaded.isdisjoint(f"enclave_os_host.{name}" for name in ("_proxy", "importer", "supervisor", "tcp_proxy"))
+
+
 def test_the_enclave_process_needs_no_host_package() -> None:
     # None in sys.modules makes every import of it fail, as it is absent from the measured files.
     loaded = _loaded(_all("enclave_os"), before="import sys; sys.modules['enclave_os_host'] = None")
