@@ -69,7 +69,7 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
             return _manifest(image, settings)
         if parsed.action == "sign":
             return _new_key(parsed.new_key) if parsed.new_key else _sign(image, settings)
-        return _measure(image)
+        return _measure(image, read_image(image))
     except TraceError as error:
         return _fail(str(error), os.EX_SOFTWARE)
     except (ManifestError, StateError) as error:
@@ -114,17 +114,16 @@ def _new_key(path: Path) -> int:
 def _sign(image: Image, settings: Settings) -> int:
     if not settings.gramine.key_file:
         return _fail("gramine.key_file names no key: enclave-os gramine sign --new-key FILE makes one", os.EX_CONFIG)
-    read_image(image)
+    files = read_image(image)
     if shutil.which(SIGNER) is None:
         return _fail(f"signing needs {SIGNER}, and there is none on the path: {INSTALL}", os.EX_UNAVAILABLE)
     code = _run_signer(image.folder, Path(settings.gramine.key_file), image.signed_manifest)
     if code != 0:
         return _fail(f"{SIGNER} ended with exit code {code}", os.EX_SOFTWARE)
-    return _measure(image)
+    return _measure(image, files)
 
 
-def _measure(image: Image) -> int:
-    files = read_image(image)
+def _measure(image: Image, files: FileList) -> int:
     _tell(image, files)
     if image.signature.is_file():
         _tell_signature(image.signature, "signed")

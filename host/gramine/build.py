@@ -59,7 +59,7 @@ class FileList:
 
 def digest_of(files: Iterable[Listed]) -> str:
     """SHA-256, in hexadecimal, over a line `<sha256>  <path>` for each file, sorted by path."""
-    lines = (f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: str(file.path)))
+    lines = (f"{file.sha256}  {file.path}\n" for file in _by_path(files))
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -78,9 +78,11 @@ def make_image(image: Image, trace: Trace, modules: Mapping[str, str]) -> FileLi
     prefix = image.root / PREFIX
     (prefix / "python").chmod(0o755)
     (prefix / PTH_FILE).write_text(pth(), "utf-8")
-    frozen = {"files_sha256": digest_of(_listed(image)), "format": FORMAT, "modules": dict(modules)}
+    others = _listed(image)
+    frozen = {"files_sha256": digest_of(others), "format": FORMAT, "modules": dict(modules)}
     (prefix / MODULES_FILE).write_text(_json(frozen), "utf-8")
-    made = FileList(tuple(_listed(image)), tuple(sorted(c_library)))
+    files = _by_path([*others, _read(image, prefix / MODULES_FILE)])
+    made = FileList(tuple(files), tuple(sorted(c_library)))
     document = {
         "format": FORMAT,
         "sha256": made.sha256,
@@ -114,14 +116,16 @@ def read_image(image: Image) -> FileList:
 
 def _listed(image: Image) -> list[Listed]:
     """What lies in the root, by path."""
-    made = []
-    for folder, _, names in os.walk(image.root):
-        for name in names:
-            file = Path(folder, name)
-            data = file.read_bytes()
-            place = PurePosixPath(file.relative_to(image.root))
-            made.append(Listed(place, len(data), hashlib.sha256(data).hexdigest()))
-    return sorted(made, key=lambda listed: str(listed.path))
+    return _by_path(_read(image, Path(folder, name)) for folder, _, names in os.walk(image.root) for name in names)
+
+
+def _read(image: Image, file: Path) -> Listed:
+    data = file.read_bytes()
+    return Listed(PurePosixPath(file.relative_to(image.root)), len(data), hashlib.sha256(data).hexdigest())
+
+
+def _by_path(files: Iterable[Listed]) -> list[Listed]:
+    return sorted(files, key=lambda file: str(file.path))
 
 
 def _clear(image: Image) -> None:
