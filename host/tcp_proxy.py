@@ -67,6 +67,7 @@ class TCPProxy:
         )
         self.addresses = [Endpoint(*listener.getsockname()[:2]) for listener in self._listeners]
         pause_above = settings.limits.write_buffer_bytes
+        egress_max = egress_allowed(settings.egress, anchored=bool(settings.kv.anchor_url))
         self._proxy = Proxy(
             [listener.fileno() for listener in self._listeners],
             connections_max=self.connections_max,
@@ -78,10 +79,9 @@ class TCPProxy:
             spin_us=settings.rings.spin_us,
             fronts=[mapped(network) for network in settings.server.proxy_protocol_from],
             front_ms=FRONT_MS,
-            egress_max=egress_allowed(settings.egress, anchored=bool(settings.kv.anchor_url)),
+            egress_max=egress_max,
         )
-        calls_out = bool(settings.egress.allow or settings.kv.anchor_url)
-        self._connector = Connector(self._proxy) if calls_out else None
+        self._connector = Connector(self._proxy) if egress_max else None
         self._thread = threading.Thread(target=self._run, name="tcp-proxy", daemon=True)
 
     @property
