@@ -13,7 +13,6 @@ from typing import Final
 
 from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.errors import PeerProtocolError
-from enclave_os.wire.layout import plan_region
 from enclave_os.wire.rpc import LogLevel, Method
 from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import enclave_document
@@ -28,7 +27,7 @@ from .handlers.seal import SealStore
 from .handlers.time import tell_time
 from .launch import SIMULATED, Launch
 from .rpc_dispatcher import Registry, RPCDispatcher
-from .shared_memory import Region, region_folder, region_label
+from .shared_memory import Region, region_folder, region_label, region_layout
 from .state import StateFolder
 
 LOCK_FILE: Final = "import.lock"
@@ -63,13 +62,8 @@ def run(
         start = Start(kind="import", giver=giver)
         files = launch.platform_files(platform)
         document = enclave_document(settings, INDEX, 1, CertificateAuthority(), start, files)
-        rings = settings.rings
-        layout = plan_region(
-            data_to_enclave=rings.data_to_enclave, data_to_host=rings.data_to_host,
-            rpc_to_host=rings.rpc_to_host, rpc_to_enclave=rings.rpc_to_enclave,
-        )  # fmt: skip
         regions = region_folder(folder) if folder else region_folder()
-        region = Region(regions, region_label(state.path, INDEX), layout)
+        region = Region(regions, region_label(state.path, INDEX), region_layout(settings.rings))
         try:
             region.call_channels()
             region.call_run(document)

@@ -35,8 +35,10 @@ from enclave_os.wire.layout import (
     descriptor_offset,
     encode_descriptor,
     encode_header,
+    plan_region,
     slot_offset,
 )
+from enclave_os.wire.setting_table import Rings
 
 from .state import make_private_folder
 
@@ -47,7 +49,7 @@ class Region:
     Args:
         folder: where regions lie.
         label: begins the name; a-z, 0-9 and -.
-        layout: sizes and places, from `plan_region`.
+        layout: sizes and places.
     Attributes:
         name: the file's name, which the enclave is given.
         buffer: the mapping; rings and proxy point into it, so it is never closed by hand.
@@ -122,6 +124,16 @@ class Region:
         self._words[(base + SLOT_OFFSET) // 8] = offset
         self._words[(base + SLOT_ARGUMENT_SIZE) // 8] = size
         self._words[(base + SLOT_STATE) // 8] = SlotState.FILLED
+
+
+def region_layout(rings: Rings) -> RegionLayout:
+    """Sizes and places of a region with the configured rings."""
+    return plan_region(
+        data_to_enclave=rings.data_to_enclave,
+        data_to_host=rings.data_to_host,
+        rpc_to_host=rings.rpc_to_host,
+        rpc_to_enclave=rings.rpc_to_enclave,
+    )
 
 
 def region_folder(path: Path = Path(REGION_FOLDER)) -> Path:

@@ -31,7 +31,7 @@ from types import FrameType
 from typing import Final
 
 from enclave_os.wire.errors import PeerProtocolError
-from enclave_os.wire.layout import EntryResult, Slot, plan_region
+from enclave_os.wire.layout import EntryResult, Slot
 from enclave_os.wire.rpc import LogLevel, Method
 from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import ConfigError, enclave_document
@@ -52,7 +52,7 @@ from .imported_rows import bring_rows
 from .launch import SIMULATED, Launch
 from .rpc_dispatcher import Registry, RPCDispatcher
 from .service_manager import notify, say_ready
-from .shared_memory import Region, region_folder, region_label, remove_leftovers
+from .shared_memory import Region, region_folder, region_label, region_layout, remove_leftovers
 from .state import StateError, StateFolder, StateTaken
 from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
 
@@ -157,13 +157,7 @@ class Supervisor:
         self._state_folder = state_folder
         self._folder = folder
         self._launch = launch
-        rings = settings.rings
-        self._layout = plan_region(
-            data_to_enclave=rings.data_to_enclave,
-            data_to_host=rings.data_to_host,
-            rpc_to_host=rings.rpc_to_host,
-            rpc_to_enclave=rings.rpc_to_enclave,
-        )
+        self._layout = region_layout(settings.rings)
         bring_rows(state_folder, log.info)
         for name in remove_leftovers(folder):
             log.info(f"removed region {name}, whose server is dead")

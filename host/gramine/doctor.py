@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from enclave_os.wire.layout import REGION_FOLDER, plan_region
+from enclave_os.wire.layout import REGION_FOLDER
 from enclave_os.wire.setting_table import Settings
 
 from ..launch import How
+from ..shared_memory import region_layout
 from .build import ImageError, read_image
 from .image import Image
 from .installed import INSTALL, LOADERS, find_gramine
@@ -263,12 +264,7 @@ def _image(image: Image) -> Iterator[Check]:
 
 def _shared_memory(machine: Machine, settings: Settings) -> Check:
     folder = machine.path(REGION_FOLDER).parent
-    rings = settings.rings
-    region = plan_region(
-        data_to_enclave=rings.data_to_enclave, data_to_host=rings.data_to_host,
-        rpc_to_host=rings.rpc_to_host, rpc_to_enclave=rings.rpc_to_enclave,
-    )  # fmt: skip
-    wanted = region.size * settings.server.workers
+    wanted = region_layout(settings.rings).size * settings.server.workers
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         found = f"{Path(REGION_FOLDER).parent} may not be written"
         return Check("shared memory", "fail", found, EVERY, "mount a tmpfs there, mode 1777")
