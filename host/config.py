@@ -33,6 +33,7 @@ PLACED: Final = (
     ("gramine", "key_file"),
     ("gramine", "image"),
 )
+READ: Final = (("seal", "owner_public_key_file", "owner_public_key_pem"), ("kv", "anchor_ca_file", "anchor_ca_pem"))
 
 Document = dict[str, dict[str, object]]
 
@@ -88,10 +89,8 @@ def load(
             document.setdefault(section, {}).update(values)
         origins.update(layer.origins)
     base = found.parent if found else folder
-    _read_key_files(document, base)
-    _read_owner_key(document, base)
+    _read_files(document, base)
     _read_egress_cas(document, base)
-    _read_anchor_ca(document, base)
     _place_files(document, base)
     _fill_names(document, host_name)
     _fill_state_dir(document, environment, user_id, folder)
@@ -212,23 +211,25 @@ def read_pem(path: Path, key: str, where: str = "", size_max: int = PEM_SIZE_MAX
         raise ConfigError({key: f"{where}{path}: {reason}"}) from None
 
 
-def _read_key_files(document: Document, folder: Path) -> None:
-    """Replace each issuer's `public_key_file` and `jwks_file` by what they hold: the enclave cannot open files."""
+def _read_files(document: Document, folder: Path) -> None:
+    """Replace names of files by what they hold, for the enclave, which cannot open them."""
     issuers = document.get("auth", {}).get("issuers")
-    if not isinstance(issuers, list):
+    for file, text in (("public_key_file", "public_key_pem"), ("jwks_file", "jwks")):
+        for number, issuer in enumerate(issuers if isinstance(issuers, list) else (), 1):
+            _read_file(issuer, file, text, folder, "auth.issuers", f"entry {number}: {file} ")
+    for section, file, text in READ:
+        _read_file(document.get(section), file, text, folder, f"{section}.{file}")
+
+
+def _read_file(table: object, file: str, text: str, folder: Path, key: str, where: str = "") -> None:
+    """Replace a table's `file` by what that holds, as its `text`; `key` and `where` as of `read_pem`."""
+    if not isinstance(table, dict):
+        return  # not ours to judge: `check` has the words for it
+    name = table.get(file)
+    if not isinstance(name, str) or not name or table.get(text):
         return
-    for number, issuer in enumerate(issuers, 1):
-        name = issuer.get("public_key_file") if isinstance(issuer, dict) else None
-        if not isinstance(name, str) or not name or issuer.get("public_key_pem"):
-            continue  # not ours to judge: `check` has the words for it
-        issuer["public_key_pem"] = read_pem(folder / name, "auth.issuers", f"entry {number}: public_key_file ")
-        del issuer["public_key_file"]
-    for number, issuer in enumerate(issuers, 1):
-        name = issuer.get("jwks_file") if isinstance(issuer, dict) else None
-        if not isinstance(name, str) or not name or issuer.get("jwks"):
-            continue
-        issuer["jwks"] = read_pem(folder / name, "auth.issuers", f"entry {number}: jwks_file ")
-        del issuer["jwks_file"]
+    table[text] = read_pem(folder / name, key, where)
+    del table[file]
 
 
 def _place_files(document: Document, folder: Path) -> None:
@@ -237,16 +238,6 @@ def _place_files(document: Document, folder: Path) -> None:
         given = document.get(section, {}).get(name)
         if isinstance(given, str) and given:
             document[section][name] = os.path.abspath(folder / given)
-
-
-def _read_owner_key(document: Document, folder: Path) -> None:
-    """Replace `seal.owner_public_key_file` by what the file holds, for the same reason."""
-    seal = document.get("seal", {})
-    name = seal.get("owner_public_key_file") if isinstance(seal, dict) else None
-    if not isinstance(name, str) or not name or seal.get("owner_public_key_pem"):
-        return
-    seal["owner_public_key_pem"] = read_pem(folder / name, "seal.owner_public_key_file")
-    del seal["owner_public_key_file"]
 
 
 def _read_egress_cas(document: Document, folder: Path) -> None:
@@ -261,16 +252,6 @@ def _read_egress_cas(document: Document, folder: Path) -> None:
     path = folder / name if isinstance(name, str) and name else Path(certifi.where())
     egress["ca_pem"] = read_pem(path, "egress.ca_file", size_max=BUNDLE_SIZE_MAX)
     egress.pop("ca_file", None)
-
-
-def _read_anchor_ca(document: Document, folder: Path) -> None:
-    """Replace `kv.anchor_ca_file` by what the file holds: the enclave cannot open files of the host."""
-    kv = document.get("kv", {})
-    name = kv.get("anchor_ca_file") if isinstance(kv, dict) else None
-    if not isinstance(name, str) or not name or kv.get("anchor_ca_pem"):
-        return
-    kv["anchor_ca_pem"] = read_pem(folder / name, "kv.anchor_ca_file")
-    del kv["anchor_ca_file"]
 
 
 def _fill_names(document: Document, host_name: str) -> None:
