@@ -31,6 +31,7 @@ BUNDLE_SIZE_MAX: Final = 512 * KIB
 """Mozilla's list has 230 KiB; the whole document of a worker has 1 MiB."""
 HTTPS_PORT: Final = 443
 TLS_VERSIONS: Final = ("1.3", "1.2")
+CERTIFICATE_LINE: Final = "-----BEGIN CERTIFICATE-----"
 EGRESS_CONNECTIONS_MAX: Final = 4096
 """Of one worker. wire.frames has slots for more; the host's table of them grows up to this."""
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
@@ -90,6 +91,17 @@ def _split(text: str) -> tuple[str, str]:
         return inner, rest.removeprefix(":") if rest else str(HTTPS_PORT)
     host, colon, port = text.rpartition(":")
     return (host, port) if colon else (text, str(HTTPS_PORT))
+
+
+def bundle_problem(pem: str, file: str, file_key: str) -> str | None:
+    """What is wrong with CA certificates that are given as text, or as a file under the key `file_key`."""
+    if pem and file:
+        return f"give either this or {file_key}"
+    if "PRIVATE KEY" in pem:
+        return "holds a private key; give certificates alone"
+    if pem and CERTIFICATE_LINE not in pem:
+        return f"holds no {CERTIFICATE_LINE}"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from enclave_os.wire.egress_settings import EgressTarget, Target
+from enclave_os.wire.egress_settings import EgressTarget, Target, bundle_problem
 from enclave_os.wire.setting_kinds import GIB, KIB, MIB, Choice, Flag, Seconds, Size, Text, key
 
 ANCHOR_CA_SIZE_MAX: Final = 64 * KIB
 ANCHOR_CONNECTIONS: Final = 2  # one that is used, and one that is not yet known to be dead
 HTTPS: Final = "https://"
-_CERTIFICATE: Final = "-----BEGIN CERTIFICATE-----"
 
 
 def anchor_target(url: str) -> Target:
@@ -49,7 +48,6 @@ class EnclaveKV:
         "Enclave memory for what is known of each row, its version and tag: 64 bytes each, so 16 million rows a GiB. "
         "Beyond it new rows are refused, and a start that finds more.",
     )
-
 
     anchor_url: str = key(
         Text("https://host:port", 300, empty=True),
@@ -103,13 +101,10 @@ def check_anchor(kv: Any, problems: dict[str, str]) -> None:
     """What is wrong with the anchor of a section that was read, by key; None: there is no such section."""
     if not kv:
         return
-    if kv.anchor_ca_pem and getattr(kv, "anchor_ca_file", ""):
-        problems["kv.anchor_ca_pem"] = "give either this or anchor_ca_file"
-    elif "PRIVATE KEY" in kv.anchor_ca_pem:
-        problems["kv.anchor_ca_pem"] = "holds a private key; give certificates alone"
-    elif kv.anchor_ca_pem and _CERTIFICATE not in kv.anchor_ca_pem:
-        problems["kv.anchor_ca_pem"] = f"holds no {_CERTIFICATE}"
-    elif bool(kv.anchor_url) != bool(kv.anchor_ca_pem or getattr(kv, "anchor_ca_file", "")):
+    ca_file = getattr(kv, "anchor_ca_file", "")
+    if problem := bundle_problem(kv.anchor_ca_pem, ca_file, "anchor_ca_file"):
+        problems["kv.anchor_ca_pem"] = problem
+    elif bool(kv.anchor_url) != bool(kv.anchor_ca_pem or ca_file):
         missing = "kv.anchor_ca_file" if kv.anchor_url else "kv.anchor_url"
         problems[missing] = "is missing: an anchor has a URL, and the CA that vouches for it and for nothing else"
     elif kv.anchor_url:

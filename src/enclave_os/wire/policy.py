@@ -174,7 +174,7 @@ def _egress_of(egress: EnclaveEgress) -> Json:
     """Who may be sent data, and who vouches for them. The bundle by its hash: it is far bigger than all the rest."""
     return {
         "allow": {entry.module: sorted(str(target) for target in entry.hosts) for entry in egress.allow},
-        "ca_sha256": hashlib.sha256(egress.ca_pem.encode()).hexdigest() if egress.ca_pem else "",
+        "ca_sha256": _bundle_sha256(egress.ca_pem),
         "tls_min": egress.tls_min,
     }
 
@@ -192,8 +192,7 @@ def _egress_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
 
 def _anchor_of(kv: EnclaveKV) -> Json:
     """What stops a rollback of the store: whoever could change it could make one."""
-    ca_sha256 = hashlib.sha256(kv.anchor_ca_pem.encode()).hexdigest() if kv.anchor_ca_pem else ""
-    return {"url": kv.anchor_url, "ca_sha256": ca_sha256, "adopt": kv.anchor_adopt}
+    return {"url": kv.anchor_url, "ca_sha256": _bundle_sha256(kv.anchor_ca_pem), "adopt": kv.anchor_adopt}
 
 
 def _anchor_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
@@ -213,6 +212,10 @@ def _anchor_problem(anchor: object) -> str | None:
     if not isinstance(anchor["ca_sha256"], str) or not _DIGEST.match(anchor["ca_sha256"]):
         return "anchor: ca_sha256 is not a SHA-256 in hexadecimal"
     return None
+
+
+def _bundle_sha256(pem: str) -> str:
+    return hashlib.sha256(pem.encode()).hexdigest() if pem else ""
 
 
 def _bundle_text(sha256: str) -> str:

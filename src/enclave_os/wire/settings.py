@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar, cast
 
 from enclave_os.wire.authority import KEY_ORIGINS, CertificateAuthority
-from enclave_os.wire.egress_settings import EnclaveEgress
+from enclave_os.wire.egress_settings import EnclaveEgress, bundle_problem
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.gramine import PLATFORM_TEXT_MAX, PlatformFiles
 from enclave_os.wire.jwks import canonical_jwks
@@ -66,7 +66,6 @@ PUBLISHED_KEYS: Final = "auth"
 """The name in `[[egress.allow]]` of what fetches the keys that issuers publish."""
 HTTPS_URL: Final = re.compile(r"https://[A-Za-z0-9.\-\[\]:]+/[!-\x22$-~]*", re.ASCII)
 PUBLIC_KEY_LINE: Final = "-----BEGIN PUBLIC KEY-----"
-CERTIFICATE_LINE: Final = "-----BEGIN CERTIFICATE-----"
 
 # Strings whole (a bracket in one does not count), then brackets. Each match is possessive and a string without its end
 # matches up to the end of the document, so this is linear in whatever the host wrote.
@@ -282,12 +281,8 @@ def _check_seal(seal: Any, problems: dict[str, str]) -> None:
 def _check_egress(egress: Any, modules: Any, problems: dict[str, str], *, published: bool) -> None:
     if not egress:
         return
-    if egress.ca_pem and getattr(egress, "ca_file", ""):
-        problems["egress.ca_pem"] = "give either this or ca_file"
-    elif "PRIVATE KEY" in egress.ca_pem:
-        problems["egress.ca_pem"] = "holds a private key; give certificates alone"
-    elif egress.ca_pem and CERTIFICATE_LINE not in egress.ca_pem:
-        problems["egress.ca_pem"] = f"holds no {CERTIFICATE_LINE}"
+    if problem := bundle_problem(egress.ca_pem, getattr(egress, "ca_file", ""), "ca_file"):
+        problems["egress.ca_pem"] = problem
     names = [entry.module for entry in egress.allow]
     for name in names:
         if names.count(name) > 1:
