@@ -216,13 +216,11 @@ cdef inline void receive(proxy_t *p, worker_t *worker, connection_t *connection,
             count(&p.count.resets, 1)
             end(p, connection, REASON_PEER_GONE, True)
 
-cdef inline bint announce(proxy_t *p, worker_t *worker, connection_t *connection, const sockaddr_storage *address,
-                          bint alleged) noexcept nogil:
-    # NEW with the client's address; marked when a front alleges it. False: the ring is full.
-    cdef uint8_t *payload = NULL
+cdef inline void announce(proxy_t *p, worker_t *worker, connection_t *connection, const sockaddr_storage *address,
+                          bint alleged, uint8_t *payload) noexcept nogil:
+    # NEW with the client's address, marked when a front alleges it, into the FRAME_HEADER_SIZE + PEER_ADDRESS_SIZE_MAX
+    # bytes that were claimed.
     cdef uint32_t size
-    if claim(p, worker, FRAME_HEADER_SIZE + PEER_ADDRESS_SIZE_MAX, &payload) != RING_READY:
-        return False
     eos_store_relaxed(<uint64_t *>payload, frame_word(FRAME_NEW, connection.conn_id))
     payload += FRAME_HEADER_SIZE
     size = address_text(address, <char *>payload, PEER_ADDRESS_SIZE_MAX)
@@ -231,7 +229,7 @@ cdef inline bint announce(proxy_t *p, worker_t *worker, connection_t *connection
         size += 10
     ring_commit(&worker.to_enclave, FRAME_HEADER_SIZE + size)
     count(&p.count.frames_to_enclave, 1)
-    return True
+    deadline_set(p, connection, DEADLINE_IDLE)
 
 cdef inline void await_header(proxy_t *p, worker_t *worker, connection_t *connection) noexcept nogil:
     # A front's header is looked at where it lies in the socket until it is whole, so that not one byte of what follows
@@ -240,6 +238,7 @@ cdef inline void await_header(proxy_t *p, worker_t *worker, connection_t *connec
     cdef sockaddr_storage source
     cdef unsigned int size = sizeof(source)
     cdef ssize_t got = recv(connection.fd, data, FRONT_SIZE_MAX, MSG_PEEK)
+    cdef uint8_t *payload = NULL
     cdef int parsed = FRONT_BAD
     cdef bint alleged
     if got < 0 and (errno == EAGAIN or errno == EINTR):
@@ -258,12 +257,12 @@ cdef inline void await_header(proxy_t *p, worker_t *worker, connection_t *connec
     alleged = source.ss_family != 0
     if not alleged:
         getpeername(connection.fd, <sockaddr *>&source, &size)      # fails when it is gone: family 0, so "?"
-    if not announce(p, worker, connection, &source, alleged):
+    if claim(p, worker, FRAME_HEADER_SIZE + PEER_ADDRESS_SIZE_MAX, &payload) != RING_READY:
         queue_ready(connection)                     # the ring is full: the header stays where it is
         return
+    announce(p, worker, connection, &source, alleged, payload)
     recv(connection.fd, data, <size_t>parsed, 0)    # as many bytes as were there to be looked at
     connection.flags &= ~<int>C_FRONT
-    deadline_set(p, connection, DEADLINE_IDLE)
     queue_ready(connection)
 
 cdef inline void read_sockets(proxy_t *p, worker_t *worker) noexcept nogil:
@@ -353,7 +352,6 @@ cdef inline bint accept_one(proxy_t *p, uint32_t listener) noexcept nogil:
     cdef connection_t *connection
     cdef uint8_t *payload = NULL
     cdef epoll_event_t event
-    cdef uint32_t size
     cdef int fd
     if worker == NULL:
         return False
@@ -381,8 +379,7 @@ cdef inline bint accept_one(proxy_t *p, uint32_t listener) noexcept nogil:
         ring_abort(&worker.to_enclave)
         refuse(fd)
         count(&p.count.shed, 1)
-        connection.flags = C_SENT_CLOSE | C_GOT_CLOSE     # the enclave never heard of it
-        give_back_slot(p, connection)
+        forget(p, connection)
         return True
     connection.fd = fd
     p.sockets += 1
@@ -392,11 +389,7 @@ cdef inline bint accept_one(proxy_t *p, uint32_t listener) noexcept nogil:
         connection.flags |= C_FRONT
         deadline_set(p, connection, DEADLINE_FRONT)
         return True
-    eos_store_relaxed(<uint64_t *>payload, frame_word(FRAME_NEW, connection.conn_id))
-    size = address_text(&address, <char *>payload + FRAME_HEADER_SIZE, PEER_ADDRESS_SIZE_MAX)
-    ring_commit(&worker.to_enclave, FRAME_HEADER_SIZE + size)
-    deadline_set(p, connection, DEADLINE_IDLE)
-    count(&p.count.frames_to_enclave, 1)
+    announce(p, worker, connection, &address, False, payload)
     return True
 
 cdef inline void accept_all(proxy_t *p) noexcept nogil:
