@@ -197,6 +197,12 @@ def open_with_data_key(blob: Blob, data_key: bytes) -> bytes:
         raise SealBroken("the content does not open: it was changed, or the data key is another blob's") from error
 
 
+def check_signer(blob: Blob, master_key: bytes) -> None:
+    """Whether a blob that opened is signed by the master key inside it. Raises: SealBroken: not so."""
+    if blob.blob_key != blob_key_of(master_key):
+        raise SealBroken("it is signed by another key than its master key's")
+
+
 def grant_message(blob: Blob) -> bytes:
     """What the owner signs to let an enclave open this blob, and no other, with the data key."""
     return _GRANTED_AS + blob.sha256

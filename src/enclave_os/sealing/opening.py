@@ -130,8 +130,7 @@ def open_granted(data: bytes, data_key: bytes, signature: bytes, policy: bytes) 
 def _decode(parsed: blob.Blob, content: bytes) -> SealedConfig:
     """The content, by a blob that its own master key signed. Raises: SealBroken."""
     config = sealed_config.decode(content)
-    if parsed.blob_key != blob.blob_key_of(config.master_key):
-        raise SealBroken("it is signed by another key than its master key's")
+    blob.check_signer(parsed, config.master_key)
     return config
 
 

@@ -88,8 +88,7 @@ def _unwrap(parser: Parser, parsed: argparse.Namespace) -> int:
         private_key = _private_key(parsed.key)
         data_key = blob.unwrap_as_owner(found, private_key)
         config = sealed_config.decode(blob.open_with_data_key(found, data_key))
-        if found.blob_key != blob.blob_key_of(config.master_key):
-            raise SealBroken("it is signed by another key than its master key's")
+        blob.check_signer(found, config.master_key)
         signature = blob.grant(found, private_key)
         blob.check_grant(found, _owner_key(config), signature)  # what the enclave will ask
     except SealBroken as error:
