@@ -143,6 +143,15 @@ def load_answer(data: bytes, what: str) -> dict[str, Any]:
         raise ServerProtocolError(f"{what} is not a JSON object without doubled members") from error
 
 
+def error_text(body: bytes) -> str | None:
+    """What a refusal says in words, `printable`; None: nothing, or not as a JSON object's `error`."""
+    try:
+        said = load_object(body).get("error")
+    except ValueError:
+        return None
+    return printable(said) if isinstance(said, str) else None
+
+
 def printable(text: str) -> str:
     """A peer's text, cut and escaped, so that it cannot pass for ours or move a terminal's cursor."""
     return escaped(text[:ERROR_TEXT_MAX]) + ("…" if len(text) > ERROR_TEXT_MAX else "")
@@ -164,12 +173,9 @@ def _refusal(status: int, body: bytes) -> str:
         429: "it is asked too often; try again later",
         503: "it cannot make a quote now; try again later",
     }
-    try:
-        said = load_answer(body, "the refusal").get("error")
-    except ServerProtocolError:
-        said = None
+    said = error_text(body)
     text = f"the server answers {status}: {known.get(status, 'it gives no evidence')}"
-    return f"{text} ({printable(said)})" if isinstance(said, str) else text
+    return text if said is None else f"{text} ({said})"
 
 
 def _read_state(found: object) -> StoreState | None:

@@ -36,11 +36,10 @@ from enclave_os.evidence.binding import (
     session_challenge,
 )
 from enclave_os.evidence.collateral import Collateral
-from enclave_os.evidence.exchange import Reply, challenge_request, present_request, printable, read_reply
+from enclave_os.evidence.exchange import Reply, challenge_request, error_text, present_request, read_reply
 from enclave_os.evidence.leaf import LeafEvidence, read_leaf
 from enclave_os.evidence.policy import Policy
 from enclave_os.evidence.quote import ReportBody
-from enclave_os.evidence.strict_json import load_object
 from enclave_os.ratls.attester import Attester, image_profile
 
 Carry = Callable[[bytes], Awaitable[bytes | None]]
@@ -89,11 +88,8 @@ class TryAgain(EnclaveError):
 
 def said(status: int, body: bytes) -> str:
     """What the other side says with a refusal, for people."""
-    try:
-        text = load_object(body).get("error")
-    except ValueError:
-        text = None
-    return f"the giver answers {status}" + (f": {printable(text)}" if isinstance(text, str) else "")
+    text = error_text(body)
+    return f"the giver answers {status}" + ("" if text is None else f": {text}")
 
 
 class OutgoingSession:
