@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from mmap import mmap
 from types import TracebackType
 from typing import Self
 
@@ -94,7 +95,7 @@ class Rig:
             self.wait_event((index, "ready"))
         return self.enclaves[index]
 
-    def attach(self, index: int, region: bytearray, layout: RegionLayout, bells: tuple[int, int]) -> None:
+    def attach(self, index: int, region: bytearray | mmap, layout: RegionLayout, bells: tuple[int, int]) -> None:
         self.proxy.add_worker(index, region, _triple(layout.data.to_enclave), _triple(layout.data.to_host), *bells)
 
     def remove_worker(self, index: int) -> None:

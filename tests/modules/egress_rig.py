@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -23,14 +21,13 @@ from enclave_os.http import Request, Response
 from enclave_os.ratls.certificate import CertificateStore
 from enclave_os.runtime._ingress import Ingress
 from enclave_os.wire.egress_settings import EnclaveEgress
-from enclave_os.wire.layout import SLOT_STATE, RingGeometry, Slot, slot_offset
+from enclave_os.wire.layout import SLOT_STATE, Slot, slot_offset
 from enclave_os.wire.settings import check
-from enclave_os_host._proxy import Proxy
-from enclave_os_host.connector import Connector
 from enclave_os_host.tcp_proxy import egress_allowed
 from tests.enclave.certificates import Authority
 from tests.enclave.fake_host import FakeHost
 from tests.enclave.ingress_harness import DATE, LIMITS, NAME, TIMEOUTS, development_authority
+from tests.host.rig import Rig
 
 Value = TypeVar("Value")
 CAPACITY = 1 << 20
@@ -90,20 +87,8 @@ class EgressRig:
         self.host = FakeHost(folder, CAPACITY)
         region = Region(self.host.name, str(folder))
         data, rpc = attach_channel(region, self.host.layout.data), attach_channel(region, self.host.layout.rpc)
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.listener.setblocking(False)
-        self.proxy = Proxy(
-            [self.listener.fileno()], connections_max=1000, pause_above=64 << 10, resume_below=16 << 10, idle_ms=60_000,
-            stall_ms=60_000, linger_ms=2_000, egress_max=egress_allowed(self.settings),
-        )  # fmt: skip
-        self._thread = threading.Thread(target=self.proxy.run, daemon=True)
-        self._thread.start()
-        self.proxy.add_worker(
-            0, self.host.buffer, _triple(self.host.layout.data.to_enclave), _triple(self.host.layout.data.to_host),
-            self.host.to_enclave_bell, self.host.data_bell,
-        )  # fmt: skip
-        self.connector = Connector(self.proxy)
-        self.connector.start()
+        self.outside = Rig(workers=0, egress_max=egress_allowed(self.settings))
+        self.outside.attach(0, self.host.buffer, self.host.layout, (self.host.to_enclave_bell, self.host.data_bell))
         self.loop = asyncio.new_event_loop()
         self.stops: list[BaseException | None] = []
         self.authority: Authority = development_authority()
@@ -161,13 +146,10 @@ class EgressRig:
             self.run(self.at_rest())
         finally:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.connector.stop()
-            self.proxy.stop()
-            self._thread.join(10.0)
             self.loop.close()
-            self.listener.close()
+            self.outside.proxy.detach_worker(0)
+            self.outside.close()
         assert self.stops == []
-        assert not self._thread.is_alive()
 
     async def at_rest(self) -> None:
         """Until every connection has ended both ways."""
@@ -186,9 +168,7 @@ class EgressRig:
         if kind is None:
             self.close()
         else:
-            self.connector.stop()
-            self.proxy.stop()
-            self._thread.join(10.0)
+            self.outside.__exit__(kind, error, trace)
 
 
 async def _next_ring(loop: asyncio.AbstractEventLoop, bell: int) -> None:
@@ -201,7 +181,3 @@ async def _next_ring(loop: asyncio.AbstractEventLoop, bell: int) -> None:
 
 def _hello(request: Request) -> Response:
     return Response(200, "hello")
-
-
-def _triple(ring: RingGeometry) -> tuple[int, int, int]:
-    return ring.header_offset, ring.data_offset, ring.capacity

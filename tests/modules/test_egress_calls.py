@@ -402,9 +402,7 @@ def test_a_hundred_stalled_servers_hold_up_nobody(tmp_path: Path) -> None:
 async def served(rig: EgressRig) -> bytes:
     """The body that a client of the rig's own ingress gets."""
     context = ssl.create_default_context(cadata=rig.authority.certificate_pem.decode())
-    reader, writer = await asyncio.open_connection(
-        *rig.listener.getsockname()[:2], ssl=context, server_hostname="enclave.example"
-    )
+    reader, writer = await asyncio.open_connection(*rig.outside.address, ssl=context, server_hostname="enclave.example")
     writer.write(b"GET / HTTP/1.1\r\nHost: enclave.example\r\nConnection: close\r\n\r\n")
     data = await reader.read()
     writer.close()
