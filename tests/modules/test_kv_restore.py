@@ -14,10 +14,12 @@ from enclave_os.errors import ConfigError, HostRefused, SealBroken
 from enclave_os.http import Response, make_request
 from enclave_os.modules.registry import Registry
 from enclave_os.modules.store import StoreRoutes
+from enclave_os.runtime import key_value
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.store_care import StoreCare
 from enclave_os.sealing.keeper import SealKeeper
+from enclave_os.wire.kv import Row, Scan
 from tests.enclave.kv_fakes import MemoryStore
 from tests.enclave.module_services import LOGGER, DenyAll, make_services
 from tests.modules.test_key_value import Keeper
@@ -30,6 +32,14 @@ class Rows(MemoryStore):
         super().__init__()
         self.copies: dict[int, MemoryStore] = {}
         self.refuse_copy = False
+        self.scans_before_refusal: int | None = None
+
+    async def scan(self, scan: Scan) -> tuple[list[Row], bool]:
+        if self.scans_before_refusal is not None:
+            if self.scans_before_refusal == 0:
+                raise HostRefused("no such file", -6)
+            self.scans_before_refusal -= 1
+        return await super().scan(scan)
 
     async def backup(self, version: int, root: bytes, deadline: float) -> None:
         if self.refuse_copy:
@@ -98,6 +108,27 @@ def test_a_backup_is_in_the_state_that_its_receipt_names() -> None:
         rig.keeper.config = replace(rig.keeper.config, kv_version=1, kv_root=root)  # as it was sealed with it
         store = await rig.start()
         assert store.state == (1, bytes.fromhex(str(receipt["root"])))
+
+    asyncio.run(run())
+
+
+def test_a_store_to_be_held_that_does_not_fit_or_cannot_be_read_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        rig = Rig()
+        store = await rig.start()
+        await rig.write(store, b"balance", b"100")
+        await store.of("m").table("t").put(b"balance", b"90")
+        # Another branch: its journal says so before a row was counted.
+        rig.keeper.config = replace(rig.keeper.config, kv_root=b"\x77" * 32)
+        with pytest.raises(SealBroken, match="does not descend"):
+            await rig.start()
+        with monkeypatch.context() as patched:
+            patched.setattr(key_value, "ROW_MEMORY", 1 << 20)
+            with pytest.raises(ConfigError, match=r"the key-value store does not fit: .*kv\.memory"):
+                await rig.start(hold=True)
+        rig.rows.scans_before_refusal = 1
+        with pytest.raises(HostRefused, match="the key-value store cannot be read"):
+            await rig.start(hold=True)
 
     asyncio.run(run())
 

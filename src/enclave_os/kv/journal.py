@@ -57,8 +57,9 @@ async def follow_journal(store: Store, keys: StoreKeys, points: Sequence[tuple[i
     count = 0
     async for key, row in rows_of(store, keys.journal_table, journal_key(version + 1)):
         count += 1
-        before, after = decode_journal(keys.journal, journal_version(key), row)
-        if journal_version(key) != version + 1 or before != root or count > JOURNAL_ROWS_MAX:
+        at = journal_version(key)
+        before, after = decode_journal(keys.journal, at, row)
+        if at != version + 1 or before != root or count > JOURNAL_ROWS_MAX:
             raise SealBroken("the stored journal does not descend from the sealed checkpoint, or from the anchor's")
         version, root = version + 1, after
         if ahead and ahead[0] == (version, root):

@@ -118,24 +118,12 @@ class KeyValue:
         began = self._clock.monotonic()
         made = None if anchor is None else anchor(self._keeper.config.master_key)
         try:
-            kv = await SealedKV.open(
-                self._rows,
-                self._keeper.config.master_key,
-                self._checkpoint,
-                self._clock.trusted_ns,
-                made,
-                self._progress,
-                self._memory // ROW_MEMORY,
-            )
-        except StoreFull as error:
-            raise ConfigError(f"the key-value store does not fit: {error}") from error
+            kv = await self._read(made)
         except SealBroken as error:
             if self._hold:
                 await self._look(str(error), made)
                 return
             raise SealBroken(f"the key-value store is refused: {error}") from error
-        except HostRefused as error:
-            raise HostRefused(f"the key-value store cannot be read: {error}", error.status) from error
         self._kv = kv
         if len(kv):
             seconds = self._clock.monotonic() - began
@@ -151,9 +139,10 @@ class KeyValue:
             raise InternalError("storage was asked for before the store was open")
         return OwnedStorage(self._kv, module, self)
 
-    async def _look(self, why: str, anchor: Anchor | None) -> None:
+    async def _read(self, anchor: Anchor | None, *, sealed: bool = True) -> SealedKV:
+        """See `SealedKV.open`. Raises: SealBroken. ConfigError: it does not fit. HostRefused."""
         try:
-            kv = await SealedKV.open(
+            return await SealedKV.open(
                 self._rows,
                 self._keeper.config.master_key,
                 self._checkpoint,
@@ -161,8 +150,16 @@ class KeyValue:
                 anchor,
                 self._progress,
                 self._memory // ROW_MEMORY,
-                sealed=False,
+                sealed=sealed,
             )
+        except StoreFull as error:
+            raise ConfigError(f"the key-value store does not fit: {error}") from error
+        except HostRefused as error:
+            raise HostRefused(f"the key-value store cannot be read: {error}", error.status) from error
+
+    async def _look(self, why: str, anchor: Anchor | None) -> None:
+        try:
+            kv = await self._read(anchor, sealed=False)
         except SealBroken as error:
             raise SealBroken(f"the key-value store is refused, and cannot be restored: {error}") from error
         self._held = Held(why, kv.state, len(kv)), kv
