@@ -172,13 +172,9 @@ class SealedKV:
         """`get` for each, in their order; each is the latest at some moment between call and return."""
         return await self._get_many(namespace, [namespace.token(checked_name(name)) for name in names])
 
-    async def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
+    def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
-        tokens = self._fresh.tokens(namespace.table)
-        for start in range(0, len(tokens), PAGE):
-            for item in await self._get_many(namespace, tokens[start : start + PAGE]):
-                if item is not None:
-                    yield item
+        return self._each(namespace, whole=True)
 
     async def scan(self, namespace: Namespace, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[Item]:
         """The first entries by name from `start`, inclusive, to `end`, exclusive (empty: to the last).
@@ -196,12 +192,17 @@ class SealedKV:
     ) -> list[tuple[bytes, int]]:
         """Names and versions of what `scan` would find, for values of any size: those in parts are not read."""
         found = FirstItems(start, end, limit)
-        tokens = self._fresh.tokens(namespace.table)
-        for first in range(0, len(tokens), PAGE):
-            for item in await self._get_many(namespace, tokens[first : first + PAGE], whole=False):
-                if item is not None:
-                    found.add(item)
+        async for item in self._each(namespace, whole=False):
+            found.add(item)
         return [(item.name, item.version) for item in found.take()]
+
+    async def _each(self, namespace: Namespace, *, whole: bool) -> AsyncIterator[Item]:
+        """Args: whole: see `_get_many`."""
+        tokens = self._fresh.tokens(namespace.table)
+        for start in range(0, len(tokens), PAGE):
+            for item in await self._get_many(namespace, tokens[start : start + PAGE], whole=whole):
+                if item is not None:
+                    yield item
 
     async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
         self._check_serving()
