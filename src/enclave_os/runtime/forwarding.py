@@ -7,14 +7,13 @@ the owner was started anew; a write is sent once.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from enclave_os.errors import HostRefused, StoreBusy, UsageError
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.modules.api import Item, Storage, Table, Write
-from enclave_os.runtime.storage import TABLES_KEPT_MAX, check_table_name
+from enclave_os.runtime.storage import check_table_name
 from enclave_os.wire import FrameReader
 from enclave_os.workers.conversation import NotSent, Unanswered
 from enclave_os.workers.store_calls import (
@@ -80,19 +79,10 @@ class ForwardedStorage:
     def __init__(self, forwarder: Forwarder, module: str) -> None:
         self._forwarder = forwarder
         self._module = module
-        self._tables: OrderedDict[TableName, ForwardedTable] = OrderedDict()
 
     def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> ForwardedTable:
-        key = TableName(app, name, brought_key)
-        table = self._tables.get(key)
-        if table is not None:
-            self._tables.move_to_end(key)
-            return table
         check_table_name(name, app)
-        table = self._tables[key] = ForwardedTable(self._forwarder, self._module, key, self)
-        if len(self._tables) > TABLES_KEPT_MAX:
-            self._tables.popitem(last=False)
-        return table
+        return ForwardedTable(self._forwarder, self._module, TableName(app, name, brought_key), self)
 
     async def write(self, writes: Sequence[Write]) -> int:
         written = [

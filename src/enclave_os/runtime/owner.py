@@ -90,19 +90,21 @@ class Owner:
             self._cursors.popitem(last=False)
         return await self._next(number)
 
-    def _table(self, module: str, name: TableName) -> Table:
+    def _storage(self, module: str) -> Storage:
         storage = self._storages.get(module)
         if storage is None:
             storage = self._storages[module] = self._storage_of(module)
-        return storage.table(name.name, app=name.app, brought_key=name.brought_key)
+        return storage
+
+    def _table(self, module: str, name: TableName) -> Table:
+        return self._storage(module).table(name.name, app=name.app, brought_key=name.brought_key)
 
     async def _write(self, call: StoreCall) -> int:
         writes = [
             Write(self._table(call.module, one.table), one.name, one.value, one.expected, one.expires_ns)
             for one in call.writes
         ]
-        storage = self._storages.get(call.module) or self._storage_of(call.module)
-        return await storage.write(writes)
+        return await self._storage(call.module).write(writes)
 
     async def _get(self, table: Table, names: Sequence[bytes]) -> list[Found | None]:
         found: list[Found | None] = []

@@ -20,6 +20,7 @@ from enclave_os.errors import (
     StoreFull,
     VersionConflict,
 )
+from enclave_os.evidence.exchange import BOOT_NONCE_SIZE, ROOT_SIZE
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.wire import FrameReader, FrameWriter
 from enclave_os.wire.errors import PeerProtocolError, UsageError
@@ -32,9 +33,6 @@ over all names, so one worker has to order all writes. Whoever splits the tokens
 PAGE_SIZE: Final = 1 << 20  # of items in one reply; one item may be larger
 NAMES_PER_CALL_MAX: Final = 1024
 LABEL_SIZE_MAX: Final = 1024
-BOOT_NONCE_SIZE: Final = 32
-ROOT_SIZE: Final = 32
-
 
 Number = TypeVar("Number", bound=IntEnum)
 
