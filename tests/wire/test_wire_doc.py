@@ -19,6 +19,7 @@ from enclave_os.wire import (
 from enclave_os.wire.frames import FRAME_RULES, CloseReason, FrameKind
 from enclave_os.wire.setting_table import RPC_CAPACITY
 from tests.wire.rings import HEADER_WORDS, make_ring
+from tests.wire.test_kv import batch_size
 
 TEXT = (Path(__file__).parents[2] / "docs/wire.md").read_text()
 Table = list[dict[str, str]]
@@ -184,5 +185,5 @@ def test_kv_bounds() -> None:
     assert kv.KV_OPERATIONS_MAX == 1024
     row = (bytes(kv.KV_KEY_SIZE_MAX), bytes(kv.KV_VALUE_SIZE_MAX))
     put = kv.Operation(kv.OperationKind.PUT, bytes(16), *row)
-    assert kv.batch_size([put]) == len(kv.encode_batch([put])) <= kv.KV_MESSAGE_SIZE_MAX
+    assert batch_size([put]) == len(kv.encode_batch([put])) <= kv.KV_MESSAGE_SIZE_MAX
     assert len(kv.encode_scan_reply([row], False)) == kv.KV_ROWS_HEADER_SIZE + kv.scan_row_size(*row)

@@ -145,13 +145,6 @@ def decode_delete(payload: bytes) -> tuple[Operation, WriteFlag]:
     return Operation(OperationKind.DELETE, namespace, key), flags
 
 
-def batch_size(operations: Sequence[Operation]) -> int:
-    """Bytes of the request that `encode_batch` would make: whoever fills a batch stops at KV_MESSAGE_SIZE_MAX."""
-    namespaces = {operation.namespace for operation in operations}
-    rows = sum(KV_OPERATION_HEADER_SIZE + len(operation.key) + len(operation.value) for operation in operations)
-    return KV_BATCH_HEADER_SIZE + KV_NAMESPACE_SIZE * len(namespaces) + rows
-
-
 def encode_batch(operations: Sequence[Operation], flags: int = 0) -> bytes:
     """BATCH's request: all of the operations or none, in their order."""
     return encode_operations(operations, flags)
