@@ -31,7 +31,7 @@ import httpx
 
 from tests.e2e.installation import install
 from tests.e2e.kv_site import KVSite
-from tests.e2e.server import LOOPBACK, Server, to_toml
+from tests.e2e.server import Server, bare_environment
 
 WRITERS: Final = 32
 KEYS: Final = 4  # of one writer
@@ -189,14 +189,9 @@ class Crash:
 
     def _kill_a_start(self) -> None:
         """Host first: its enclave ends by itself."""
-        made = self._settings()
-        made["server"] = {"listen": LOOPBACK, "state_dir": str(self._site.state)}
-        config = self._folder / "killed.toml"
-        config.write_text(to_toml(made) + self._site.issuer)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
         process = subprocess.Popen(
-            [self._site.python, "-I", "-m", "enclave_os_host", "serve", "--config", config],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
+            self._site.command_line(self._settings()),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=bare_environment(),
         )  # fmt: skip
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self._dice.uniform(0, START_SECONDS_MAX))

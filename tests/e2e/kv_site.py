@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from enclave_os_client import token
-from tests.e2e.server import END_SECONDS, LOOPBACK, Overrides, Server, to_toml
+from tests.e2e.server import END_SECONDS, LOOPBACK, Overrides, Server, bare_environment, to_toml
 from tests.e2e.test_roles import COMMAND
 
 MODULES: Overrides = {"modules": {"enabled": ["kv"]}}
@@ -78,9 +78,7 @@ class KVSite:
 
     def start(self, settings: Overrides | None = None, *, state: Path | None = None) -> Server:
         """Start on the site's state, or on a copy of it."""
-        made: dict[str, Mapping[str, object]] = {**MODULES, "server": {"state_dir": str(state or self.state)}}
-        for section, keys in (settings or {}).items():
-            made[section] = {**made.get(section, {}), **keys}
+        made = _over({"state_dir": str(state or self.state)}, settings)
         folder = self.folder / f"start-{len(self.started)}"
         self.started.append(self.make(folder, made))
         return self.started[-1]
@@ -91,21 +89,20 @@ class KVSite:
 
     def refused(self, settings: Overrides | None = None) -> str:
         """Start what must not serve, with exit code 78; its log."""
-        made: dict[str, Mapping[str, object]] = {
-            **MODULES, "server": {"listen": LOOPBACK, "state_dir": str(self.state)}
-        }  # fmt: skip
-        for section, keys in (settings or {}).items():
-            made[section] = {**made.get(section, {}), **keys}
-        config = self.folder / "refused.toml"
-        config.write_text(to_toml(made) + self.issuer)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
         done = subprocess.run(
-            [self.python, "-I", "-m", "enclave_os_host", "serve", "--config", config],
-            capture_output=True, text=True, timeout=END_SECONDS, check=False, env=environment,
+            self.command_line(settings), capture_output=True, text=True, timeout=END_SECONDS, check=False,
+            env=bare_environment(),
         )  # fmt: skip
         assert done.returncode == os.EX_CONFIG, done.stderr
         assert "Traceback" not in done.stderr
         return done.stderr
+
+    def command_line(self, settings: Overrides | None = None) -> list[str | Path]:
+        """Of a start that nobody waits for to serve."""
+        config = self.folder / "alone.toml"
+        made = _over({"listen": LOOPBACK, "state_dir": str(self.state)}, settings)
+        config.write_text(to_toml(made) + self.issuer)
+        return [self.python, "-I", "-m", "enclave_os_host", "serve", "--config", config]
 
     @property
     def sealed(self) -> Path:
@@ -170,3 +167,10 @@ class KVSite:
         for running in self.started:
             if running.process.poll() is None:
                 running.stop()
+
+
+def _over(server: Mapping[str, object], settings: Overrides | None) -> Overrides:
+    made: dict[str, Mapping[str, object]] = {**MODULES, "server": server}
+    for section, keys in (settings or {}).items():
+        made[section] = {**made.get(section, {}), **keys}
+    return made

@@ -42,6 +42,11 @@ def to_toml(settings: Overrides) -> str:
 everywhere: dict[str, dict[str, object]] = {}
 
 
+def bare_environment() -> dict[str, str]:
+    """Ours without what would reach into a server: it has its own installation, and its configuration in a file."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
+
+
 def mode() -> str:
     """What every server under test says of how its enclave runs."""
     return str(everywhere.get("server", {}).get("enclave", "simulated"))
@@ -90,7 +95,6 @@ class Server:
 
     def _start(self, python: Path, flags: Sequence[str], before: Sequence[str], more: Mapping[str, str]) -> None:
         ready, ready_end = os.pipe()
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
         self.process = subprocess.Popen(
             [
                 *before,
@@ -109,7 +113,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=[ready_end],
-            env={**environment, **more},
+            env={**bare_environment(), **more},
             cwd=self.folder,
             text=True,
             errors="backslashreplace",

@@ -23,7 +23,7 @@ from enclave_os.evidence import oids
 from enclave_os.evidence.policy import Policy
 from enclave_os_client.client import Client, Demands, attestation_of
 from tests.e2e.installation import install_changed
-from tests.e2e.server import END_SECONDS, Server
+from tests.e2e.server import END_SECONDS, Server, bare_environment
 from tests.e2e.test_attestation import manifest
 from tests.e2e.test_sealing import Site, command
 from tests.e2e.test_sealing import site as site
@@ -45,13 +45,12 @@ class Upgrade:
 
     def take(self, port: int, giver: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
         """`enclave-os seal import` with the changed code."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
         return subprocess.run(
             [
                 self.python, "-I", "-m", "enclave_os_host", "seal", "import", "--from", f"https://localhost:{port}",
                 "--giver", giver, "--config", config or self.site.write(),
             ],
-            capture_output=True, text=True, timeout=END_SECONDS, check=False, env=environment,
+            capture_output=True, text=True, timeout=END_SECONDS, check=False, env=bare_environment(),
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from enclave_os.sealing.opening import open_blob, seal_config
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os_client.client import Client, Demands
 from enclave_os_host.certificates import authority, name
-from tests.e2e.server import END_SECONDS, LOOPBACK, Overrides, Server, to_toml
+from tests.e2e.server import END_SECONDS, LOOPBACK, Overrides, Server, bare_environment, to_toml
 from tests.e2e.test_attestation import manifest
 from tests.e2e.test_roles import COMMAND, enclave_os
 from tests.e2e.wire import HELLO, Connection
@@ -65,10 +65,9 @@ class Site:
     def refused(self, settings: Overrides | None = None, more: str | None = None) -> str:
         """Start what must not serve, with exit code 78; returns its log."""
         config = self.write(settings, more)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
         done = subprocess.run(
             [self.python, "-I", "-m", "enclave_os_host", "serve", "--config", config, "--ready-fd", "1"],
-            capture_output=True, text=True, timeout=END_SECONDS, check=False, env=environment,
+            capture_output=True, text=True, timeout=END_SECONDS, check=False, env=bare_environment(),
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (os.EX_CONFIG, ""), done.stderr
         assert "Traceback" not in done.stderr
