@@ -10,7 +10,7 @@ import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from enclave_os.evidence.strict_json import load_object
 from enclave_os_client.token import TOKEN_SIZE_MAX
@@ -92,6 +92,12 @@ class Server:
         with self._saying():
             self._client = _client(parser, parsed, mode or Mode.SESSION)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._client.close()
 
@@ -165,11 +171,8 @@ def ask(
     import httpx
 
     for _ in range(CONNECTIONS_MAX):
-        server = Server(parser, parsed, mode)
-        try:
+        with Server(parser, parsed, mode) as server:
             response = server.send(method, path, document)
-        finally:
-            server.close()
         if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or response.headers.get("retry-after") != "0":
             return read(response)
     raise Refused(f"worker 0 of {parsed.url} was not reached in {CONNECTIONS_MAX} connections", os.EX_TEMPFAIL)

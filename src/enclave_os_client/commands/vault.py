@@ -9,20 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, urlencode
 
 from . import vault_audit, vault_keys
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, run, say
+from .files import read_input, write_output
+from .manage import EXIT_CODES, TRUST, Server, say
+from .vault_requests import Work, add_command, add_policy, listed, policy, target
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
 
 SECRET_SIZE_MAX: Final = 1 << 20
-POLICY_SIZE_MAX: Final = 64 << 10
 
 EPILOG: Final = f"""\
 secrets (paths such as alice/db; without rules of the operator's, below your own subject):
@@ -65,11 +63,9 @@ def add(commands: Subparsers) -> None:
     get.add_argument("--version", type=int, metavar="N", help="an older one")
     get.add_argument("--out", type=Path, metavar="FILE", help="write it to a new file that only you can read")
 
-    listed = names.add_parser("list", description="List what you may see.", epilog=f"{TRUST}\n{EXIT_CODES}")
-    listed.add_argument("path", nargs="?", default="", metavar="PREFIX")
-    listed.add_argument("--json", action="store_true", help="for machines")
-    add_server(listed, "yours")
-    listed.set_defaults(run=lambda parsed: run(parsed, lambda given: _list(listed, given)))
+    below = add_command(names, "list", "List what you may see.", _list)
+    below.add_argument("path", nargs="?", default="", metavar="PREFIX")
+    below.add_argument("--json", action="store_true", help="for machines")
 
     versions = _command(names, "versions", "Print the versions of a secret.", _versions)
     versions.add_argument("--json", action="store_true", help="for machines")
@@ -83,8 +79,7 @@ def add(commands: Subparsers) -> None:
         command.add_argument("--versions", metavar="N,N", help="default: the latest")
     _command(names, "purge", "Erase a secret with its history and its policy; the path is free then.", _purge)
 
-    policy = _command(names, "policy", "Print the policy of a secret, or set it.", _policy)
-    policy.add_argument("--set", type=Path, metavar="FILE", help="JSON, as docs/vault.md describes it; - is stdin")
+    add_policy(_command(names, "policy", "Print the policy of a secret, or set it.", _policy))
 
     approve = _command(names, "approve", "Let another person use a secret once.", _approve)
     approve.add_argument("--subject", metavar="NAME", help="whom")
@@ -96,56 +91,10 @@ def add(commands: Subparsers) -> None:
     vault_audit.add(names)
 
 
-def _command(
-    names: Subparsers, name: str, text: str, work: Callable[[Parser, argparse.Namespace, Server], int]
-) -> Parser:
-    parser = names.add_parser(name, description=text, epilog=f"{TRUST}\n{EXIT_CODES}")
+def _command(names: Subparsers, name: str, text: str, work: Work) -> Parser:
+    parser = add_command(names, name, text, work)
     parser.add_argument("path", metavar="PATH", help="of the secret, such as alice/db")
-    add_server(parser, "yours")
-    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: with_server(parser, given, work)))
     return parser
-
-
-def with_server(
-    parser: Parser, parsed: argparse.Namespace, work: Callable[[Parser, argparse.Namespace, Server], int]
-) -> int:
-    """Do `work` over a connection that is closed afterwards."""
-    server = Server(parser, parsed)
-    try:
-        return work(parser, parsed, server)
-    finally:
-        server.close()
-
-
-def read_input(parsed: argparse.Namespace, file: Path | None, size_max: int) -> bytes:
-    """What a file or standard input holds. Raises: Refused: too much, or standard input is the token's."""
-    if file is not None and str(file) != "-":
-        with file.open("rb") as stream:
-            data = stream.read(size_max + 1)
-    else:
-        if parsed.token == "-":  # noqa: S105
-            raise Refused("the token comes from standard input: give the rest by a file", os.EX_USAGE)
-        data = sys.stdin.buffer.read(size_max + 1)
-    if len(data) > size_max:
-        raise Refused(f"more than {size_max} bytes", os.EX_DATAERR)
-    return data
-
-
-def write_output(file: Path | None, data: bytes) -> None:
-    """To standard output, or to a new file that only its owner can read."""
-    if file is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-
-
-def target(kind: str, path: str, ending: str = "", **query: Any) -> str:
-    """The request target of a path; members of the query that are None are left out."""
-    given = {name: value for name, value in query.items() if value is not None}
-    return f"/vault/{kind}/{quote(path, safe='/')}{ending}" + (f"?{urlencode(given)}" if given else "")
 
 
 def _put(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
@@ -160,23 +109,14 @@ def _get(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     return os.EX_OK
 
 
-def _list(parser: Parser, parsed: argparse.Namespace) -> int:
-    def work(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-        after: str | None = None
-        while True:
-            query = {"prefix": parsed.path, "limit": 1000} | ({"after": after} if after else {})
-            found = server.ask("GET", f"/vault/secrets?{urlencode(query)}")
-            for one in found["secrets"]:
-                if parsed.json:
-                    print(json.dumps(one))
-                else:
-                    current = one.get("current", {})
-                    say(f"{one['path']}  version {current.get('version', 0)}, {current.get('state', 'empty')}")
-            after = found.get("next")
-            if not after:
-                return os.EX_OK
-
-    return with_server(parser, parsed, work)
+def _list(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
+    for one in listed(server, "secrets", parsed.path):
+        if parsed.json:
+            print(json.dumps(one))
+        else:
+            current = one.get("current", {})
+            say(f"{one['path']}  version {current.get('version', 0)}, {current.get('state', 'empty')}")
+    return os.EX_OK
 
 
 def _versions(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
@@ -188,7 +128,7 @@ def _versions(parser: Parser, parsed: argparse.Namespace, server: Server) -> int
     return os.EX_OK
 
 
-def _change_of(name: str) -> Callable[[Parser, argparse.Namespace, Server], int]:
+def _change_of(name: str) -> Work:
     def change(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
         method, ending = ("DELETE", "") if name == "delete" else ("POST", f"/{name}")
         _say_versions(server.ask(method, target("secrets", parsed.path, ending, versions=parsed.versions)))
@@ -203,14 +143,7 @@ def _purge(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
 
 
 def _policy(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    where = target("secrets", parsed.path, "/policy")
-    found = (
-        server.ask("GET", where)
-        if parsed.set is None
-        else server.ask("PUT", where, content=read_input(parsed, parsed.set, POLICY_SIZE_MAX))
-    )
-    print(json.dumps(found, indent=2))
-    return os.EX_OK
+    return policy(parsed, server, "secrets")
 
 
 def _approve(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
+from .files import create
 from .manage import EXIT_CODES, TRUST, Server, add_server, run, say
 
 if TYPE_CHECKING:
@@ -47,16 +48,12 @@ def add(names: Subparsers) -> None:
 
 
 def _fetch(parser: Parser, parsed: argparse.Namespace) -> int:
-    server = Server(parser, parsed)
-    try:
+    with Server(parser, parsed) as server:
         if parsed.out is None:
             _write(server, sys.stdout)
         else:
-            descriptor = os.open(parsed.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            with os.fdopen(create(parsed.out), "w", encoding="utf-8") as stream:
                 _write(server, stream)
-    finally:
-        server.close()
     return os.EX_OK
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode
 
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, run, say
+from enclave_os.evidence.protocol import b64url, read_b64url
+
+from .files import read_input, write_output
+from .manage import EXIT_CODES, TRUST, Refused, Server, say
+from .vault_requests import Work, add_command, add_policy, listed, policy, target
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
 
 MESSAGE_SIZE_MAX: Final = 1 << 20
 CIPHERTEXT_SIZE_MAX: Final = 2 << 20
-POLICY_SIZE_MAX: Final = 64 << 10
 TYPES: Final = ("aes256-gcm", "ecdsa-p256", "hmac-sha256")
 EX_INVALID: Final = 1
 
@@ -38,8 +38,6 @@ are signed by their SHA-256 (--digest HEX).
 
 {TRUST}
 {EXIT_CODES}"""
-
-Work = Callable[["Parser", argparse.Namespace, Server], int]
 
 
 def add(names: Subparsers) -> None:
@@ -62,8 +60,7 @@ def add(names: Subparsers) -> None:
     export = _command(keys, "export", "Print the key itself, of one that was made to leave.", _export)
     export.add_argument("--version", type=int, metavar="N", help="default: the latest")
     export.add_argument("--out", type=Path, metavar="FILE", help="write it to a new file that only you can read")
-    policy = _command(keys, "policy", "Print the policy of a key, or set it.", _policy)
-    policy.add_argument("--set", type=Path, metavar="FILE", help="JSON, as docs/vault.md describes it; - is stdin")
+    add_policy(_command(keys, "policy", "Print the policy of a key, or set it.", _policy))
 
     for name, text, work in (
         ("wrap", "Encrypt.", _wrap),
@@ -88,42 +85,18 @@ def add(names: Subparsers) -> None:
             command.add_argument("--signature", type=Path, required=True, metavar="FILE", help="what was printed")
             command.add_argument("--version", type=int, default=0, metavar="N", help="of the key; default: the latest")
 
-    listed = keys.add_parser("list", description="List the keys that you may see.", epilog=f"{TRUST}\n{EXIT_CODES}")
-    listed.add_argument("path", nargs="?", default="", metavar="PREFIX")
-    add_server(listed, "yours")
-    listed.set_defaults(run=lambda parsed: run(parsed, lambda given: _with_server(listed, given, _list)))
+    below = add_command(keys, "list", "List the keys that you may see.", _list)
+    below.add_argument("path", nargs="?", default="", metavar="PREFIX")
 
 
 def _command(names: Subparsers, name: str, text: str, work: Work) -> Parser:
-    parser = names.add_parser(name, description=text, epilog=f"{TRUST}\n{EXIT_CODES}")
+    parser = add_command(names, name, text, work)
     parser.add_argument("path", metavar="NAME", help="of the key, such as alice/app")
-    add_server(parser, "yours")
-    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: _with_server(parser, given, work)))
     return parser
 
 
-def _with_server(parser: Parser, parsed: argparse.Namespace, work: Work) -> int:
-    from .vault import with_server
-
-    return with_server(parser, parsed, work)
-
-
 def _target(parsed: argparse.Namespace, ending: str = "", **query: Any) -> str:
-    from .vault import target
-
     return target("keys", parsed.path, ending, **query)
-
-
-def _input(parsed: argparse.Namespace, size_max: int) -> bytes:
-    from .vault import read_input
-
-    return read_input(parsed, parsed.file, size_max)
-
-
-def _output(parsed: argparse.Namespace, data: bytes) -> None:
-    from .vault import write_output
-
-    write_output(parsed.out, data)
 
 
 def _create(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
@@ -140,38 +113,30 @@ def _destroy(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
 
 def _export(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     found = server.ask("GET", _target(parsed, "/export", version=parsed.version))
-    _output(parsed, f"{str(found['key']).rstrip()}\n".encode())
+    write_output(parsed.out, f"{str(found['key']).rstrip()}\n".encode())
     return os.EX_OK
 
 
 def _policy(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    from .vault import read_input
-
-    where = _target(parsed, "/policy")
-    if parsed.set is None:
-        found = server.ask("GET", where)
-    else:
-        found = server.ask("PUT", where, content=read_input(parsed, parsed.set, POLICY_SIZE_MAX))
-    print(json.dumps(found, indent=2))
-    return os.EX_OK
+    return policy(parsed, server, "keys")
 
 
 def _wrap(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    plaintext = _b64(_input(parsed, MESSAGE_SIZE_MAX))
+    plaintext = _given(parsed)
     found = server.ask("POST", _target(parsed, "/wrap"), {"plaintext": plaintext, **_context(parsed)})
-    _output(parsed, f"{found['ciphertext']}\n".encode())
+    write_output(parsed.out, f"{found['ciphertext']}\n".encode())
     return os.EX_OK
 
 
 def _unwrap(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     found = server.ask("POST", _target(parsed, "/unwrap"), {"ciphertext": _wrapped(parsed), **_context(parsed)})
-    _output(parsed, _bytes(found["plaintext"]))
+    write_output(parsed.out, _bytes(found["plaintext"]))
     return os.EX_OK
 
 
 def _rewrap(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     found = server.ask("POST", _target(parsed, "/rewrap"), {"ciphertext": _wrapped(parsed), **_context(parsed)})
-    _output(parsed, f"{found['ciphertext']}\n".encode())
+    write_output(parsed.out, f"{found['ciphertext']}\n".encode())
     return os.EX_OK
 
 
@@ -186,26 +151,20 @@ def _verify(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
 
 
 def _hmac(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    say(server.ask("POST", _target(parsed, "/hmac"), {"message": _b64(_input(parsed, MESSAGE_SIZE_MAX))})["hmac"])
+    say(server.ask("POST", _target(parsed, "/hmac"), {"message": _given(parsed)})["hmac"])
     return os.EX_OK
 
 
 def _hmac_verify(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    message = _b64(_input(parsed, MESSAGE_SIZE_MAX))
+    message = _given(parsed)
     document = {"message": message, "hmac": _signature(parsed), "version": parsed.version}
     return _verdict(server.ask("POST", _target(parsed, "/hmac-verify"), document))
 
 
 def _list(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    after = ""
-    while True:
-        query = {"prefix": parsed.path, "limit": 1000} | ({"after": after} if after else {})
-        found = server.ask("GET", f"/vault/keys?{urlencode(query)}")
-        for one in found["keys"]:
-            say(f"{one['name']}  {one['type']}, version {one['latest']}{', exportable' if one['exportable'] else ''}")
-        after = str(found.get("next", ""))
-        if not after:
-            return os.EX_OK
+    for one in listed(server, "keys", parsed.path):
+        say(f"{one['name']}  {one['type']}, version {one['latest']}{', exportable' if one['exportable'] else ''}")
+    return os.EX_OK
 
 
 def _show(found: Mapping[str, Any]) -> int:
@@ -225,20 +184,25 @@ def _verdict(found: Mapping[str, Any]) -> int:
 
 def _message(parser: Parser, parsed: argparse.Namespace) -> dict[str, Any]:
     if parsed.digest is None:
-        return {"message": _b64(_input(parsed, MESSAGE_SIZE_MAX))}
+        return {"message": _given(parsed)}
     try:
-        return {"digest": _b64(bytes.fromhex(parsed.digest))}
+        return {"digest": b64url(bytes.fromhex(parsed.digest))}
     except ValueError:
         parser.error(f"--digest {parsed.digest}: not hexadecimal")
 
 
+def _given(parsed: argparse.Namespace) -> str:
+    """The message or plaintext, as the routes take it."""
+    return b64url(read_input(parsed, parsed.file, MESSAGE_SIZE_MAX))
+
+
 def _context(parsed: argparse.Namespace) -> dict[str, str]:
-    return {"context": _b64(parsed.context.encode())}
+    return {"context": b64url(parsed.context.encode())}
 
 
 def _wrapped(parsed: argparse.Namespace) -> str:
     try:
-        return _input(parsed, CIPHERTEXT_SIZE_MAX).decode("ascii").strip()
+        return read_input(parsed, parsed.file, CIPHERTEXT_SIZE_MAX).decode("ascii").strip()
     except UnicodeDecodeError:
         raise Refused("this is no ciphertext of enclave-os vault key wrap", os.EX_DATAERR) from None
 
@@ -248,13 +212,7 @@ def _signature(parsed: argparse.Namespace) -> str:
         return str(stream.read(1024)).strip()
 
 
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
 def _bytes(text: object) -> bytes:
-    from enclave_os.evidence.protocol import read_b64url
-
     try:
         return read_b64url(text)
     except ValueError as error:
