@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from enclave_os.evidence.strict_json import load_object
 
+from .files import write_output
 from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, read, read_error, run, say
 
 if TYPE_CHECKING:
@@ -136,14 +137,7 @@ def _with_key(names: Subparsers, name: str, description: str, scope: str) -> Par
 
 
 def _get(parser: Parser, parsed: argparse.Namespace) -> int:
-    value = _ask(parser, parsed, "GET").content
-    if parsed.out is None:
-        sys.stdout.buffer.write(value)
-        sys.stdout.buffer.flush()
-    else:
-        descriptor = os.open(parsed.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as stream:
-            stream.write(value)
+    write_output(parsed.out, _ask(parser, parsed, "GET").content)
     return os.EX_OK
 
 
@@ -173,8 +167,7 @@ def _delete(parser: Parser, parsed: argparse.Namespace) -> int:
 def _list(parser: Parser, parsed: argparse.Namespace) -> int:
     left = parsed.limit
     cursor = ""
-    server = Server(parser, parsed)
-    try:
+    with Server(parser, parsed) as server:
         while left is None or left > 0:
             limit = LIST_PAGE if left is None else min(LIST_PAGE, left)
             path = f"{_namespace(parser, parsed)}?limit={limit}&prefix={quote(_bytes(parsed, parsed.prefix), safe='')}"
@@ -185,23 +178,17 @@ def _list(parser: Parser, parsed: argparse.Namespace) -> int:
                 break
             left = None if left is None else left - len(rows)
             cursor = f"&cursor={quote(unquote_to_bytes(page['cursor']), safe='')}"
-    finally:
-        server.close()
     return os.EX_OK
 
 
 def _backup(parser: Parser, parsed: argparse.Namespace) -> int:
-    server = Server(parser, parsed)
-    try:
+    with Server(parser, parsed) as server:
         found = read(server.send("POST", "/store/backup"))
-    finally:
-        server.close()
     receipt = json.dumps({name: found.get(name) for name in RECEIPT}, indent=1)
     if parsed.out is None:
         print(receipt)
         return os.EX_OK
-    with open(os.open(parsed.out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
-        stream.write(receipt + "\n")
+    write_output(parsed.out, f"{receipt}\n".encode("ascii"))
     say(f"version {found.get('version')}: the receipt is in {parsed.out}")
     return os.EX_OK
 
@@ -212,11 +199,8 @@ def _restore(parser: Parser, parsed: argparse.Namespace) -> int:
         asked = {"version": receipt["version"], "root": receipt["root"]}
     except (ValueError, KeyError) as error:
         raise Refused(f"{parsed.receipt} is no receipt of kv backup", os.EX_DATAERR) from error
-    server = Server(parser, parsed)
-    try:
+    with Server(parser, parsed) as server:
         found = read(server.send("POST", "/store/restore", asked))
-    finally:
-        server.close()
     say(f"the store of version {asked['version']} counts, and goes on as version {found['now']['version']}")
     say("the server starts again; take kv.restore out of its configuration at the next stop")
     return os.EX_OK
@@ -232,11 +216,8 @@ def _ask(
 ) -> httpx.Response:
     """One request about the key that the flags name. Raises: Refused."""
     path = f"{_namespace(parser, parsed)}?key={quote(_bytes(parsed, parsed.key), safe='')}{more}"
-    server = Server(parser, parsed)
-    try:
+    with Server(parser, parsed) as server:
         response = server.send(method, path, content=value, fields=fields)
-    finally:
-        server.close()
     if response.status_code == NOT_FOUND:
         # A server without this store answers 404 as well, in other words.
         said = read_error(response)
