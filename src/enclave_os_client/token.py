@@ -6,7 +6,6 @@ person with one machine: whoever reads the key file can be any role.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import secrets
@@ -18,6 +17,8 @@ from typing import Any, Final
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from enclave_os.evidence.protocol import b64url
 
 ALGORITHM: Final = "ES256"
 DEFAULT_ISSUER: Final = "enclave-os-development"
@@ -92,7 +93,7 @@ def claim_of_file(path: Path) -> str:
         data = stream.read(CLAIM_SIZE_MAX + 1)
     if len(data) > CLAIM_SIZE_MAX:
         raise TokenError(f"{path} has more than {CLAIM_SIZE_MAX} bytes, which is too much for a token")
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return b64url(data)
 
 
 def public_half(pem: str) -> str:
