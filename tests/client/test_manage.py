@@ -23,13 +23,6 @@ BUSY = {"error": "worker 0 alone writes"}
 
 
 @pytest.fixture
-def token(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text("e.y.J\n")
-    return path
-
-
-@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: Path) -> Run:
     """Run a command against a server in memory; returns exit code, standard output and error."""
 

@@ -47,13 +47,6 @@ class Played:
 
 
 @pytest.fixture
-def token(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text("e.y.J\n")
-    return path
-
-
-@pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: Path) -> Run:
     seconds = itertools.count()
     monkeypatch.setattr(top.time, "sleep", lambda duration: None)
