@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from enclave_os.evidence.protocol import read_hex
 from enclave_os.http import HTTPError, Request, Response, json_response
 from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Module, Route
 
@@ -66,10 +67,10 @@ class StoreRoutes(Module):
         if type(version) is not int or not 0 <= version <= VERSION_MAX:
             raise HTTPError(400, "version is the number that the backup's receipt has")
         try:
-            root = bytes.fromhex(text) if isinstance(text, str) else b""
+            root = read_hex(text)
         except ValueError:
             root = b""
-        if len(root) != ROOT_SIZE or root.hex() != str(text).lower():
+        if len(root) != ROOT_SIZE:
             raise HTTPError(400, f"root is the receipt's: {2 * ROOT_SIZE} hexadecimal digits")
         return _answer(await self._service.restore(version, root))
 
