@@ -398,9 +398,8 @@ class Supervisor:
         how = f"(process {pid}) {describe_exit(life.process.reap())}"
         results = [_result(life.region, slot) for slot in (Slot.INIT_CHANNEL, Slot.INIT_DATA_CHANNEL, Slot.RUN)]
         life.undo.close()
-        self._mail.reset(
-            worker.index
-        )  # now, not at the next start: what is written to it meanwhile is for the next one
+        # Now, not at the next start: what is written to it meanwhile is for the next one.
+        self._mail.reset(worker.index)
         self._carrier.ended(worker.index)
         return how, results
 
