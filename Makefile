@@ -8,6 +8,9 @@ VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 
+# Debian keeps haproxy and nginx, which the tests run, where only root's path leads.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMPS := $(VENV)/.stamps
