@@ -17,13 +17,14 @@ from tests.e2e.kv_site import KVSite
 from tests.e2e.server import Overrides, Server
 from tests.e2e.wire import Connection, get, request
 
+from bench.processes import cpu_ns
+
 VALUE_SIZE = 1024
 WARM = 100
 ASKED = 1500
 CONNECTIONS = 16
 DEPTH = 16
 ROUNDS = 25
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def connections(server: Server, worker: int, count: int) -> list[Connection]:
@@ -49,12 +50,6 @@ def latency(connection: Connection, message: bytes) -> str:
             times.append(time.perf_counter() - began)
     times.sort()
     return f"p50 {times[ASKED // 2] * 1e6:.0f} us, p99 {times[ASKED * 99 // 100] * 1e6:.0f} us"
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of a process, so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def pipeline(connection: Connection, message: bytes) -> None:
@@ -86,12 +81,12 @@ def main() -> None:
         for name, message in messages.items():
             for worker in (0, 1):
                 many = connections(server, worker, CONNECTIONS)
-                before = {who: cpu_seconds(pid) for who, pid in pids.items()}
+                before = {who: cpu_ns(pid) for who, pid in pids.items()}
                 began = time.perf_counter()
                 with ThreadPoolExecutor(CONNECTIONS) as pool:
                     list(pool.map(lambda connection, message=message: pipeline(connection, message), many))
                 seconds, count = time.perf_counter() - began, CONNECTIONS * ROUNDS * DEPTH
-                used = {who: round((cpu_seconds(pid) - before[who]) / count * 1e6) for who, pid in pids.items()}
+                used = {who: round((cpu_ns(pid) - before[who]) / count / 1e3) for who, pid in pids.items()}
                 print(f"{name} at worker {worker}, many: {count / seconds:.0f}/s; us of CPU each: {used}")
                 for connection in many:
                     connection.close()
