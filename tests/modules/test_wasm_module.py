@@ -117,6 +117,19 @@ def test_what_is_said_of_an_app_is_checked(said: dict[str, Any]) -> None:
     on_site(test)
 
 
+@pytest.mark.parametrize(
+    "component", [1 << 40, 1 << 70, True, None, {"0": 0}, [True], [256], [-1], ["0"], "x", "\u00e9"], ids=str
+)
+def test_a_component_in_json_is_base64_or_numbers(component: Any) -> None:
+    async def test(site: Site) -> None:
+        for name in ("component", "bytes"):
+            response = await site.send("PUT", "/wasm/apps/demo", json.dumps({name: component}).encode())
+            assert response.status == 400
+            assert b"base64 text, or an array of numbers" in response.body
+
+    on_site(test)
+
+
 def test_a_component_that_asks_for_too_much_is_refused_by_name() -> None:
     async def test(site: Site) -> None:
         made = guests.calling("wasi:http/outgoing-handler@0.2.0", "f", '(param "d" (list u8))', "(list u8)", 2)

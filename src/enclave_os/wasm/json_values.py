@@ -19,7 +19,6 @@ What comes is checked against the type before anything runs: an error names the 
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -90,6 +89,15 @@ def decode(kind: WitType, value: object, place: str = "$") -> Any:
     if name == "variant":
         return _case(dict(zip(kind.names, kind.parts, strict=True)), value, place, bare=True)
     raise ValueMismatch(f"{place}: a {name} cannot come from outside")
+
+
+def bytes_of(value: object) -> bytes:
+    """Bytes from base64 text (RFC 4648 4) or an array of numbers. Raises: ValueError: it is neither."""
+    if isinstance(value, str):
+        return base64.b64decode(value, validate=True)
+    if isinstance(value, list) and set(map(type, value)) <= {int}:
+        return bytes(value)
+    raise ValueError("neither base64 text nor an array of numbers from 0 to 255")
 
 
 def encode(kind: WitType, value: Any) -> Any:
@@ -178,13 +186,9 @@ def _float(name: str, value: object, place: str) -> float:
 
 def _bytes(value: object, place: str) -> bytes:
     try:
-        if isinstance(value, str):
-            return base64.b64decode(value, validate=True)
-        if isinstance(value, list) and all(type(item) is int for item in value):
-            return bytes(value)
-    except (binascii.Error, ValueError):
-        pass
-    raise _wrong(place, "bytes: base64 text, or an array of numbers from 0 to 255")
+        return bytes_of(value)
+    except ValueError:
+        raise _wrong(place, "bytes: base64 text, or an array of numbers from 0 to 255") from None
 
 
 def _list(kind: WitType, value: object, place: str) -> list[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,6 +9,7 @@ from enclave_os.http import HTTPError, Request, parse_json
 from enclave_os.modules.wasm import multipart
 from enclave_os.modules.wasm.settings import WasmSettings
 from enclave_os.modules.wasm.spec import KEY_SIZE, AppSpec
+from enclave_os.wasm.json_values import bytes_of
 
 COMPONENT: Final = "component"
 CONFIGURATION: Final = "config"
@@ -57,10 +56,8 @@ def split(document: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
     if not given:
         return said, None
     try:
-        if isinstance(given[0], str):
-            return said, base64.b64decode(given[0], validate=True)
-        return said, bytes(given[0])
-    except (binascii.Error, ValueError, TypeError) as error:
+        return said, bytes_of(given[0])
+    except ValueError as error:
         raise HTTPError(400, f"{COMPONENT} is base64 text, or an array of numbers") from error
 
 
