@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from enclave_os.http import HTTPError, Request, parse_json
 from enclave_os.modules.wasm import multipart
-from enclave_os.modules.wasm.settings import WasmSettings
-from enclave_os.modules.wasm.spec import KEY_SIZE, AppSpec
+from enclave_os.modules.wasm.spec import KEY_SIZE, read_key
 from enclave_os.wasm.json_values import bytes_of
 
 COMPONENT: Final = "component"
@@ -61,19 +60,11 @@ def split(document: Mapping[str, Any]) -> tuple[dict[str, Any], bytes | None]:
         raise HTTPError(400, f"{COMPONENT} is base64 text, or an array of numbers") from error
 
 
-def spec_of(name: str, document: Mapping[str, Any], settings: WasmSettings) -> AppSpec:
-    """What is said of an app, checked. Raises: HTTPError: 400."""
-    return AppSpec.read(name, document, settings)
-
-
 def key_of(request: Request) -> bytes:
     """The key in the body `{"encryption_key": HEX}`. Raises: HTTPError: 400."""
     document = request.json()
     text = document.get("encryption_key") if isinstance(document, dict) and len(document) == 1 else None
     try:
-        key = bytes.fromhex(text) if isinstance(text, str) else b""
-    except ValueError:
-        key = b""
-    if len(key) != KEY_SIZE:
-        raise HTTPError(400, f'the body is {{"encryption_key": "{2 * KEY_SIZE} hexadecimal digits"}}')
-    return key
+        return read_key(text)
+    except ValueError as error:
+        raise HTTPError(400, f'the body is {{"encryption_key": "{2 * KEY_SIZE} hexadecimal digits"}}') from error

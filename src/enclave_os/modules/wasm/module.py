@@ -44,6 +44,7 @@ from enclave_os.modules.wasm.envelope import Envelope
 from enclave_os.modules.wasm.mcp import MCPServer
 from enclave_os.modules.wasm.meter import AppMeter
 from enclave_os.modules.wasm.settings import WasmSettings
+from enclave_os.modules.wasm.spec import AppSpec
 from enclave_os.modules.wasm.store import AppStore
 from enclave_os.wasm import Engine, Pool
 
@@ -266,7 +267,7 @@ class _Parts:
         if document is None and known is not None:
             spec = replace(known.record.spec, keep_data=False, brought_key=None)  # consent and key are given each time
         else:
-            spec = loading.spec_of(name, document or {}, self.settings)
+            spec = AppSpec.read(name, document or {}, self.settings)
         return await asyncio.shield(self.apps.load(spec, code, caller, manager=MANAGER in caller.roles))
 
     async def unload(self, name: str, caller: Token) -> None:

@@ -90,7 +90,7 @@ class AppSpec:
             docs=tuple(sorted(docs.items())),
             mcp=_flag(document, "mcp_enabled", True),
             keep_data=_flag(document, "keep_data", False),
-            brought_key=_key(document.get("encryption_key")),
+            brought_key=_key(document),
         )
 
     def public(self) -> dict[str, Any]:
@@ -111,6 +111,14 @@ class AppSpec:
     def configuration_hash(self) -> bytes:
         """SHA-256 of `public()` as RFC 8785 JSON: P.3.5."""
         return hashlib.sha256(canonical_json(self.public())).digest()
+
+
+def read_key(value: object) -> bytes:
+    """A developer's key as it is sent. Raises: ValueError: not so many hexadecimal digits."""
+    key = bytes.fromhex(value) if isinstance(value, str) else b""
+    if len(key) != KEY_SIZE:
+        raise ValueError("another number of digits")
+    return key
 
 
 def key_source(brought_key: bytes | None) -> str:
@@ -153,13 +161,11 @@ def _number(document: Mapping[str, Any], name: str, default: int, most: int) -> 
     return value
 
 
-def _key(value: object) -> bytes | None:
+def _key(document: Mapping[str, Any]) -> bytes | None:
+    value = document.get("encryption_key")
     if value is None:
         return None
     try:
-        key = bytes.fromhex(value) if isinstance(value, str) else b""
-    except ValueError:
-        key = b""
-    if len(key) != KEY_SIZE:
-        raise HTTPError(400, f"encryption_key is {2 * KEY_SIZE} hexadecimal digits")
-    return key
+        return read_key(value)
+    except ValueError as error:
+        raise HTTPError(400, f"encryption_key is {2 * KEY_SIZE} hexadecimal digits") from error
