@@ -21,7 +21,7 @@ from enclave_os.evidence import oids
 from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.merkle import root
 from enclave_os.http import HTTPError
-from enclave_os.modules.api import AppIdentity, Services, Token
+from enclave_os.modules.api import MANAGER, MONITORING, AppIdentity, Services, Token
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.wasm import host
 from enclave_os.modules.wasm.host.context import AppMeans
@@ -59,6 +59,10 @@ class App:
     why: str = ""
     meter: AppMeter = field(default_factory=AppMeter)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES_MAX))
+
+    def owned_by(self, caller: Token) -> bool:
+        """Whether the caller loaded it first."""
+        return (caller.issuer, caller.subject) == self.record.owner
 
     def write_log(self, line: str) -> None:
         """One line of the app's log: it stays inside, for the app's owner. From any thread."""
@@ -237,18 +241,19 @@ class Apps:
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    async def load(self, spec: AppSpec, code: bytes | None, caller: Token, *, manager: bool) -> tuple[App, bool]:
+    async def load(self, spec: AppSpec, code: bytes | None, caller: Token) -> tuple[App, bool]:
         """Load an app, or replace one. Returns: it, and whether it is new.
 
         Args: code: a component, or our own compiled bundle; None keeps the code that is there.
         Raises: HTTPError: 400, 403, 404, 409, 413, 422.
         """
+        manager = MANAGER in caller.roles
         async with self._changing:
             known = self.by_name.get(spec.name)
             if known is None and not manager:
                 raise HTTPError(403, "a new app is loaded by a manager")
             if known is not None:
-                self.may_change(known, caller, manager=manager)
+                self.may_change(known, caller)
             if known is None and len(self.by_name) >= self._settings.apps_max:
                 raise HTTPError(409, f"there are {self._settings.apps_max} apps already")
             if spec.hostname not in ("", known.record.spec.hostname if known else "") and not manager:
@@ -344,11 +349,11 @@ class Apps:
         ):
             await self._store.drop_code(old.code, self._engine.fingerprint)
 
-    async def unload(self, name: str, caller: Token, *, manager: bool) -> None:
+    async def unload(self, name: str, caller: Token) -> None:
         """Forget an app and its data. Raises: HTTPError: 403, 404, 409."""
         async with self._changing:
             app = self.get(name)
-            self.may_change(app, caller, manager=manager)
+            self.may_change(app, caller)
             await self._store.delete(app.record)
             self._drop(app)
             await self._erase_data(app.record)
@@ -356,21 +361,29 @@ class Apps:
                 await self._store.drop_code(app.record.code, self._engine.fingerprint)
         self._changed()
 
-    async def unlock(self, name: str, key: bytes, caller: Token, *, manager: bool) -> App:
+    async def unlock(self, name: str, key: bytes, caller: Token) -> App:
         """Give an app its developer's key again. Raises: HTTPError: 403, 404, 409."""
         async with self._changing:
             app = self.get(name)
-            self.may_change(app, caller, manager=manager)
+            self.may_change(app, caller)
             if not hmac.compare_digest(key_source(key), app.record.source):
                 raise HTTPError(409, "this is not the key that the app's data is sealed with")
             linker = await self._linked(app.record.code)
             self._take(self._made(replace(app.record, spec=replace(app.record.spec, brought_key=key)), linker, key))
         return self.get(name)
 
-    def may_change(self, app: App, caller: Token, *, manager: bool) -> None:
+    def may_change(self, app: App, caller: Token) -> None:
         """Raises: HTTPError: 403: neither a manager nor the app's owner."""
-        if not manager and (caller.issuer, caller.subject) != app.record.owner:
+        if MANAGER not in caller.roles and not app.owned_by(caller):
             raise HTTPError(403, "an app is changed by its owner or a manager")
+
+    def seen(self, caller: Token) -> list[App]:
+        """The apps that the caller may see: one's own; all for monitoring and managers."""
+        return [app for app in self.by_name.values() if self.may_see(app, caller)]
+
+    def may_see(self, app: App, caller: Token) -> bool:
+        """Whether the caller may see an app."""
+        return not caller.roles.isdisjoint((MONITORING, MANAGER)) or app.owned_by(caller)
 
     async def _erase_data(self, record: AppRecord) -> None:
         # Rows are deleted whatever their key: the names of rows are sealed with it, so without it they cannot be found.

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from enclave_os.http import HTTPError, Request, Response, json_response
-from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Services, Token
+from enclave_os.modules.api import NO_STORE, Services, Token
 from enclave_os.modules.wasm import describe, loading, tagged
 from enclave_os.modules.wasm.apps import App, Apps
 from enclave_os.modules.wasm.calling import Caller, by_name
@@ -89,10 +89,7 @@ class Envelope:
             return {"status": "mcp_tools", "manifest": {"name": app.name, "tools": tools(app)}}
         caller = self._platform_token(request, auth)
         if wanted == "wasm_list":
-            seen = MONITORING in caller.roles or MANAGER in caller.roles
-            own = (caller.issuer, caller.subject)
-            apps = [app.describe() for app in parts.apps.by_name.values() if seen or app.record.owner == own]
-            return {"status": "apps", "apps": apps}
+            return {"status": "apps", "apps": [app.describe() for app in parts.apps.seen(caller)]}
         if wanted == "wasm_load":
             said, code = loading.split(body)
             app, _ = await parts.load(_name(said, "name"), said, code, caller)

@@ -29,7 +29,6 @@ from enclave_os.http import HTTPError, Request, Response, error_response, json_r
 from enclave_os.modules.api import (
     DATA_PATH,
     MANAGER,
-    MONITORING,
     NO_STORE,
     AppIdentity,
     Module,
@@ -124,8 +123,7 @@ class Wasm(Module):
         """The apps that the caller may see."""
         parts = self._given()
         caller = parts.services.tokens.verify(request)
-        seen = [app.describe() for app in parts.apps.by_name.values() if _may_see(app, caller)]
-        return json_response({"apps": seen}, headers=[NO_STORE])
+        return json_response({"apps": [app.describe() for app in parts.apps.seen(caller)]}, headers=[NO_STORE])
 
     async def load(self, request: Request) -> Response:
         """Load or replace one."""
@@ -152,7 +150,7 @@ class Wasm(Module):
         parts = self._given()
         caller = parts.services.tokens.verify(request)
         key = loading.key_of(request)
-        app = await parts.apps.unlock((request.params or {})["name"], key, caller, manager=MANAGER in caller.roles)
+        app = await parts.apps.unlock((request.params or {})["name"], key, caller)
         return json_response(app.describe(), headers=[NO_STORE])
 
     async def log(self, request: Request) -> Response:
@@ -160,7 +158,7 @@ class Wasm(Module):
         parts = self._given()
         caller = parts.services.tokens.verify(request)
         app = parts.apps.get((request.params or {})["name"])
-        parts.apps.may_change(app, caller, manager=MANAGER in caller.roles)
+        parts.apps.may_change(app, caller)
         return json_response({"lines": list(app.log)}, headers=[NO_STORE])
 
     async def metrics(self, request: Request) -> Response:
@@ -183,7 +181,7 @@ class Wasm(Module):
         parts = self._given()
         caller = parts.services.tokens.verify(request)
         app = parts.apps.get((request.params or {})["name"])
-        if not _may_see(app, caller):
+        if not parts.apps.may_see(app, caller):
             raise HTTPError(403, "an app is seen by its owner and by monitoring")
         return app, parts
 
@@ -268,11 +266,11 @@ class _Parts:
             spec = replace(known.record.spec, keep_data=False, brought_key=None)  # consent and key are given each time
         else:
             spec = AppSpec.read(name, document or {}, self.settings)
-        return await asyncio.shield(self.apps.load(spec, code, caller, manager=MANAGER in caller.roles))
+        return await asyncio.shield(self.apps.load(spec, code, caller))
 
     async def unload(self, name: str, caller: Token) -> None:
         """Forget an app."""
-        await asyncio.shield(self.apps.unload(name, caller, manager=MANAGER in caller.roles))
+        await asyncio.shield(self.apps.unload(name, caller))
         self.pool.forget(name)
 
     async def keep_following(self) -> None:
@@ -328,7 +326,3 @@ class _Parts:
             self.services.logger.error("what calls have cost is not stored: %s", type(error).__name__)
         await loop.run_in_executor(None, self.apps.close)
         self.engine.close()
-
-
-def _may_see(app: App, caller: Token) -> bool:
-    return MONITORING in caller.roles or MANAGER in caller.roles or (caller.issuer, caller.subject) == app.record.owner
