@@ -223,8 +223,17 @@ class Apps:
         wasm = await self._store.code(code)
         if wasm is None:
             raise HTTPError(503, "its component is not in the store, or only code for another engine: load it again")
-        linker = await self._in_compiler(lambda: self._link(Component.compile(self._engine, wasm)))
-        await self._store.put_compiled(code, self._engine.fingerprint, linker.component.serialize())
+        return await self._compile(code, wasm)
+
+    async def _compile(self, code: bytes, wasm: bytes) -> Linker:
+        """Compile a component, and keep what it became. Raises: ComponentRefused."""
+
+        def work() -> tuple[Linker, bytes]:
+            component = Component.compile(self._engine, wasm)
+            return self._link(component), component.serialize()
+
+        linker, compiled = await self._in_compiler(work)
+        await self._store.put_compiled(code, self._engine.fingerprint, compiled)
         return linker
 
     async def _compiled_before(self, code: bytes) -> Linker | None:
@@ -300,10 +309,7 @@ class Apps:
             if code.startswith(BUNDLE_MAGIC):
                 return await self._take_bundle(code, manager=manager)
             digest = hashlib.sha256(code).digest()
-            linker = await self._compiled_before(digest)
-            if linker is None:
-                linker = await self._in_compiler(lambda: self._link(Component.compile(self._engine, code)))
-                await self._store.put_compiled(digest, self._engine.fingerprint, linker.component.serialize())
+            linker = await self._compiled_before(digest) or await self._compile(digest, code)
         except ComponentRefused as error:
             raise HTTPError(422, str(error)) from error
         await self._store.put_code(code)
