@@ -30,13 +30,8 @@ class FunctionMeter:
 
     def note(self, outcome: Outcome) -> None:
         """One more call."""
-        self.fuel_min = outcome.fuel if self.calls == 0 else min(self.fuel_min, outcome.fuel)
-        self.calls += 1
-        self.errors += outcome.failure is not None
-        self.fuel += outcome.fuel
-        self.fuel_max = max(self.fuel_max, outcome.fuel)
-        self.seconds += outcome.seconds
-        self.seconds_max = max(self.seconds_max, outcome.seconds)
+        fuel, seconds = outcome.fuel, outcome.seconds
+        self.add(FunctionMeter(1, int(outcome.failure is not None), fuel, fuel, fuel, seconds, seconds))
 
     def add(self, other: FunctionMeter) -> None:
         """What another start or worker measured."""
