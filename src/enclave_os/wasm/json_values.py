@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from enclave_os.wasm.errors import ValueMismatch
-from enclave_os.wasm.types import Function, WitType
+from enclave_os.wasm.types import INTEGERS, Function, WitType
 
 FLOAT_WORDS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 F32_MAX: Final = 3.4028235677973366e38  # what still rounds to the largest f32
@@ -51,7 +51,7 @@ def decode(kind: WitType, value: object, place: str = "$") -> Any:
         if type(value) is not bool:
             raise _wrong(place, "true or false")
         return value
-    if name[0] in "su" and name[1:].isdigit():
+    if name in INTEGERS:
         return _integer(name, value, place)
     if name in ("f32", "f64"):
         return _float(name, value, place)
@@ -160,9 +160,8 @@ def _text(value: object, place: str) -> str:
 
 
 def _integer(name: str, value: object, place: str) -> int:
-    bits = int(name[1:])
-    low, high = (0, 2**bits - 1) if name[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    if bits == 64 and isinstance(value, str) and value.removeprefix("-").isascii() and len(value) <= 20:
+    low, high = INTEGERS[name]
+    if name in ("s64", "u64") and isinstance(value, str) and value.removeprefix("-").isascii() and len(value) <= 20:
         digits = value.removeprefix("-")
         value = int(value) if digits.isdigit() else value
     if type(value) is not int or not low <= value <= high:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from enclave_os.wasm.types import Function, WitType
+from enclave_os.wasm.types import INTEGERS, Function, WitType
 
 Schema = dict[str, Any]
 
@@ -16,9 +16,8 @@ def schema_of(kind: WitType) -> Schema:
     name = kind.kind
     if name == "bool":
         return {"type": "boolean"}
-    if name[0] in "su" and name[1:].isdigit():
-        bits = int(name[1:])
-        low, high = (0, 2**bits - 1) if name[0] == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if name in INTEGERS:
+        low, high = INTEGERS[name]
         return {"type": "integer", "minimum": low, "maximum": high}
     if name in ("f32", "f64"):
         return dict(FLOAT)

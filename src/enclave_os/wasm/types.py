@@ -21,6 +21,12 @@ TYPE_NODES_MAX: Final = 20_000
 SCALARS: Final = frozenset(
     ("bool", "s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64", "f32", "f64", "char", "string")
 )
+INTEGERS: Final[dict[str, tuple[int, int]]] = {
+    **{f"s{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+    **{f"u{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+}
+"""The least and the most of each."""
+
 _BY_CLASS: Final[dict[type, str]] = {
     wt.Bool: "bool",
     wt.S8: "s8",
