@@ -129,8 +129,6 @@ class Pool:
         self._apps: dict[str, _App] = {}
         self._threads: list[threading.Thread] = []
         self._running: set[Turn] = set()
-        self._idle = 0  # threads without a call
-        self._busy = 0  # threads with one
         self._memory_free = limits.memory
         self._cores_free = limits.cores
         self._at_gate: list[Turn] = []  # on a thread, waiting for a core
@@ -157,7 +155,8 @@ class Pool:
                 known.used = max(known.used, self._least_used())
             known.waiting.append(turn)
             # A thread that was woken for another call is not idle, though it may not have run since.
-            if self._ready_calls() > self._idle < self._limits.threads - self._busy:
+            idle = len(self._threads) - len(self._running)
+            if self._ready_calls() > idle and len(self._threads) < self._limits.threads:
                 self._start_thread()
             if self._may_begin(known):
                 self._work.notify()
@@ -256,7 +255,6 @@ class Pool:
         try:
             thread = threading.Thread(target=self._serve, name=f"wasm-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
-            self._idle += 1
             thread.start()
         finally:
             threading.stack_size(size)
@@ -276,8 +274,6 @@ class Pool:
                 failure = error
             with self._lock:
                 self._running.discard(turn)
-                self._idle += 1
-                self._busy -= 1
                 self._memory_free += turn.memory
                 self._apps[turn.app].running -= 1
                 self._answer(turn, answer, failure)
@@ -289,8 +285,6 @@ class Pool:
                 if ready:
                     known = min(ready, key=lambda app: (app.running, app.used))
                     known.running += 1
-                    self._idle -= 1
-                    self._busy += 1
                     turn = known.waiting.popleft()
                     self._memory_free -= turn.memory
                     self._running.add(turn)
