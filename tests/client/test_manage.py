@@ -86,7 +86,7 @@ def test_another_connection_until_worker_0_is_reached(run: Run) -> None:
     ("status", "code"),
     [
         (400, os.EX_DATAERR), (401, os.EX_NOPERM), (403, os.EX_NOPERM), (404, os.EX_DATAERR), (409, os.EX_DATAERR),
-        (429, os.EX_TEMPFAIL), (503, os.EX_TEMPFAIL),
+        (429, os.EX_TEMPFAIL), (503, os.EX_TEMPFAIL), (504, os.EX_TEMPFAIL),
     ],
 )  # fmt: skip
 def test_what_the_server_refuses(run: Run, status: int, code: int) -> None:

@@ -78,3 +78,27 @@ def test_loading_waits_for_what_is_compiled_still(
     assert main(["wasm", "load", "app", str(component), *server]) == os.EX_OK
     assert asked == ["PUT", "GET", "GET", "GET"]
     assert "compiles it still" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("call", "app", "f"), ("unload", "app"), ("list",)])
+@pytest.mark.parametrize(
+    ("answer", "code", "text"),
+    [
+        (httpx.Response(401, json={"error": "none"}), os.EX_NOPERM, "401: none\nenclave-os: (an expired token"),
+        (httpx.Response(403, json={"error": "not yours"}), os.EX_NOPERM, "403: not yours"),
+        (httpx.Response(404, json={"error": "no such"}), os.EX_DATAERR, "404: no such"),
+        (httpx.Response(504, json={"error": "too long"}), os.EX_TEMPFAIL, "504: too long"),
+        (httpx.Response(500, json={"error": "\x1b[2J"}), os.EX_DATAERR, "500: \\x1b[2J"),
+        (httpx.Response(500, content=b"<html>"), os.EX_PROTOCOL, "500 with no JSON object"),
+    ],
+)
+def test_every_refusal_is_said_alike(
+    command: tuple[str, ...], answer: httpx.Response, code: int, text: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    token = tmp_path / "token"
+    token.write_text("e.y.J\n")
+    monkeypatch.setattr(manage, "_client", lambda *_: httpx.Client(transport=httpx.MockTransport(lambda _: answer)))
+    server = ("--url", "https://enclave.example", "--token", str(token), "--ca", "c")
+    assert main(["wasm", *command, *server]) == code
+    assert text in capsys.readouterr().err

@@ -129,7 +129,7 @@ class Server:
         """The body of the server's answer to one request, as it is."""
         response = self.send(method, path)
         if not response.is_success:
-            read(response)
+            raise refusal(response)
         return response.content
 
     @contextlib.contextmanager
@@ -244,13 +244,18 @@ def read(response: httpx.Response) -> dict[str, Any]:
     """The JSON object of an answer. Raises: Refused: it is none, or the server refused."""
     if response.is_success:
         return _document(response)
+    raise refusal(response)
+
+
+def refusal(response: httpx.Response) -> Refused:
+    """What ends the command when that is the answer. Raises: Refused: it says nothing that can be read."""
     text = f"the server answered {response.status_code}: {read_error(response)}"
     if response.status_code == UNAUTHORIZED:
         text += (
             "\n(an expired token, or another issuer's; or the server's clock is in doubt: enclave-os seal clock --help)"
         )
-    codes = {UNAUTHORIZED: os.EX_NOPERM, 403: os.EX_NOPERM, 503: os.EX_TEMPFAIL, 429: os.EX_TEMPFAIL}
-    raise Refused(text, codes.get(response.status_code, os.EX_DATAERR))
+    codes = {UNAUTHORIZED: os.EX_NOPERM, 403: os.EX_NOPERM, **dict.fromkeys((429, 503, 504), os.EX_TEMPFAIL)}
+    return Refused(text, codes.get(response.status_code, os.EX_DATAERR))
 
 
 def read_error(response: httpx.Response) -> str:

@@ -9,11 +9,12 @@ import json
 import os
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, run, say
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, refusal, run, say
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -129,14 +130,11 @@ def _compiled(parser: Parser, parsed: argparse.Namespace, path: str, digest: str
 
 def _call(parser: Parser, parsed: argparse.Namespace) -> int:
     arguments = _json_of(parser, parsed.arguments, "JSON")
-    server = Server(parser, parsed)
-    try:
-        path = f"/rpc/{_segment(parsed.name)}/{quote(parsed.function, safe='/')}"
+    path = f"/rpc/{_segment(parsed.name)}/{quote(parsed.function, safe='/')}"
+    with closing(Server(parser, parsed)) as server:
         response = server.send("POST", path, arguments)
-    finally:
-        server.close()
     if response.status_code not in (200, 422):
-        return _refused(response)
+        raise refusal(response)
     say(response.text)
     return os.EX_OK if response.status_code == 200 else os.EX_DATAERR
 
@@ -160,37 +158,17 @@ def _log(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _unload(parser: Parser, parsed: argparse.Namespace) -> int:
-    server = Server(parser, parsed)
-    try:
+    with closing(Server(parser, parsed)) as server:
         response = server.send("DELETE", f"/wasm/apps/{_segment(parsed.name)}")
-    finally:
-        server.close()
     if response.status_code != 204:
-        return _refused(response)
+        raise refusal(response)
     say(f"{parsed.name} is unloaded, and its data deleted")
     return os.EX_OK
 
 
 def _ask(parser: Parser, parsed: argparse.Namespace, method: str, path: str, document: Any = None) -> dict[str, Any]:
-    server = Server(parser, parsed)
-    try:
+    with closing(Server(parser, parsed)) as server:
         return server.ask(method, path, document)
-    finally:
-        server.close()
-
-
-def _refused(response: Any) -> int:
-    """Raises: Refused: what the server says."""
-    from enclave_os.evidence.exchange import printable
-
-    try:
-        document = response.json()
-    except ValueError:
-        document = None
-    reason = document.get("error") if isinstance(document, dict) else "without a reason"
-    codes = {401: os.EX_NOPERM, 403: os.EX_NOPERM, 503: os.EX_TEMPFAIL, 504: os.EX_TEMPFAIL}
-    text = f"the server answered {response.status_code}: {printable(str(reason))}"
-    raise Refused(text, codes.get(response.status_code, os.EX_DATAERR))
 
 
 def _segment(name: str) -> str:
