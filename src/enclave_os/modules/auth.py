@@ -173,7 +173,7 @@ class Authenticator:
         found = request.principal
         if isinstance(found, Token):
             return found
-        token = self.verify_text(_bearer(request))
+        token = self.verify_text(bearer(request) or "")
         request.principal = token
         return token
 
@@ -185,7 +185,7 @@ class Authenticator:
         return found
 
     def _admit(self, request: Request, role: str, moments: Sequence[int] | None) -> Response | None:
-        found = self._admitted(_bearer(request), role, moments)
+        found = self._admitted(bearer(request) or "", role, moments)
         if isinstance(found, Response):
             return found
         request.principal = found
@@ -372,8 +372,8 @@ def _scopes(claim: object) -> frozenset[str] | None:
     return frozenset(claim.split(" ")) - {""}
 
 
-def _bearer(request: Request) -> str:
-    """The request's token; "" when there is none, which fails like a bad one."""
+def bearer(request: Request) -> str | None:
+    """The token of a request, whatever it is worth; None: it has none. To judge, "" is as good as none."""
     # Repeated fields come joined by ", ", and a token has no comma: two of them are none.
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token if scheme.lower() == "bearer" else ""
+    return token if scheme.lower() == "bearer" else None

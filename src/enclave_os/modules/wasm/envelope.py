@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from enclave_os.http import HTTPError, Request, Response, json_response
 from enclave_os.modules.api import NO_STORE, Services, Token
+from enclave_os.modules.auth import bearer
 from enclave_os.modules.wasm import describe, loading, tagged
 from enclave_os.modules.wasm.apps import App, Apps
 from enclave_os.modules.wasm.calling import Caller, by_name
@@ -113,4 +114,4 @@ def _name(body: Mapping[str, Any], member: str) -> str:
 
 def _app_token(body: Mapping[str, Any], request: Request) -> str | None:
     token = body.get("app_auth")
-    return token if isinstance(token, str) else loading.bearer(request)
+    return token if isinstance(token, str) else bearer(request)

@@ -15,12 +15,6 @@ CONFIGURATION: Final = "config"
 COMPONENT_TYPES: Final = ("application/wasm", "application/octet-stream")
 
 
-def bearer(request: Request) -> str | None:
-    """The token of a request; None without one."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token if scheme.lower() == "bearer" else None
-
-
 def body_of(request: Request) -> tuple[Mapping[str, Any] | None, bytes | None]:
     """(what is said of the app, or None if nothing is; its component or None).
 

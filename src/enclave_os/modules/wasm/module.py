@@ -36,6 +36,7 @@ from enclave_os.modules.api import (
     Services,
     Token,
 )
+from enclave_os.modules.auth import bearer
 from enclave_os.modules.wasm import describe, loading
 from enclave_os.modules.wasm.apps import App, Apps
 from enclave_os.modules.wasm.calling import Caller, by_name, http_response
@@ -194,7 +195,7 @@ class Wasm(Module):
 
     async def _call(self, app: App, function: str, request: Request) -> Response:
         body = request.json() if request.body else None
-        answer = await self._given().caller.call(app, function, loading.bearer(request), by_name(body))
+        answer = await self._given().caller.call(app, function, bearer(request), by_name(body))
         return http_response(answer)
 
     def schema(self, request: Request) -> Response:
@@ -208,11 +209,11 @@ class Wasm(Module):
     async def mcp(self, request: Request) -> Response:
         """MCP of an app."""
         parts = self._given()
-        return await parts.mcp.answer(parts.apps.get((request.params or {})["app"]), request, loading.bearer(request))
+        return await parts.mcp.answer(parts.apps.get((request.params or {})["app"]), request, bearer(request))
 
     def _described(self, app: App, request: Request, document: Any) -> Response:
         app.ready()
-        self._given().caller.allow(app, None, loading.bearer(request))
+        self._given().caller.allow(app, None, bearer(request))
         return json_response(document(app))
 
     async def handle(self, request: Request) -> Response | None:
@@ -229,7 +230,7 @@ class Wasm(Module):
         if request.method != "POST" or not path:
             return error_response(405, "functions are called by POST", (("Allow", "POST"),)) if path else None
         if path == "mcp":
-            return await parts.mcp.answer(app, request, loading.bearer(request))
+            return await parts.mcp.answer(app, request, bearer(request))
         return await self._call(app, path, request)
 
 
