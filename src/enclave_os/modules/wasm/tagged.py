@@ -31,7 +31,7 @@ def untagged(value: object) -> object:
     if kind in ("list", "tuple") and isinstance(inner, list):
         return [untagged(item) for item in inner]
     if kind == "record" and isinstance(inner, list):
-        return {pair[0]: untagged(pair[1]) for pair in inner if isinstance(pair, list) and len(pair) == 2}
+        return {str(pair[0]): untagged(pair[1]) for pair in inner if isinstance(pair, list) and len(pair) == 2}
     if kind == "option":
         return None if inner is None else untagged(inner)
     if kind == "variant" and isinstance(inner, list) and len(inner) == 2:
