@@ -38,6 +38,12 @@ class Site:
     key: Path
     table: str
 
+    @classmethod
+    def make(cls, python: Path, folder: Path) -> Site:
+        """With an issuer of its own."""
+        key = folder / "issuer.key.pem"
+        return cls(python, folder, key, enclave_os("token", "keygen", "--key", key))
+
     def start(self) -> Server:
         number = len(list(self.folder.glob("start-*")))
         settings = {
@@ -60,9 +66,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    folder = tmp_path_factory.mktemp("wasm")
-    key = folder / "issuer.key.pem"
-    return Site(python, folder, key, enclave_os("token", "keygen", "--key", key))
+    return Site.make(python, tmp_path_factory.mktemp("wasm"))
 
 
 @pytest.fixture(scope="module")

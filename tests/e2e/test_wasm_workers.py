@@ -12,9 +12,7 @@ import httpx2
 import pytest
 
 from tests.e2e.server import Server
-from tests.e2e.test_roles import enclave_os
-from tests.e2e.test_wasm import PROBE, Site
-from tests.e2e.wire import client_context
+from tests.e2e.test_wasm import PROBE, Site, client
 
 FOLLOW_SECONDS = 30.0  # far above the one second that the others take
 CONNECTIONS = 24  # with two workers, all of them reach one worker once in 2**23 runs
@@ -22,9 +20,7 @@ CONNECTIONS = 24  # with two workers, all of them reach one worker once in 2**23
 
 @pytest.fixture(scope="module")
 def site(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    folder = tmp_path_factory.mktemp("wasm-workers")
-    key = folder / "issuer.key.pem"
-    return Site(python, folder, key, enclave_os("token", "keygen", "--key", key))
+    return Site.make(python, tmp_path_factory.mktemp("wasm-workers"))
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +36,8 @@ def each(server: Server, function: str, **arguments: Any) -> list[httpx2.Respons
     """One call on each of many connections, so on every worker."""
     answers = []
     for _ in range(CONNECTIONS):
-        with httpx2.Client(verify=client_context(server), base_url=f"https://localhost:{server.port}") as client:
-            answers.append(client.post(f"/rpc/probe/{function}", json=arguments))
+        with client(server) as asking:
+            answers.append(asking.post(f"/rpc/probe/{function}", json=arguments))
     return answers
 
 
@@ -54,8 +50,8 @@ def until(happened: Callable[[], bool]) -> None:
 def test_all_workers_follow_one(site: Site, server: Server) -> None:
     site.wasm(server, "load", "probe", PROBE)
     until(lambda: all(answer.status_code == 200 for answer in each(server, "hello")))
-    with httpx2.Client(verify=client_context(server), base_url=f"https://localhost:{server.port}") as client:
-        assert client.post("/rpc/probe/write", json={"path": "/a", "text": "shared"}).status_code == 200
+    with client(server) as asking:
+        assert asking.post("/rpc/probe/write", json={"path": "/a", "text": "shared"}).status_code == 200
     until(lambda: {answer.text for answer in each(server, "read", path="/a")} == {'{"ok":"shared"}'})
     shown = json.loads(site.wasm(server, "show", "probe"))
     assert shown["state"] == "ready"
