@@ -18,6 +18,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.string cimport memcpy, memset
 
 import ctypes
@@ -302,11 +303,7 @@ cdef int lower(Plan plan, object value, wt_val *to, Call call) except -1:
         to.of.u64 = value
         to.kind = KIND_U64
     elif kind == KIND_S64:
-        if type(value) is not int:
-            _mismatch(plan, value)
-        if not -0x8000_0000_0000_0000 <= value <= 0x7FFF_FFFF_FFFF_FFFF:
-            raise ValueMismatch("s64 is from -9223372036854775808 to 9223372036854775807")
-        to.of.s64 = value
+        to.of.s64 = _integer(plan, value, INT64_MIN, INT64_MAX)
         to.kind = KIND_S64
     elif kind == KIND_U32:
         to.of.u32 = <uint32_t>_integer(plan, value, 0, 0xFFFF_FFFF)
