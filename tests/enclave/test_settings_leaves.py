@@ -14,8 +14,9 @@ from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, certificate_leaves, settings_leaves
 from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.egress_settings import EgressAllowance, Target
+from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import dump_table
-from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings, Issuer
+from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, EnclaveSettings
 from enclave_os.wire.start import Start
 
 CA = CertificateAuthority(certificate_pem="", key_pem="", key_origin="imported")

@@ -9,8 +9,8 @@ import certifi
 import pytest
 
 from enclave_os.wire.authority import CertificateAuthority
+from enclave_os.wire.setting_issuers import PEM_SIZE_MAX
 from enclave_os.wire.setting_kinds import Endpoint
-from enclave_os.wire.setting_table import PEM_SIZE_MAX
 from enclave_os.wire.settings import ConfigError, enclave_document, parse_enclave_document
 from enclave_os_host import config, config_report
 

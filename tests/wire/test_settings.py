@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from enclave_os.wire.authority import CertificateAuthority
 from enclave_os.wire.layout import CONFIG_SIZE_MAX
+from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import Endpoint, default_of, dump_table, keys_of, read_table
-from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, SECTIONS, EnclaveSettings, Issuer, Settings
+from enclave_os.wire.setting_table import ENCLAVE_SECTIONS, SECTIONS, EnclaveSettings, Settings
 from enclave_os.wire.settings import (
     RELATIONS,
     ConfigError,

@@ -20,9 +20,7 @@ from enclave_os.wire.gramine import Gramine, PlatformFiles
 from enclave_os.wire.kv_settings import KV, EnclaveKV
 from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
-from enclave_os.wire.setting_issuers import NOBODY, Auth
-from enclave_os.wire.setting_issuers import PEM_SIZE_MAX as PEM_SIZE_MAX
-from enclave_os.wire.setting_issuers import Issuer as Issuer
+from enclave_os.wire.setting_issuers import NOBODY, PEM_SIZE_MAX, Auth
 from enclave_os.wire.setting_kinds import (
     KIB,
     Choice,

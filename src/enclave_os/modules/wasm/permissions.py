@@ -20,7 +20,7 @@ from enclave_os.errors import ConfigError
 from enclave_os.http import HTTPError
 from enclave_os.modules.api import Clock, Token, Tokens
 from enclave_os.modules.auth import Authenticator
-from enclave_os.wire.setting_table import Issuer
+from enclave_os.wire.setting_issuers import Issuer
 
 PUBLIC: Final = "public"
 AUTHENTICATED: Final = "authenticated"
