@@ -57,6 +57,8 @@ TABLE = [
     ("enclave_os.wasm._component", "src/enclave_os/wasm/_component.pyx", [], []),
     ("enclave_os.modules._routes", "src/enclave_os/modules/_routes.pyx", [], []),
     ("enclave_os.runtime._connection", "src/enclave_os/runtime/_connection.pyx", OPENSSL, []),
+    ("enclave_os.runtime._connections", "src/enclave_os/runtime/_connections.pyx", OPENSSL, []),
+    ("enclave_os.runtime._exchange", "src/enclave_os/runtime/_exchange.pyx", OPENSSL, []),
     ("enclave_os.runtime._egress", "src/enclave_os/runtime/_egress.pyx", [], []),
     ("enclave_os.runtime._ingress", "src/enclave_os/runtime/_ingress.pyx", OPENSSL, []),
     ("enclave_os_host._proxy", "host/_proxy.pyx", [], []),

@@ -1,4 +1,4 @@
-# TLS 1.3 over lent bytes: ciphertext in, plaintext out, no sockets, no clock. The C interface for runtime._ingress.
+# TLS 1.3 over lent bytes: ciphertext in, plaintext out, no sockets, no clock. The C interface for runtime._exchange.
 #
 # One connection, in the order in which it lives:
 #   tls_conn_new   -> handshake not done

@@ -240,6 +240,7 @@ class IngressHarness:
         *,
         capacity: int = CAPACITY,
         limits: Mapping[str, int] | None = None,
+        timeouts: Mapping[str, float] | None = None,
         spin_us: int = 0,
         start: bool = True,
         choose: Callable[[ClientHello], Identity] | None = None,
@@ -287,7 +288,7 @@ class IngressHarness:
             on_stop=self.stops.append,
             report=lambda what, error: self.reports.append((what, error)),
             limits={**LIMITS, **(limits or {})},
-            timeouts=TIMEOUTS,
+            timeouts={**TIMEOUTS, **(timeouts or {})},
             spin_us=spin_us,
             egress_max=egress_max,
         )

@@ -35,7 +35,7 @@ def quiet(client: Client) -> None:
 def test_an_idle_connection_is_small(
     make: MakeIngress, libc: ctypes.CDLL, count: int, asked: bool, record_property: pytest.RecordProperty
 ) -> None:
-    harness = make()
+    harness = make(timeouts={"head": 3600.0, "idle": 3600.0})  # however long a busy machine takes to make them
     warm = harness.connect()
     warm.ask("POST /", b"x" * 20_000)
     before = heap(libc)

@@ -24,7 +24,6 @@ LONGER: dict[str, int] = {
     "src/enclave_os/wasm/_component.pyx": 680,
     "src/enclave_os/http/_message.pyx": 550,
     "src/enclave_os/http/_parser.pyx": 520,
-    "src/enclave_os/runtime/_ingress.pyx": 1050,
     "tests/enclave/ingress_harness.py": 520,
 }
 

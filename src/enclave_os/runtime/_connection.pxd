@@ -1,5 +1,6 @@
 # One client connection inside the enclave: its memory, its way out to the ring, and its place in the deadline lists.
-# Inlined into _ingress.pyx, which holds the state machine. At its end, what a module sees of it, which is _connection.pyx.
+# Inlined into _ingress.pyx and its parts; _exchange.pyx holds the state machine. At its end, what a module sees of it,
+# which is _connection.pyx.
 #
 # The way out. OpenSSL hands finished TLS records to `connection_sink`, which copies them into the outgoing ring: the one
 # copy out of the enclave, in aligned words (eos_copy_out). OpenSSL never sees a pointer into shared memory. What the

@@ -1,6 +1,6 @@
 from asyncio import AbstractEventLoop
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, final
+from typing import final
 
 from _typeshed import WriteableBuffer
 
@@ -8,10 +8,6 @@ from enclave_os._tls import TLSContext
 from enclave_os.http import Request, Response
 from enclave_os.runtime._egress import Outgoings
 from enclave_os.wire import Consumer, Producer
-
-@final
-class Answer:
-    def __call__(self, task: Any) -> None: ...
 
 @final
 class Ingress:
