@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from enclave_os.errors import InternalError, SealBroken
 from enclave_os.sealing import sealed_config
-from enclave_os.sealing.sealed_config import Authority, Provenance, SealedConfig, decode, encode
+from enclave_os.sealing.sealed_config import FORMER_MAX, Authority, Provenance, SealedConfig, decode, encode
 from tests.enclave.sealing import policy
 
 POLICY = policy()
@@ -23,6 +23,7 @@ configs = st.builds(
     master_key=hashes,
     boot_count=st.integers(1, 2**63 - 1),
     boot_nonce=hashes,
+    former=st.lists(hashes, max_size=FORMER_MAX).map(tuple),
     clock_floor_ns=counts,
     policy=st.just(POLICY),
     next_policy=st.none() | st.just(policy(seal={"export": "none"})),
@@ -57,6 +58,18 @@ def test_a_first_boot_makes_a_key_that_never_was() -> None:
     assert again.master_key == first.master_key
     assert (again.boot_count, again.boot_nonce != first.boot_nonce) == (2, True)
     assert first.state() == (1, first.boot_nonce, 0, bytes(32))
+
+
+def test_a_line_of_descent_is_known_as_far_back_as_it_is_bounded() -> None:
+    boots = [sealed_config.first(POLICY)]
+    for _ in range(FORMER_MAX + 3):
+        boots.append(boots[-1].booted())
+    for later in range(len(boots)):
+        for earlier in range(len(boots) + 2):
+            known = later - FORMER_MAX <= earlier < later
+            nonce = boots[later].nonce_of(earlier + 1)  # boots count from 1
+            assert nonce == (boots[earlier].boot_nonce if known else None)
+    assert len(encode(boots[-1])) - len(encode(boots[0])) < 50 * FORMER_MAX
 
 
 def test_no_key_shows_in_its_repr() -> None:

@@ -33,7 +33,7 @@ def test_a_worker_gets_the_whole_content(config: SealedConfig) -> None:
 
 
 def test_all_that_is_said_with_it_arrives_and_both_ends_have_one_channel(config: SealedConfig) -> None:
-    said = Welcome(config, bytes(range(32)), 7, bytes(range(32, 64)))
+    said = Welcome(config.booted(), 7, bytes(range(32, 64)))
     admission = Admission(KEY, 1)
     answer, first = admit(admission.hello, KEY, 1, said)
     heard, other = admission.open(answer)

@@ -1,5 +1,7 @@
 """A worker that serves goes from one boot of worker 0 to another only along one line of descent, whatever is started.
 
+It follows each that descends from what it serves, however many lives it missed, and no other.
+
 The model knows the truth: which boot each life of worker 0 was started from, and which batches its store holds. The
 host starts lives from any blob that there ever was, with a store that goes with it, and offers any to the worker.
 """
@@ -17,7 +19,7 @@ from enclave_os.errors import SealBroken
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.keeper import SealKeeper
-from enclave_os.sealing.sealed_config import SealedConfig
+from enclave_os.sealing.sealed_config import FORMER_MAX, SealedConfig
 from enclave_os.sealing.welcome import Welcome
 from tests.enclave.sealing import FakePlatform, policy
 
@@ -39,8 +41,7 @@ class Life:
         return False
 
     def welcome(self) -> Welcome:
-        former = bytes(32) if self.came_from is None else self.came_from.config.boot_nonce
-        return Welcome(self.config, former, len(self.batches), self.root)
+        return Welcome(self.config, len(self.batches), self.root)
 
     @property
     def root(self) -> bytes:
@@ -82,10 +83,18 @@ class Descent(RuleBasedStateMachine):
         try:
             self.keeper.follow(life.welcome(), self.seen)
         except SealBroken:
+            assert not self.must_follow(life)
             return
         self.followed.append(life)
         root = life.root if any(life.root) else None
         self.seen = StoreState(life.config.boot_count, life.config.boot_nonce, len(life.batches), root)
+
+    def must_follow(self, life: Life) -> bool:
+        """Whether it is a later life of what is served, not too far ahead, with all that was shown here."""
+        held = self.followed[-1]
+        ahead = life.config.boot_count - held.config.boot_count
+        kept = life.batches[: len(held.batches)] == held.batches
+        return 0 < ahead <= FORMER_MAX and kept and life.descends_from(held)
 
     @invariant()
     def one_line_of_descent(self) -> None:

@@ -18,6 +18,7 @@ from enclave_os.errors import (
     StoreBusy,
 )
 from enclave_os.runtime import membership
+from enclave_os.sealing.sealed_config import FORMER_MAX
 from enclave_os.sealing.welcome import Welcome
 from enclave_os.workers.admission import HELLO_SIZE, KEY_SIZE, Admission, admit
 from enclave_os_client.memory import refuse_older
@@ -177,26 +178,59 @@ class TestOneTruth:
                     held, seen = workers.now[1].keeper, workers.now[1].group.state
                     version, root = twin.store.state or (0, bytes(32))
                     with pytest.raises(SealBroken, match=reason):
-                        held.follow(Welcome(twin.keeper.config, twin.keeper.former_nonce, version, root), seen)
+                        held.follow(Welcome(twin.keeper.config, version, root), seen)
                     twin.kill()
 
         run(test)
 
-    def test_a_boot_of_unknown_descent_is_not_followed(self) -> None:
+    @pytest.mark.parametrize(("deaths", "follows"), [(2, True), (FORMER_MAX - 1, True), (FORMER_MAX, False)])
+    def test_a_worker_that_missed_boots_follows_as_far_as_their_descent_is_known(
+        self, deaths: int, follows: bool
+    ) -> None:
         async def test() -> None:
             async with Workers(2) as workers:
                 first, other = workers.now
+                await other.table().put(b"a", b"kept")
                 first.kill()
-                for _ in range(2):  # worker 0 fails twice after it has sealed its boot
+                for _ in range(deaths):  # worker 0 dies after it has sealed its boot, and before it admits anybody
                     failing = Worker(workers.host, 0)
                     await failing.keeper.open()
                     await failing.keeper.change(lambda config: config)
                     failing.rpc.alive = False
                 workers.now[0] = await workers._make(0)
-                await until(lambda: bool(other.broken))
-                assert "more than once" in str(other.broken[0])
-                again = await workers.again(1)
-                assert await again.table().get(b"a") is None
+                if not follows:
+                    await until(lambda: bool(other.broken))
+                    assert "so often" in str(other.broken[0])
+                    other = await workers.again(1)
+                item = await other.table().get(b"a")
+                assert item is not None
+                assert item.value == b"kept"
+                assert await other.state() == await workers.now[0].state()
+                assert not other.broken
+
+        run(test)
+
+    def test_a_copy_that_hides_behind_more_boots_is_not_followed(self) -> None:
+        """The host starts a twin of the boot that is served, then its descendants until one counts higher."""
+
+        async def test() -> None:
+            host = Host(2)
+            async with Workers(2, host) as workers:
+                before = host.blob
+                await workers.again(0)
+                await workers.now[1].state()
+                workers.now[0].kill()
+                host.blob = before
+                for _ in range(3):
+                    twin = Worker(host, 0)
+                    await twin.keeper.open()
+                    await twin.keeper.change(lambda config: config)
+                    twin.rpc.alive = False
+                workers.now[0] = await workers._make(0)
+                await until(lambda: bool(workers.now[1].broken))
+                assert "from a copy" in str(workers.now[1].broken[0])
+
+        run(test)
 
         run(test)
 

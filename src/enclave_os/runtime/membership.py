@@ -143,9 +143,7 @@ class First:
 
     def _welcome(self) -> Welcome:
         state = self._state()
-        return Welcome(
-            self._keeper.config, self._keeper.former_nonce, state.version, state.root or bytes(sealed_config.ROOT_SIZE)
-        )
+        return Welcome(self._keeper.config, state.version, state.root or bytes(sealed_config.ROOT_SIZE))
 
     def _add_candidate(self, worker: int, keys: ChannelKeys) -> None:
         candidates = self._candidates.setdefault(worker, {})

@@ -15,7 +15,7 @@ from enclave_os.errors import SealBroken
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing.opening import Loaded, Opening, Platform, differing, open_sealed, seal_config
-from enclave_os.sealing.sealed_config import NONCE_SIZE, SealedConfig
+from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.sealing.welcome import Welcome
 from enclave_os.wire.rpc import Method, SealLoadFlag
 
@@ -35,8 +35,6 @@ class SealKeeper:
         self._platform = platform
         self._policy = policy
         self._config: SealedConfig | None = None
-        self.former_nonce = bytes(NONCE_SIZE)
-        """Of the boot that this one follows; zeros where none was opened."""
         self._writing = asyncio.Lock()
 
     @property
@@ -61,7 +59,6 @@ class SealKeeper:
         """
         opening = open_sealed(await self.load(), self._platform, self._policy)
         self._config = opening.config
-        self.former_nonce = opening.former_nonce
         return opening
 
     async def begin(self, config: SealedConfig) -> None:
@@ -101,9 +98,10 @@ class SealKeeper:
         """
         held, config = self._config, welcome.config
         if held is not None and config.boot_count > held.boot_count:
-            if config.boot_count > held.boot_count + 1:
-                raise SealBroken("worker 0 was started more than once meanwhile: whether it descends is not known")
-            if welcome.former_nonce != held.boot_nonce:
+            nonce = config.nonce_of(held.boot_count)
+            if nonce is None:
+                raise SealBroken("worker 0 was started so often meanwhile that whether it descends is not known")
+            if nonce != held.boot_nonce:
                 raise SealBroken("worker 0 was started from a copy: its boot does not follow the one that was served")
         version = max(version, 0 if seen is None else seen.version)
         if welcome.version < version:

@@ -55,13 +55,11 @@ class Opening:
         config: already in its new boot, not sealed yet.
         first_boot: the master key was made now.
         took_over: an accepted policy came into force.
-        former_nonce: of the boot before this one; zeros where there was none.
     """
 
     config: SealedConfig
     first_boot: bool
     took_over: bool
-    former_nonce: bytes = bytes(sealed_config.NONCE_SIZE)
 
 
 def open_sealed(loaded: Loaded, platform: Platform, policy: bytes) -> Opening:
@@ -76,7 +74,7 @@ def open_sealed(loaded: Loaded, platform: Platform, policy: bytes) -> Opening:
         return _first_boot(loaded, policy)
     config = open_blob(loaded.data, platform)
     config, took_over = under_policy(config, policy)
-    return Opening(config.booted(), first_boot=False, took_over=took_over, former_nonce=config.boot_nonce)
+    return Opening(config.booted(), first_boot=False, took_over=took_over)
 
 
 def open_blob(data: bytes, platform: Platform) -> SealedConfig:

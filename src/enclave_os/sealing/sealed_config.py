@@ -27,6 +27,7 @@ ROOT_SIZE: Final = 32
 COUNT_MAX: Final = 2**63 - 1
 EXPORTS_MAX: Final = 16
 GIVEN_MAX: Final = 16
+FORMER_MAX: Final = 64  # far more starts than worker 0 takes between two words with a worker; 3 KiB here
 MODULE_DATA_MAX: Final = 64
 
 
@@ -66,6 +67,7 @@ class SealedConfig:
         master_key: made inside at first boot; every other key is derived from it.
         boot_count: starts that have sealed, this one included.
         boot_nonce: drawn in this boot: two clones of one blob differ in it.
+        former: nonces of the boots before it, the last FORMER_MAX of them, the oldest first: its line of descent.
         clock_floor_ns: the greatest time that was believed, nanoseconds since the Unix epoch.
         policy: in force, as `wire.policy` writes it; `next_policy`: the one that a manager accepted for the next start.
         policy_changes: how often an accepted policy was taken over.
@@ -82,6 +84,7 @@ class SealedConfig:
     master_key: bytes = field(repr=False)
     boot_count: int
     boot_nonce: bytes
+    former: tuple[bytes, ...] = ()
     clock_floor_ns: int
     policy: bytes
     next_policy: bytes | None = None
@@ -103,7 +106,13 @@ class SealedConfig:
 
     def booted(self) -> SealedConfig:
         """The same in its next boot."""
-        return replace(self, boot_count=self.boot_count + 1, boot_nonce=os.urandom(NONCE_SIZE))
+        former = (*self.former, self.boot_nonce)[-FORMER_MAX:]
+        return replace(self, boot_count=self.boot_count + 1, boot_nonce=os.urandom(NONCE_SIZE), former=former)
+
+    def nonce_of(self, boot_count: int) -> bytes | None:
+        """The nonce that an earlier boot had on the way to this one; None: that is not known any more."""
+        back = self.boot_count - boot_count
+        return self.former[-back] if 0 < back <= len(self.former) else None
 
     def given(self, measurement: bytes) -> SealedConfig:
         """The same, once it was given to an enclave of that measurement."""
@@ -161,6 +170,7 @@ def _encode(config: SealedConfig) -> bytes:
         "master_key": _text(config.master_key),
         "boot_count": config.boot_count,
         "boot_nonce": _text(config.boot_nonce),
+        "former": [_text(nonce) for nonce in config.former],
         "clock_floor_ns": config.clock_floor_ns,
         "policy": _text(config.policy),
         "next_policy": _optional_text(config.next_policy),
@@ -189,7 +199,7 @@ def _encode(config: SealedConfig) -> bytes:
 
 def _decode(document: Any) -> SealedConfig:
     names = (
-        "format", "master_key", "boot_count", "boot_nonce", "clock_floor_ns", "policy", "next_policy",
+        "format", "master_key", "boot_count", "boot_nonce", "former", "clock_floor_ns", "policy", "next_policy",
         "policy_changes", "authority", "pending_key", "exports", "given_to", "recoveries", "module_data", "kv_root",
         "kv_version", "kv_restores", "provenance",
     )  # fmt: skip
@@ -204,6 +214,7 @@ def _decode(document: Any) -> SealedConfig:
         master_key=_bytes(document["master_key"], MASTER_KEY_SIZE),
         boot_count=_count(document["boot_count"], 1),
         boot_nonce=_bytes(document["boot_nonce"], NONCE_SIZE),
+        former=tuple(_bytes(item, NONCE_SIZE) for item in _list(document["former"], FORMER_MAX)),
         clock_floor_ns=_count(document["clock_floor_ns"]),
         policy=policy,
         next_policy=next_policy,
