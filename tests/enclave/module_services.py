@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 from enclave_os.http import HTTPError, Request, Response, error_response, make_request
-from enclave_os.modules.api import Module, NoStorage, Route, Services, Status, Storage, Tokens
+from enclave_os.modules.api import Module, NoStorage, Route, Services, Status, Storage, Tokens, WorkerReport
 from enclave_os.modules.registry import Registry
 from tests.enclave.tokens import FixedClock
 
@@ -57,10 +57,15 @@ class NoTokens:
         raise HTTPError(401, "nobody has a token")
 
 
+async def nobody_reports() -> Sequence[WorkerReport]:
+    return ()
+
+
 def make_services(
     *,
     status: Callable[[], Status] = lambda: STATUS,
     counters: Callable[[], Mapping[str, int | float]] = dict,
+    workers: Callable[[], Awaitable[Sequence[WorkerReport]]] = nobody_reports,
     request_stop: Callable[[], None] = lambda: None,
     config: Mapping[str, Any] | None = None,
     modules: tuple[str, ...] = (),
@@ -76,6 +81,7 @@ def make_services(
         status=status,
         counters=counters,
         request_stop=request_stop,
+        workers=workers,
         attestation=NobodyAttested(),
         tokens=tokens or NoTokens(),
         config_changed=lambda: None,

@@ -11,7 +11,7 @@ import pytest
 from enclave_os import __version__
 from enclave_os.errors import InternalError
 from enclave_os.http import Request, Response, make_request
-from enclave_os.modules.api import Status
+from enclave_os.modules.api import Status, WorkerReport
 from enclave_os.modules.auth import FORBIDDEN, UNAUTHORIZED, UNCONFIGURED, Authenticator
 from enclave_os.modules.core import Core, prometheus_text, wants_prometheus
 from enclave_os.modules.registry import Registry
@@ -35,14 +35,20 @@ class Server:
         self.status = STATUS
         self.counters: Mapping[str, int | float] = {"requests_total": 3, "connections": 2, "load": 0.5}
         self.stops = 0
+        self.other: WorkerReport | None = None
         self.registry = Registry([Core()], Authenticator(issuers, FixedClock()), LOGGER)
         services = make_services(
             status=lambda: self.status,
             counters=lambda: self.counters,
+            workers=self.reports,
             request_stop=self.stop,
             modules=("core", "helloworld"),
         )
         asyncio.run(self.registry.start(lambda module: services))
+
+    async def reports(self) -> list[WorkerReport]:
+        others = [WorkerReport(0)] if self.other is None else [self.other]
+        return [*others, WorkerReport(1, True, True, 12.34567, ("two",), self.counters)]
 
     def stop(self) -> None:
         self.stops += 1
@@ -103,7 +109,10 @@ def test_readyz_follows_the_status() -> None:
 
 
 def test_status() -> None:
-    response = Server(issuer(KEY)).ask("GET", "/status", "monitoring")
+    server = Server(issuer(KEY))
+    server.other = WorkerReport(0, True, False, 7.00049, ("one", "two"))
+    server.status = replace(STATUS, warnings=("two", "three"))
+    response = server.ask("GET", "/status", "monitoring")
     assert json.loads(response.body) == {
         "version": __version__,
         "mode": "simulated",
@@ -113,7 +122,11 @@ def test_status() -> None:
         "ready": True,
         "uptime_seconds": 12.346,
         "modules": ["core", "helloworld"],
-        "warnings": [],
+        "warnings": ["two", "three", "one"],
+        "workers": [
+            {"index": 0, "up": True, "ready": False, "uptime_seconds": 7.0},
+            {"index": 1, "up": True, "ready": True, "uptime_seconds": 12.346},
+        ],
     }
     assert ("Cache-Control", "no-store") in response.headers
 
@@ -121,9 +134,11 @@ def test_status() -> None:
 def test_metrics_as_json() -> None:
     response = Server(issuer(KEY)).ask("GET", "/metrics", "monitoring")
     assert response.content_type == "application/json"
+    own = {"requests_total": 3, "connections": 2, "load": 0.5}
     assert json.loads(response.body) == {
         "worker": 1,
-        "counters": {"requests_total": 3, "connections": 2, "load": 0.5},
+        "counters": own,
+        "workers": [{"index": 0, "up": False, "counters": {}}, {"index": 1, "up": True, "counters": own}],
     }
 
 
@@ -131,11 +146,16 @@ def test_metrics_as_json() -> None:
     "accept", [PROMETHEUS_ACCEPT, "text/plain", "TEXT/PLAIN;version=0.0.4", "a/b, text/plain;q=0.1"]
 )
 def test_metrics_for_prometheus(accept: str) -> None:
-    response = Server(issuer(KEY)).ask("GET", "/metrics", "monitoring", accept=accept)
+    server = Server(issuer(KEY))
+    server.other = WorkerReport(0, True, counters={"connections": 5, "only": 1})
+    response = server.ask("GET", "/metrics", "monitoring", accept=accept)
     assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
     assert response.body.decode() == (
+        '# TYPE enclave_os_worker_up gauge\nenclave_os_worker_up{worker="0"} 1\nenclave_os_worker_up{worker="1"} 1\n'
+        '# TYPE enclave_os_connections gauge\n'
+        'enclave_os_connections{worker="0"} 5\nenclave_os_connections{worker="1"} 2\n'
+        '# TYPE enclave_os_only gauge\nenclave_os_only{worker="0"} 1\n'
         '# TYPE enclave_os_requests_total counter\nenclave_os_requests_total{worker="1"} 3\n'
-        '# TYPE enclave_os_connections gauge\nenclave_os_connections{worker="1"} 2\n'
         '# TYPE enclave_os_load gauge\nenclave_os_load{worker="1"} 0.5\n'
     )
 
@@ -150,17 +170,21 @@ def test_prometheus_lines_have_the_grammar() -> None:
     grammar = re.compile(
         r'# TYPE [a-zA-Z_:][\w:]* (?:counter|gauge)|[a-zA-Z_:][\w:]*\{worker="\d+"\} -?[\d.]+(?:e[+-]?\d+)?'
     )
-    text = prometheus_text({"a_total": 0, "b": 1e30, "c": -2.5, "d": 10**18}, 0)
+    shown = [WorkerReport(n, True, counters={"a_total": n, "b": 1e30, "c": -2.5, "d": 10**18}) for n in range(3)]
+    text = prometheus_text([*shown, WorkerReport(3)])
     assert text.endswith("\n")
     for line in text.splitlines():
         assert grammar.fullmatch(line), line
-    assert prometheus_text({}, 0) == ""
+    families = [line.split()[2] for line in text.splitlines() if line.startswith("#")]
+    assert len(set(families)) == len(families), "a family stands in one piece"
+    assert 'enclave_os_worker_up{worker="3"} 0\n' in text
+    assert text.count('worker="3"') == 1, "what is not known is not 0"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a\n", "A", "1a", 'a"', "a{b}"])
 def test_a_name_that_prometheus_would_not_read_is_our_bug(name: str) -> None:
     with pytest.raises(InternalError):
-        prometheus_text({name: 1}, 0)
+        prometheus_text([WorkerReport(0, True, counters={name: 1})])
 
 
 def test_shutdown_asks_once_and_says_so() -> None:
@@ -195,7 +219,8 @@ def test_every_mode_is_named(mode: str) -> None:
 
 def test_labels_stand_beside_the_workers() -> None:
     counters = {"a_total": 1, 'b_total{app="x",function="y/z"}': 2, 'b_total{app="w"}': 3}
-    assert prometheus_text(counters, 4) == (
+    assert prometheus_text([WorkerReport(4, True, counters=counters)]) == (
+        '# TYPE enclave_os_worker_up gauge\nenclave_os_worker_up{worker="4"} 1\n'
         "# TYPE enclave_os_a_total counter\n"
         'enclave_os_a_total{worker="4"} 1\n'
         "# TYPE enclave_os_b_total counter\n"
@@ -207,4 +232,4 @@ def test_labels_stand_beside_the_workers() -> None:
 @pytest.mark.parametrize("name", ["a{", "a{}", 'a{b="c}', 'a{b="c"d"}', 'a{b="c\n"}', 'a{B="c"}', 'a{b="c"}\n'])
 def test_labels_that_are_none(name: str) -> None:
     with pytest.raises(InternalError):
-        prometheus_text({name: 1}, 0)
+        prometheus_text([WorkerReport(0, True, counters={name: 1})])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
@@ -17,13 +17,16 @@ from typing import Any, TypeVar, cast
 
 from enclave_os.errors import HostRefused
 from enclave_os.evidence.store_state import StoreState
-from enclave_os.modules.api import Storage, Table
+from enclave_os.http import Request, Response
+from enclave_os.modules.api import Storage, Table, WorkerReport
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.group import Group
 from enclave_os.runtime.key_value import KeyValue
+from enclave_os.runtime.worker_calls import WorkerCalls
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method, SealLoadFlag, Status
+from enclave_os.wire.settings import check
 from enclave_os_host.handlers import Later, Refused
 from enclave_os_host.handlers.peers import Carrier, Mailboxes
 from tests.enclave.kv_fakes import MemoryStore
@@ -146,12 +149,15 @@ class PlayedRPC:
             return
         if len(data) > PEER_INDEX_SIZE:
             self.host.carried += 1
-            self._more += [data] if self.host.tamper is None else self.host.tamper(self.index, data)
+            self.deliver([data] if self.host.tamper is None else self.host.tamper(self.index, data))
         else:
-            self._more.append(data)
-        # As many calls are answered as the host has something to say, the oldest first.
+            self.deliver([data])
+
+    def deliver(self, replies: list[bytes]) -> None:
+        """Answer as many calls as the host has something to say, the oldest first."""
+        self._more += replies
         while self._more and self._parked:
-            self._loop.call_soon(self._tell, self._parked.popleft(), status, self._more.popleft())
+            self._loop.call_soon(self._tell, self._parked.popleft(), Status.OK, self._more.popleft())
 
     def _tell(self, reply: asyncio.Future[bytes], status: Status, data: bytes) -> None:
         if not self.alive or reply.done():
@@ -214,7 +220,10 @@ class Worker:
             changed=lambda: self.group.written(),
         )
         settings = SimpleNamespace(
-            worker_index=index, worker_count=host.count, timeouts=SimpleNamespace(rpc=RPC_SECONDS)
+            worker_index=index,
+            worker_count=host.count,
+            timeouts=SimpleNamespace(rpc=RPC_SECONDS, request=SECONDS),
+            limits=check({}).limits,
         )
         self.group = Group(
             cast(Any, settings),
@@ -225,9 +234,38 @@ class Worker:
             clock,
             self.store,
             keep=self._keep,
+            answer=lambda payload: self.calls.answer(payload),
             config_taken=self.configs.append,
+            admitted_again=self._admitted_again,
             on_broken=self.broken.append,
         )
+        self.again = 0
+        self.said: list[tuple[str, bytes]] = []
+        self.answer_module: Callable[[str, bytes], Coroutine[Any, Any, bytes]] = self._answer_module
+        self.respond: Callable[[Request], Response | Awaitable[Response]] = self._respond
+        self.calls = WorkerCalls(
+            cast(Any, settings),
+            lambda: self.group,
+            respond=lambda request: self.respond(request),
+            to_module=lambda module, what: self.answer_module(module, what),
+            report=lambda: WorkerReport(index, True, True, 1.5, (f"of {index}",), {"index": index}),
+            given=self._give,
+            logger=logging.getLogger("test.workers"),
+        )
+
+    def _admitted_again(self) -> None:
+        self.again += 1
+
+    async def _answer_module(self, module: str, what: bytes) -> bytes:
+        self.said.append((module, what))
+        return b"%d: " % self.index + what
+
+    def _respond(self, request: Request) -> Response:
+        return Response(200, f"worker {self.index}: {request.method} {request.path}")
+
+    async def _give(self, measurement: bytes) -> None:
+        self.group.config_changed(await self.keeper.change(lambda held: held.given(measurement)))
+        await self.calls.heard()
 
     async def begin(self) -> Worker:
         """As a server begins."""

@@ -11,6 +11,7 @@ import pytest
 
 from enclave_os.errors import AttestationError, ConfigError, EnclaveError, SealBroken, ServerProtocolError
 from enclave_os.evidence.quote import ATTRIBUTE_DEBUG
+from enclave_os.http import HTTPError
 from enclave_os.ratls.session import CONTEXT_NS
 from enclave_os.sealing.opening import open_blob
 from enclave_os.sealing.sealed_config import SealedConfig
@@ -133,17 +134,36 @@ def test_hardware_and_simulation_give_each_other_nothing(forge: Forge, config: S
     assert giver.changes == []
 
 
-def test_worker_0_alone_gives(forge: Forge, config: SealedConfig) -> None:
-    """The host spreads connections over the workers: the receiver comes again."""
-    zero, one = giving(forge, config), giving(forge, config, worker_index=1)
-    turns = iter([one, one, zero])
-    carrier = Carrier(lambda: next(turns).accept())
-    assert receiving(forge, carrier, zero).run()
-    assert len(carrier.connections) == 3
+def test_any_worker_gives_once_worker_0_has_sealed_it(forge: Forge, config: SealedConfig) -> None:
+    """The evidence is bound to the TLS session, so the worker where it ends judges it; worker 0 seals."""
+    zero, one = giving(forge, config), giving(forge, config)
+
+    async def ask_worker_0(measurement: bytes) -> None:
+        await Giving.give(zero, measurement)
+        one.keeper.adopt(zero.keeper.config)
+
+    one.give = ask_worker_0  # type: ignore[method-assign]
     carrier = Carrier(one.accept)
-    with pytest.raises(AttestationError, match="worker 0 alone gives"):
-        receiving(forge, carrier, one).run()
-    assert len(carrier.connections) == 64
+    assert receiving(forge, carrier, one).run()
+    assert len(carrier.connections) == 1
+    assert (one.disk.writes, zero.disk.writes) == (0, 1)
+
+
+@pytest.mark.parametrize("failure", [None, HTTPError(503, "worker 0 is not reached")])
+def test_nothing_is_given_that_worker_0_has_not_sealed(
+    forge: Forge, config: SealedConfig, failure: HTTPError | None
+) -> None:
+    giver = giving(forge, config)
+
+    async def nothing(measurement: bytes) -> None:
+        if failure is not None:
+            raise failure
+
+    giver.give = nothing  # type: ignore[method-assign]
+    with pytest.raises(AttestationError, match="not sealed" if failure is None else "not reached"):
+        receiving(forge, Carrier(giver.accept), giver).run()
+    assert giver.served[-1][0] == 503
+    assert giver.changes == []
 
 
 def test_a_policy_is_what_the_giver_has_sealed(forge: Forge, giver: Giving) -> None:

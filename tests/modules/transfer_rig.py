@@ -54,7 +54,7 @@ class Giving:
         config: what it has sealed.
     """
 
-    def __init__(self, rig: Enclave, config: SealedConfig, worker_index: int = 0) -> None:
+    def __init__(self, rig: Enclave, config: SealedConfig) -> None:
         self.rig = rig
         self.disk = Stored()
         self.keeper = SealKeeper(cast(Any, self.disk), FakePlatform(MEASUREMENT), config.policy)
@@ -62,15 +62,18 @@ class Giving:
         self.changes: list[SealedConfig] = []
         self.served: list[tuple[int, str]] = []
         self.exporting = Exporting(
-            worker_index=worker_index,
             own=Giver(rig.body, simulated=True, simulated_root_der=rig.simulated_root_der),
             keeper=self.keeper,
             sessions=rig.sessions,
             clock=cast(Any, rig),
             logger=LOGGER,
-            changed=self.changes.append,
+            give=lambda measurement: self.give(measurement),
         )
         self._context = TLSContext.server(rig.choose, judge_client=rig.judge.handshake)
+
+    async def give(self, measurement: bytes) -> None:
+        """Seal that it is given, as worker 0 does."""
+        self.changes.append(await self.keeper.change(lambda held: held.given(measurement)))
 
     def accept(self) -> Served:
         """One connection of a client's."""
@@ -213,6 +216,5 @@ class Receiving:
 
 def giving(forge: Forge, config: SealedConfig, **changes: Any) -> Giving:
     """An enclave of the forge's platform that serves nobody but receivers."""
-    worker_index = changes.pop("worker_index", 0)
     rig = Enclave(forge, Authority.make("Giver's root"), client_mr_enclaves=(), **changes)
-    return Giving(rig, config, worker_index)
+    return Giving(rig, config)

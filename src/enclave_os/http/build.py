@@ -1,4 +1,5 @@
-"""Requests without a client, for the tests of modules: composed as bytes and parsed like any other."""
+"""Requests that came by no connection of ours: composed as bytes, by a test or by another worker, and parsed like any
+other."""
 
 from collections.abc import Iterable
 
@@ -31,17 +32,21 @@ def make_request(
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers)]
     if body:
         lines.append(f"Content-Length: {len(body)}")
-    raw = "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-    parser = RequestParser()
-    pos = 0
-    result = 0
-    while pos < len(raw) and result not in (REQUEST, REFUSED):
-        result, used = parser.feed(raw[pos:])
-        pos += used
-    if result != REQUEST or pos != len(raw):
-        raise HTTPError(parser.status or 400, parser.reason or "not exactly one request")
-    request = parser.take()
+    request = parse_request("\r\n".join([*lines, "", ""]).encode("latin-1") + body, RequestParser())
     request.peer = peer
     if connection is not None:
         request.connection = connection
     return request
+
+
+def parse_request(message: bytes, parser: RequestParser) -> Request:
+    """The one request that `message` is, without a connection. Raises: HTTPError: the parser refuses it."""
+    view = memoryview(message)
+    pos = 0
+    result = 0
+    while pos < len(message) and result not in (REQUEST, REFUSED):
+        result, used = parser.feed(view[pos:])
+        pos += used
+    if result != REQUEST or pos != len(message):
+        raise HTTPError(parser.status or 400, parser.reason or "not exactly one request")
+    return parser.take()

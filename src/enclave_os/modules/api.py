@@ -14,6 +14,7 @@ from enclave_os.errors import ConfigError, EgressError
 from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.evidence.policy import Policy
 from enclave_os.http import Connection, Request, Response
+from enclave_os.modules.peers import NoPeers, Peers, WorkerReport, no_reports
 
 __all__ = [
     "DATA_PATH",
@@ -31,9 +32,11 @@ __all__ = [
     "Item",
     "Module",
     "NoEgress",
+    "NoPeers",
     "NoStorage",
     "PeerAttestation",
     "PeerIdentity",
+    "Peers",
     "Route",
     "Services",
     "Status",
@@ -41,6 +44,7 @@ __all__ = [
     "Table",
     "Token",
     "Tokens",
+    "WorkerReport",
     "Write",
 ]
 
@@ -363,6 +367,8 @@ class Services:
             once. The config root changes with them, and so do the certificates; connections that were attested under
             the old root end with their next request.
         storage: the module's own part of the sealed key-value store.
+        workers: how every worker of the server does, by index; waits a second at most for those that do not answer.
+        peers: the same module in the other workers.
         egress: HTTPS to the outside, for whom `[[egress.allow]]` names this module; else every call is refused.
     """
 
@@ -379,6 +385,8 @@ class Services:
     config_changed: Callable[[], None]
     storage: Storage = field(default_factory=NoStorage)
     egress: Egress = field(default_factory=NoEgress)
+    workers: Callable[[], Awaitable[Sequence[WorkerReport]]] = no_reports
+    peers: Peers = field(default_factory=NoPeers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +402,8 @@ class Route:
         handler: called with the request; returns a Response, or is a coroutine function that does. Runs on the one
             thread that serves everybody: what takes long must `await`.
         role: who may call it; None is everybody. Checked before the handler is called.
+        first: worker 0 answers it for all workers, wherever the client landed: what one alone may write, or knows. The
+            request goes there whole, but for its connection: evidence of the caller's session is not to be had there.
 
     Raises:
         ConfigError: no such method, or a path that no request could match.
@@ -403,6 +413,7 @@ class Route:
     path: str
     handler: Handler
     role: str | None = None
+    first: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -463,6 +474,14 @@ class Module:
 
     def handle(self, request: Request) -> Response | Awaitable[Response | None] | None:
         """Answer what no route answers, `POST /data` above all; None leaves it to the next module. May be async."""
+
+    def peer(self, what: bytes) -> Awaitable[bytes] | bytes:
+        """Answer what this module says to itself from another worker, by `Peers.ask_first` or `Peers.tell_others`.
+
+        b"" means: look again at what the workers share. It is said in every other worker than 0 after the start, and
+        whenever worker 0 is heard again. May be async; what it raises is logged, and the other end is told so.
+        """
+        return b""
 
     def config_leaves(self) -> Mapping[str, bytes]:
         """Name and data of what the operator chose for this module and clients must be able to see attested."""

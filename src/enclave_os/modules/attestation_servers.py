@@ -37,7 +37,7 @@ class ServerList(Protocol):
         """As it is sealed."""
 
     async def name_attestation_servers(self, servers: tuple[str, ...]) -> None:
-        """Seal another. Raises: HTTPError: this worker does not write."""
+        """Seal another, in force in every worker when it returns."""
 
 
 class AttestationServers(Module):
@@ -47,7 +47,7 @@ class AttestationServers(Module):
 
     def __init__(self, sealed: ServerList) -> None:
         self._sealed = sealed
-        self.routes = [Route("GET", PATH, self.show), Route("PUT", PATH, self.replace, MANAGER)]
+        self.routes = [Route("GET", PATH, self.show), Route("PUT", PATH, self.replace, MANAGER, first=True)]
 
     def show(self, request: Request) -> Response:
         """The list."""

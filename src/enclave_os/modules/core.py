@@ -1,13 +1,13 @@
 """The server's own routes: health, readiness, status, counters, shutdown. Always loaded, asked first."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from enclave_os import __version__
 from enclave_os.errors import InternalError
 from enclave_os.http import Request, Response, json_response
-from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Module, Route, Services
+from enclave_os.modules.api import MANAGER, MONITORING, NO_STORE, Module, Route, Services, WorkerReport
 
 READY: Final = Response(200, {"status": "ready"})
 NOT_READY: Final = Response(503, {"status": "not ready"})
@@ -67,12 +67,15 @@ class Core(Module):
         """Whether to send more clients here."""
         return READY if self._given().status().ready else NOT_READY
 
-    def status(self, request: Request) -> Response:
-        """What runs here."""
-        services = self._given()
+    def status(self, request: Request) -> Awaitable[Response]:
+        """What runs here: of this worker, and how each of the others does."""
+        return self._status(self._given())
+
+    async def _status(self, services: Services) -> Response:
+        workers = await services.workers()
         status = services.status()
-        return Response(
-            200,
+        warnings = dict.fromkeys((*status.warnings, *(text for worker in workers for text in worker.warnings)))
+        return json_response(
             {
                 "version": __version__,
                 "mode": status.mode,
@@ -82,20 +85,40 @@ class Core(Module):
                 "ready": status.ready,
                 "uptime_seconds": round(status.uptime_s, 3),
                 "modules": list(services.modules),
-                "warnings": list(status.warnings),
+                "warnings": list(warnings),
+                "workers": [
+                    {
+                        "index": worker.index,
+                        "up": worker.up,
+                        "ready": worker.ready,
+                        "uptime_seconds": round(worker.uptime_s, 3),
+                    }
+                    for worker in workers
+                ],
             },
             headers=(NO_STORE,),
         )
 
-    def metrics(self, request: Request) -> Response:
-        """This worker's counters: JSON, or the Prometheus text format when Accept names it."""
-        services = self._given()
-        counters = services.counters()
-        index = services.status().worker_index
+    def metrics(self, request: Request) -> Awaitable[Response]:
+        """Counters of every worker: JSON, or the Prometheus text format when Accept names it.
+
+        Whichever worker is asked, all are shown; one that does not answer is shown as down.
+        """
+        return self._metrics(self._given(), wants_prometheus(request.headers.get("accept", "")))
+
+    async def _metrics(self, services: Services, for_prometheus: bool) -> Response:
+        workers = await services.workers()
         headers = (NO_STORE, ("Vary", "Accept"))
-        if wants_prometheus(request.headers.get("accept", "")):
-            return Response(200, prometheus_text(counters, index), PROMETHEUS_TYPE, headers)
-        return json_response({"worker": index, "counters": dict(counters)}, headers=headers)
+        if for_prometheus:
+            return Response(200, prometheus_text(workers), PROMETHEUS_TYPE, headers)
+        document = {
+            "worker": services.status().worker_index,
+            "counters": dict(services.counters()),
+            "workers": [
+                {"index": worker.index, "up": worker.up, "counters": dict(worker.counters)} for worker in workers
+            ],
+        }
+        return json_response(document, headers=headers)
 
     def shutdown(self, request: Request) -> Response:
         """Begin the drain; this answer still goes out."""
@@ -114,24 +137,26 @@ def wants_prometheus(accept: str) -> bool:
     return any(kind in ("text/plain", "application/openmetrics-text") for kind in types)
 
 
-def prometheus_text(counters: Mapping[str, int | float], worker_index: int) -> str:
-    """The text exposition format 0.0.4: a type for each name, a value for each of its labels, and the worker's.
+def prometheus_text(workers: Sequence[WorkerReport]) -> str:
+    """The text exposition format 0.0.4: a type for each name, and below it a value for each worker and set of labels.
 
-    Counters of one name follow each other.
+    What a worker that does not answer has counted is left out, and `worker_up` says so: a sum is known to be one over
+    the others, and not a fall of all that was counted.
 
     Raises:
         InternalError: a name that Prometheus would not read.
     """
+    found: dict[str, list[str]] = {"worker_up": [f'{{worker="{worker.index}"}} {int(worker.up)}' for worker in workers]}
+    for worker in workers:
+        for name, value in worker.counters.items():
+            match = METRIC_NAME.match(name)
+            if match is None:
+                raise InternalError(f"{name!r} is not a metric's name")
+            more = f",{match['labels']}" if match["labels"] else ""
+            found.setdefault(match["base"], []).append(f'{{worker="{worker.index}"{more}}} {value}')
     lines = []
-    last = ""
-    for name, value in counters.items():
-        match = METRIC_NAME.match(name)
-        if match is None:
-            raise InternalError(f"{name!r} is not a metric's name")
-        base, labels = match["base"], match["labels"]
-        if base != last:
-            lines.append(f"# TYPE {METRIC_PREFIX}{base} {'counter' if base.endswith('_total') else 'gauge'}\n")
-            last = base
-        more = f",{labels}" if labels else ""
-        lines.append(f'{METRIC_PREFIX}{base}{{worker="{worker_index}"{more}}} {value}\n')
+    for base, values in found.items():
+        name = f"{METRIC_PREFIX}{base}"
+        lines.append(f"# TYPE {name} {'counter' if base.endswith('_total') else 'gauge'}\n")
+        lines += [f"{name}{value}\n" for value in values]
     return "".join(lines)

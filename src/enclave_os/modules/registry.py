@@ -7,6 +7,7 @@
 confidence. What the host refuses a module, or does not answer in time, costs the request a 503, as does a busy store.
 """
 
+import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
@@ -85,11 +86,18 @@ class Registry:
         modules: in the order in which they are asked.
         authorizer: asked before every route that needs a role.
         logger: for the one line that a failure costs.
+        forward: answers a request where worker 0 alone may, by asking it; None: this is worker 0.
     Raises:
         ConfigError: two modules of one name, or a name that is none.
     """
 
-    def __init__(self, modules: Sequence[Module], authorizer: Authorizer, logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        modules: Sequence[Module],
+        authorizer: Authorizer,
+        logger: logging.Logger,
+        forward: Handler | None = None,
+    ) -> None:
         names = [module.name for module in modules]
         for name in names:
             if not NAME_PATTERN.match(name):
@@ -99,6 +107,7 @@ class Registry:
         self.modules = tuple(modules)
         self._authorizer = authorizer
         self._logger = logger
+        self._forward = forward
         self._started: list[Module] = []
         self._asked: tuple[Module, ...] = ()
         self.failures = 0
@@ -157,6 +166,27 @@ class Registry:
             except MODULE_FAILURES as error:
                 self._logger.error("module %s failed to stop: %s", module.name, type(error).__name__)
 
+    async def peer(self, name: str, what: bytes) -> bytes:
+        """What a module answers to itself in another worker; b"" for one that is not started.
+
+        Raises: HostRefused: it failed; the text says no more, since it goes to another module's client.
+        """
+        for module in self._started:
+            if module.name == name:
+                try:
+                    answer = module.peer(what)
+                    return answer if isinstance(answer, bytes) else await answer
+                except MODULE_FAILURES as error:
+                    self._failed(name, error)
+                    raise HostRefused(f"module {name} failed: {type(error).__name__}") from error
+        return b""
+
+    async def look_again(self) -> None:
+        """Have every module look again at what the workers share; see `modules.api.Module.peer`."""
+        for name in [module.name for module in self._started]:
+            with contextlib.suppress(HostRefused):  # said and counted
+                await self.peer(name, b"")
+
     # -- the table ----------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
@@ -174,6 +204,8 @@ class Registry:
         if (route.method, route.path) == ("POST", DATA_PATH):
             raise ConfigError(f"module {module.name!r}: POST {DATA_PATH} goes to every module's handle, not to a route")
         handler = route.handler if route.role is None else self._guard(route.handler, route.role)
+        if route.first and self._forward is not None:
+            handler = self._forward  # who may call it, worker 0 asks
         pattern = Pattern(route, handler, module.name)
         other = self._owners.setdefault((route.method, pattern.shape), module.name)
         new = self._patterns.add(pattern) if route.parameters else route.path not in self._exact[route.method]

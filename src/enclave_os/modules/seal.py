@@ -7,7 +7,8 @@ POST   /seal/exports   manager      {"mr_enclave": HEX} that measurement may be 
 DELETE /seal/exports   manager      {"mr_enclave": HEX} it may not any more
 POST   /seal/export    an enclave   RA-TLS v2: challenge, then present; the answer to that is all that is sealed
 
-Worker 0 alone writes: the others answer 503 and say so, and a new connection may reach it.
+Worker 0 alone writes, and answers what asks for it wherever it came in. An export is answered where it came in, since
+its evidence is bound to that TLS session; that it was given is sealed by worker 0 before it leaves.
 
 A clock in doubt denies every token, and only a manager's token ends the doubt. So /seal/clock judges the token by two
 times that must both be good for it, the one that the body claims and the one that the host's clock alleges, and the
@@ -65,10 +66,10 @@ class SealRoutes(Module):
         self._exports = exports
         self.routes = [
             Route("GET", "/seal", self.status, MONITORING),
-            Route("POST", "/seal/policy", self.accept_policy, MANAGER),
-            Route("POST", "/seal/clock", self.confirm_clock),  # judges the token itself: see above
-            Route("POST", "/seal/exports", self.approve, MANAGER),
-            Route("DELETE", "/seal/exports", self.disapprove, MANAGER),
+            Route("POST", "/seal/policy", self.accept_policy, MANAGER, first=True),
+            Route("POST", "/seal/clock", self.confirm_clock, first=True),  # judges the token itself: see above
+            Route("POST", "/seal/exports", self.approve, MANAGER, first=True),
+            Route("DELETE", "/seal/exports", self.disapprove, MANAGER, first=True),
             Route("POST", EXPORT_PATH, self.export),  # who may, its evidence decides: no token does
         ]
 

@@ -42,9 +42,9 @@ class StoreRoutes(Module):
     def __init__(self, service: StoreService) -> None:
         self._service = service
         self.routes = [
-            Route("GET", "/store", self.status, MONITORING),
-            Route("POST", "/store/backup", self.backup, MANAGER),
-            Route("POST", "/store/restore", self.restore, MANAGER),
+            Route("GET", "/store", self.status, MONITORING, first=True),
+            Route("POST", "/store/backup", self.backup, MANAGER, first=True),
+            Route("POST", "/store/restore", self.restore, MANAGER, first=True),
         ]
 
     def status(self, request: Request) -> Response:

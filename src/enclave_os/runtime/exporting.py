@@ -15,7 +15,7 @@ who may be given it, which is attested to everybody.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from enclave_os.errors import AttestationError, ClockUntrusted
@@ -26,7 +26,6 @@ from enclave_os.ratls.attest_message import Present
 from enclave_os.ratls.session import Reply, SessionAttestation
 from enclave_os.runtime.clock import Clock
 from enclave_os.sealing.keeper import SealKeeper
-from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.sealing.transfer import Giver, hand_over, not_approved, receiver_policies
 from enclave_os.wire.policy import read_policy
 
@@ -35,8 +34,7 @@ NOBODY: Final = (
     "no measurement is approved to be given what is sealed: a manager approves one with enclave-os seal approve "
     "MEASUREMENT --url ..."
 )
-OTHER_WORKER: Final = "worker 0 alone gives what is sealed: try again over a new connection"
-
+NOT_SEALED: Final = "that it is given is not sealed, so nothing is given: try again"
 
 IDENTITY_CODES: Final = frozenset({"measurement", "signer", "product", "svn"})
 
@@ -45,34 +43,30 @@ class Exporting:
     """Answers `modules.seal.ExportService`. Event loop's thread only.
 
     Args:
-        worker_index: 0 gives; the others' copy may be behind.
         own: what we are.
-        changed: called after each change, with what is sealed now.
+        give: has it sealed that a measurement is given all this, by worker 0; returns when that is in force here, and
+            raises where it is not.
     """
 
     def __init__(
         self,
         *,
-        worker_index: int,
         own: Giver,
         keeper: SealKeeper,
         sessions: SessionAttestation,
         clock: Clock,
         logger: logging.Logger,
-        changed: Callable[[SealedConfig], None],
+        give: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        self._worker = worker_index
         self._own = own
         self._keeper = keeper
         self._sessions = sessions
         self._clock = clock
         self._logger = logger
-        self._changed = changed
+        self._give = give
 
     async def answer(self, connection: Connection, body: bytes) -> Response:
         """One message. Raises: HTTPError."""
-        if self._worker != 0:
-            raise HTTPError(503, OTHER_WORKER, (("Retry-After", "0"),))
         policies = receiver_policies(self._keeper.config, self._own)
         if not policies:
             export = read_policy(self._keeper.config.policy)["export"]
@@ -88,8 +82,10 @@ class Exporting:
             self._logger.warning("an enclave that wants what is sealed was refused: %s", text)
             raise HTTPError(403, text) from error
         # Sealed and attested before it leaves: what was given away cannot be taken back, nor hidden.
-        config = await self._keeper.change(lambda held: held.given(peer.mr_enclave))
-        self._changed(config)
+        await self._give(peer.mr_enclave)
+        config = self._keeper.config
+        if peer.mr_enclave not in config.given_to:
+            raise HTTPError(503, NOT_SEALED, (("Retry-After", "1"),))
         try:
             content = hand_over(config, self._own, peer, self._clock.trusted_ns())  # a manager may have come in between
         except (AttestationError, ClockUntrusted) as error:

@@ -24,6 +24,7 @@ from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.wire.setting_table import EnclaveSettings
 from enclave_os.workers.conversation import NotSent, Unanswered
+from enclave_os.workers.group_calls import operation_of
 from enclave_os.workers.store_calls import STORE_OWNER
 
 DEADLINES: Final = 2
@@ -36,7 +37,9 @@ class Group:
     Args:
         store: of this worker; open in the owner alone.
         keep: runs a coroutine beside everything else.
+        answer: does what another worker asks beside the store; see `workers.group_calls`.
         config_taken: told of the content that worker 0 sealed, after this worker adopted it.
+        admitted_again: told when worker 0 is heard again, and may have said something meanwhile.
         on_broken: told when this worker must not go on.
     """
 
@@ -51,13 +54,16 @@ class Group:
         store: KeyValue,
         *,
         keep: Callable[[Coroutine[Any, Any, None]], None],
+        answer: Callable[[bytes], Coroutine[Any, Any, bytes]],
         config_taken: Callable[[SealedConfig], None],
+        admitted_again: Callable[[], None],
         on_broken: Callable[[BaseException], None],
     ) -> None:
         self._keeper = keeper
         self._clock = clock
         self._store = store
         self._keep = keep
+        self._answer = answer
         self._config_taken = config_taken
         self._first: First | None = None
         self._member: Member | None = None
@@ -72,7 +78,9 @@ class Group:
                 logger,
                 worker_index=settings.worker_index,
                 deadline=DEADLINES * settings.timeouts.rpc,
+                answer=answer,
                 on_config=self._take,
+                on_again=admitted_again,
                 on_broken=on_broken,
             )
             self._forwarder = Forwarder(self._member.ask, self._member.seen)
@@ -84,7 +92,7 @@ class Group:
                 platform,
                 logger,
                 worker_count=settings.worker_count,
-                answerer=lambda: Owner(store.of, self._own_state).answer,
+                answerer=self._answerer,
                 state=self._own_state,
             )
 
@@ -106,6 +114,16 @@ class Group:
     def of(self, module: str) -> Storage:
         """The storage of one module; see `runtime.storage.StorageSource`."""
         return self._store.of(module) if self._forwarder is None else self._forwarder.of(module)
+
+    async def ask_first(self, payload: bytes, *, again: bool, seconds: float | None = None) -> bytes:
+        """What worker 0 answers; see `Member.ask`. Raises: NotSent, Unanswered. InternalError: this is worker 0."""
+        if self._member is None:
+            raise InternalError("worker 0 asks itself")
+        return await self._member.ask(payload, again=again, seconds=seconds)
+
+    async def ask_others(self, payload: bytes, seconds: float) -> dict[int, bytes]:
+        """What the workers that worker 0 has admitted answer in time, by worker; see `First.ask_all`."""
+        return {} if self._first is None else await self._first.ask_all(payload, seconds)
 
     @property
     def state(self) -> StoreState:
@@ -132,6 +150,14 @@ class Group:
         """Counters and gauges, named as in Prometheus."""
         who = self._first or self._member
         return {} if who is None else who.counters()
+
+    def _answerer(self) -> Callable[[bytes], Coroutine[Any, Any, bytes]]:
+        owner = Owner(self._store.of, self._own_state)
+
+        def answer(payload: bytes) -> Coroutine[Any, Any, bytes]:
+            return owner.answer(payload) if operation_of(payload) is None else self._answer(payload)
+
+        return answer
 
     async def _refresh(self) -> str:
         if self._member is None:

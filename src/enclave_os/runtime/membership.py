@@ -13,8 +13,10 @@ descends from it and has not less of the store (`SealKeeper.follow`), and ends o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from enclave_os.errors import ConfigError, EnclaveError, HostRefused, SealBroken
@@ -56,6 +58,12 @@ class SealingKey(Protocol):
     def sealing_key(self) -> bytes: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    conversation: Conversation
+    config: SealedConfig  # that it was welcomed with
+
+
 class First:
     """Worker 0's side: admits, answers, tells. Event loop's thread only.
 
@@ -86,7 +94,7 @@ class First:
         self._answerer = answerer
         self._state = state
         self._admitted: dict[int, Conversation] = {}
-        self._candidates: dict[int, dict[bytes, Conversation]] = {}
+        self._candidates: dict[int, dict[bytes, _Candidate]] = {}
         self._tell_state_due = False
         self._carriage = Carriage(rpc, loop, on_record=self._on_record, on_ended=self._on_ended, on_lost=self._on_lost)
         self.admissions = 0
@@ -97,6 +105,21 @@ class First:
     def admitted(self) -> int:
         """Workers with a channel that has opened."""
         return len(self._admitted)
+
+    async def ask_all(self, payload: bytes, seconds: float) -> dict[int, bytes]:
+        """Ask every worker that is admitted, at once; what they answered within `seconds`, by worker.
+
+        Who is not admitted, ends, or does not answer in time is left out: that costs nobody his channel.
+        """
+        replies: dict[int, bytes] = {}
+
+        async def ask(worker: int, conversation: Conversation) -> None:
+            with contextlib.suppress(NotSent, Unanswered, TimeoutError):
+                async with asyncio.timeout(seconds):
+                    replies[worker] = await conversation.ask(payload, 2 * seconds)
+
+        await asyncio.gather(*(ask(worker, conversation) for worker, conversation in self._admitted.items()))
+        return dict(sorted(replies.items()))
 
     async def admit(self) -> None:
         """Answer each worker's hello, for as long as this process lives."""
@@ -114,8 +137,9 @@ class First:
                 self._logger.error("a hello of worker %d, which there is not", sender)
                 continue
             try:
-                answer, keys = admit(hello, self._platform.sealing_key(), sender, self._welcome())
-                self._add_candidate(sender, keys)
+                welcome = self._welcome()
+                answer, keys = admit(hello, self._platform.sealing_key(), sender, welcome)
+                self._add_candidate(sender, keys, welcome.config)
                 await self._rpc.call(Method.PEER_SEND, sender.to_bytes(PEER_INDEX_SIZE, "little") + answer)
             except (SealBroken, HostRefused) as error:
                 self._logger.error("worker %d was not admitted: %s", sender, error)
@@ -145,9 +169,9 @@ class First:
         state = self._state()
         return Welcome(self._keeper.config, state.version, state.root or bytes(sealed_config.ROOT_SIZE))
 
-    def _add_candidate(self, worker: int, keys: ChannelKeys) -> None:
+    def _add_candidate(self, worker: int, keys: ChannelKeys, config: SealedConfig) -> None:
         candidates = self._candidates.setdefault(worker, {})
-        candidates[keys.channel_id] = Conversation(
+        conversation = Conversation(
             Link(keys, f"the channel to worker {worker}"),
             lambda record: self._carriage.send(worker, record),
             loop=self._loop,
@@ -155,6 +179,7 @@ class First:
             on_told=lambda _: None,
             on_end=lambda error: self._on_end(worker, keys.channel_id, error),
         )
+        candidates[keys.channel_id] = _Candidate(conversation, config)
         while len(candidates) > CANDIDATES_MAX:
             candidates.pop(next(iter(candidates)))
 
@@ -164,10 +189,11 @@ class First:
         if admitted is not None and admitted.link.channel_id == channel_id:
             admitted.receive(record)
             return
-        candidate = self._candidates.get(worker, {}).get(channel_id)
-        if candidate is None:
+        known = self._candidates.get(worker, {}).get(channel_id)
+        if known is None:
             self.strays += 1
             return
+        candidate = known.conversation
         candidate.receive(record)
         if candidate.link.confirmed and not candidate.ended:
             self._candidates.pop(worker)
@@ -175,6 +201,8 @@ class First:
                 admitted.end(NotSent("the worker was admitted anew"))
             self._admitted[worker] = candidate
             self.admissions += 1
+            if self._keeper.config is not known.config:  # told meanwhile to those who were admitted already
+                candidate.tell(_CONFIG + sealed_config.encode(self._keeper.config))
 
     def _on_end(self, worker: int, channel_id: bytes, error: BaseException) -> None:
         self._logger.error("worker %d has to begin anew: %s", worker, error)
@@ -206,7 +234,9 @@ class Member:
 
     Args:
         deadline: seconds that a call of worker 0 may take.
+        answer: does what worker 0 asks; what it raises is our bug.
         on_config: told of each content that worker 0 says is sealed now, after it was adopted.
+        on_again: told of each admission after the first: what worker 0 said meanwhile was not heard.
         on_broken: told, with the error, when this worker must not go on: a lie of the host, or another worker 0.
     """
 
@@ -220,7 +250,9 @@ class Member:
         *,
         worker_index: int,
         deadline: float,
+        answer: Callable[[bytes], Coroutine[Any, Any, bytes]],
         on_config: Callable[[SealedConfig], None],
+        on_again: Callable[[], None],
         on_broken: Callable[[BaseException], None],
     ) -> None:
         self._rpc = rpc
@@ -230,7 +262,9 @@ class Member:
         self._logger = logger
         self._index = worker_index
         self._deadline = deadline
+        self._answer = answer
         self._on_config = on_config
+        self._on_again = on_again
         self._on_broken = on_broken
         self._conversation: Conversation | None = None
         self._up: asyncio.Future[None] = loop.create_future()
@@ -278,14 +312,16 @@ class Member:
             else:
                 self._logger.info("worker 0 admitted this worker again, in its boot %d", config.boot_count)
                 self._on_config(config)
+                self._on_again()
 
-    async def ask(self, payload: bytes, *, again: bool) -> bytes:
-        """Worker 0's answer; see `forwarding.Ask`."""
+    async def ask(self, payload: bytes, *, again: bool, seconds: float | None = None) -> bytes:
+        """Worker 0's answer; see `forwarding.Ask`. Args: seconds: it may take, once it is reached."""
         due = self._loop.time() + self._deadline
         while True:
             conversation = await self._reach(due)
+            left = max(0.0, due - self._loop.time())
             try:
-                return await conversation.ask(payload, max(0.0, due - self._loop.time()))
+                return await conversation.ask(payload, left if seconds is None else seconds)
             except NotSent:
                 if not conversation.ended or self._loop.time() >= due:
                     raise
@@ -421,9 +457,6 @@ class Member:
                 self._on_broken(error)
                 return
             self._on_config(config)
-
-    async def _answer(self, payload: bytes) -> bytes:
-        raise NotImplementedError("worker 0 asks nothing")
 
     # -- the state ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What is sealed, as the routes see it: its state, and the changes that a manager may make while it runs.
 
 Worker 0 makes every change: sealed and durable by the host's word first, then in force and in the config tree. The
-others are told at once, so that their config root, their exports and their clock follow.
+others are told, so that their config root, their exports and their clock follow before the manager has his answer.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from enclave_os.errors import ClockUntrusted, ConfigError
+from enclave_os.errors import ClockUntrusted, ConfigError, InternalError
 from enclave_os.http import HTTPError, Request, Response, error_response
 from enclave_os.modules.api import MANAGER
 from enclave_os.modules.attestation_servers import AttestationServers
@@ -39,7 +39,7 @@ class Sealing:
         simulated: whether the sealing key keeps nothing from this machine.
         keeper: owns the content, open by the time of the first request.
         authenticator: judges tokens under the issuers that are sealed: a start with others was refused.
-        changed: called after each change, with what is sealed now.
+        changed: called after each change, with what is sealed now; returns when the other workers have taken it too.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Sealing:
         clock: Clock,
         authenticator: Authenticator,
         logger: logging.Logger,
-        changed: Callable[[SealedConfig], None],
+        changed: Callable[[SealedConfig], Awaitable[None]],
     ) -> None:
         self._worker = worker_index
         self._measurement = measurement
@@ -117,7 +117,6 @@ class Sealing:
 
     async def confirm_clock(self, claimed_s: int) -> Mapping[str, Any]:
         """Believe the clock, and seal the floor. Raises: HTTPError."""
-        self._check_writer()
         try:
             self._clock.confirm(claimed_s * NS_PER_SECOND)
         except ClockUntrusted as error:
@@ -129,7 +128,6 @@ class Sealing:
 
     async def accept_policy(self, policy: bytes) -> Mapping[str, Any]:
         """Let the next start have `policy`. Raises: HTTPError."""
-        self._check_writer()
         before = self._keeper.config.policy
         try:
             found = differences(before, policy)
@@ -147,7 +145,6 @@ class Sealing:
 
     async def approve(self, measurement: bytes, *, approved: bool) -> Mapping[str, Any]:
         """Approve a measurement for export, or take that back. Raises: HTTPError."""
-        self._check_writer()
 
         def change(config: SealedConfig) -> SealedConfig:
             others = tuple(other for other in config.exports if other != measurement)
@@ -167,7 +164,6 @@ class Sealing:
 
     async def name_attestation_servers(self, servers: tuple[str, ...]) -> None:
         """Seal which attestation servers the operator names. Raises: HTTPError."""
-        self._check_writer()
 
         def change(config: SealedConfig) -> SealedConfig:
             others = {name: data for name, data in config.module_data.items() if name != AttestationServers.name}
@@ -178,18 +174,11 @@ class Sealing:
         self._logger.warning("a manager named %d attestation servers", len(servers))
 
     async def _change(self, change: Callable[[SealedConfig], SealedConfig]) -> SealedConfig:
-        config = await self._keeper.change(change)
-        self._changed(config)
-        return config
-
-    def _check_writer(self) -> None:
         if self._worker != 0:
-            raise HTTPError(
-                503,
-                f"this is worker {self._worker}, and worker 0 alone writes what is sealed: try again over a new "
-                "connection",
-                (("Retry-After", "0"),),
-            )
+            raise InternalError("worker 0 alone writes what is sealed: its routes are answered there")
+        config = await self._keeper.change(change)
+        await self._changed(config)
+        return config
 
     def _clock_status(self) -> dict[str, Any]:
         doubt = self._clock.look()

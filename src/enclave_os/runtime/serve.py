@@ -17,7 +17,7 @@ from typing import Any, Final
 from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
 from enclave_os.errors import ClockUntrusted, HostRefused, InternalError
-from enclave_os.modules.api import Module, NoStorage, Services, Status
+from enclave_os.modules.api import Module, NoStorage, Services, Status, WorkerReport
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.attestation_servers import AttestationServers
 from enclave_os.modules.auth import Authenticator
@@ -47,8 +47,9 @@ from enclave_os.runtime.published_keys import PublishedKeys
 from enclave_os.runtime.recovering import WAITING, Recovering
 from enclave_os.runtime.sealing import Sealing
 from enclave_os.runtime.statements import take_statements
-from enclave_os.runtime.stop import Stop
+from enclave_os.runtime.stop import KeptTasks, Stop
 from enclave_os.runtime.store_care import StoreCare
+from enclave_os.runtime.worker_calls import WorkerCalls
 from enclave_os.sealing.authority import warning as expiry_warning
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import Authority, SealedConfig
@@ -78,7 +79,7 @@ class Server:
         self._log: LogHandler = set_up_logging(settings.log.level, self._clock.monotonic)
         self._ingress: Ingress | None = None
         self._ready_at: float | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._keep = KeptTasks(self._loop, self._stop.ask).keep
         self._rpc = RPCClient(
             context.rpc_channel.to_host,
             context.rpc_channel.from_host,
@@ -148,8 +149,19 @@ class Server:
             self._clock,
             self._store,
             keep=self._keep,
+            answer=lambda payload: self._calls.answer(payload),
             config_taken=self._take_sealed,
+            admitted_again=lambda: self._keep(self._registry.look_again()),
             on_broken=self._stop.ask,
+        )
+        self._calls = WorkerCalls(
+            settings,
+            lambda: self._group,
+            respond=lambda request: self._registry.respond(request),
+            to_module=lambda module, what: self._registry.peer(module, what),
+            report=self._report_worker,
+            given=self._give,
+            logger=logging.getLogger("workers"),
         )
         care = StoreCare(
             self._store,
@@ -159,13 +171,12 @@ class Server:
             begin_anew=self._begin_anew,
         )
         exporting = Exporting(
-            worker_index=settings.worker_index,
             own=Giver(context.attester.body, context.attester.simulated, context.attester.simulated_root_der),
             keeper=self._keeper,
             sessions=self._attestation.sessions,
             clock=self._clock,
             logger=logging.getLogger("seal"),
-            changed=self._seal_changed,
+            give=self._calls.give,
         )
         self._recovering = self._make_recovering() if settings.start.kind == "recover" else None
         modules: list[Module] = [Core(), AttestationRoutes(self._attestation, self._group.refresh)]
@@ -176,7 +187,8 @@ class Server:
         self._own = tuple(modules)
         if self._recovering is None:
             modules += load_modules(settings.modules.enabled, context.module_points)
-        self._registry = Registry(modules, authenticator, logging.getLogger("module"))
+        forward = None if settings.worker_index == 0 else self._calls.forward
+        self._registry = Registry(modules, authenticator, logging.getLogger("module"), forward)
 
     async def run(self) -> ExitCode:
         """Serve until the host calls `shutdown`, goes away, or lies. Returns the process's exit code."""
@@ -243,6 +255,8 @@ class Server:
         self._keep(PublishedKeys(issuers, egress, self._authenticator, self._clock.monotonic).run())
         await self._registry.start(self._services, None if self._store.held is None else self._own)
         self._take_modules()
+        if self._context.settings.worker_index != 0:
+            await self._registry.look_again()  # what was said while they started reached nobody
 
     def _make_recovering(self) -> Recovering:
         """What such a start does instead of all the rest."""
@@ -262,21 +276,14 @@ class Server:
         if self._ready_at is not None:  # else their beginning takes it
             self._take_modules()
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` beside everything else; what it raises is our bug."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._kept)
-
-    def _kept(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._stop.ask(error)
-
-    def _seal_changed(self, config: SealedConfig) -> None:
-        """Worker 0 sealed something else: here, and in the others."""
+    async def _seal_changed(self, config: SealedConfig) -> None:
+        """Worker 0 sealed something else: in force here, and in the others when this returns."""
         self._take_sealed(config)
         self._group.config_changed(config)
+        await self._calls.heard()
+
+    async def _give(self, measurement: bytes) -> None:
+        await self._seal_changed(await self._keeper.change(lambda held: held.given(measurement)))
 
     async def _keep_collateral(self) -> None:
         """Have what verifies our quotes in date, for as long as this process lives."""
@@ -387,10 +394,12 @@ class Server:
             status=self._status,
             counters=self._counters,
             request_stop=self._request_stop,
+            workers=self._calls.reports,
             attestation=self._attestation,
             tokens=self._authenticator,
             config_changed=self._take_modules,
             egress=self._egress.of(module.name),
+            peers=self._calls.of(module.name),
             storage=self._group.of(module.name) if self._recovering is None else NoStorage(WAITING),
         )
 
@@ -410,6 +419,10 @@ class Server:
             and not (self._ingress is not None and self._ingress.draining),
             uptime_s=0.0 if self._ready_at is None else self._clock.monotonic() - self._ready_at,
         )
+
+    def _report_worker(self) -> WorkerReport:
+        now = self._status()
+        return WorkerReport(now.worker_index, True, now.ready, now.uptime_s, now.warnings, self._counters())
 
     def _warnings(self) -> tuple[str, ...]:
         if self._recovering is not None:
@@ -434,6 +447,7 @@ class Server:
             **self._registry.counters(),
             **self._store.counters(),
             **self._group.counters(),
+            **self._calls.counters(),
         }
 
     def _begin_anew(self, seconds: float) -> None:
@@ -442,14 +456,13 @@ class Server:
 
     def _request_stop(self) -> None:
         """Ask the host for a drain: it owns the listening sockets, so the end of a server begins there."""
-        task = self._loop.create_task(self._rpc.call(Method.STOP))
-        self._tasks.add(task)
-        task.add_done_callback(self._stop_asked)
+        self._keep(self._ask_to_stop())
 
-    def _stop_asked(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._logger.error("the host did not take the request to stop", exc_info=task.exception())
+    async def _ask_to_stop(self) -> None:
+        try:
+            await self._rpc.call(Method.STOP)
+        except (HostRefused, PeerProtocolError) as error:
+            self._logger.error("the host did not take the request to stop", exc_info=error)
 
     def _raise_clock(self) -> None:
         self._clock.http_date()

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from enclave_os.runtime.context import ExitCode
 from enclave_os.wire.errors import PeerProtocolError
@@ -21,6 +22,29 @@ class Reason:
 
     code: ExitCode
     error: BaseException | None = None
+
+
+class KeptTasks:
+    """What runs beside everything else, for as long as it takes.
+
+    Args: on_error: told of what one raised: our bug.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_error: Callable[[BaseException], None]) -> None:
+        self._loop = loop
+        self._on_error = on_error
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_error(error)
 
 
 class Stop:

@@ -52,10 +52,6 @@ class StoreCare:
 
     async def backup(self) -> Mapping[str, Any]:
         """A copy at the host of this very state, complete and durable by its word. Raises: HTTPError."""
-        if self._worker != 0:
-            raise HTTPError(
-                503, "worker 0 alone keeps the store: try again over a new connection", (("Retry-After", "0"),)
-            )
         if self._store.held is not None:
             raise HTTPError(409, "this start is held: what was found is not what is sealed")
         try:

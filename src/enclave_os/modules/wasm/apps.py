@@ -378,6 +378,20 @@ class Apps:
             self._take(self._made(replace(app.record, spec=replace(app.record.spec, brought_key=key)), linker, key))
         return self.get(name)
 
+    def brought_key(self, name: str) -> bytes:
+        """The key that an app's developer brought and that is known here; b"": none is."""
+        app = self.by_name.get(name)
+        return (app and app.record.spec.brought_key) or b""
+
+    async def take_key(self, name: str, key: bytes) -> None:
+        """Go on with a developer's key that another worker has, if the app waits for it here."""
+        async with self._changing:
+            app = self.by_name.get(name)
+            if app is None or app.state != "locked" or not hmac.compare_digest(key_source(key), app.record.source):
+                return
+            linker = await self._linked(app.record.code)
+            self._take(self._made(replace(app.record, spec=replace(app.record.spec, brought_key=key)), linker, key))
+
     def may_change(self, app: App, caller: Token) -> None:
         """Raises: HTTPError: 403: neither a manager nor the app's owner."""
         if MANAGER not in caller.roles and not app.owned_by(caller):

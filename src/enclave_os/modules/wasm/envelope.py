@@ -23,6 +23,8 @@ from enclave_os.modules.wasm.calling import Caller, by_name
 from enclave_os.modules.wasm.mcp import tools
 
 WANTED: Final = ("wasm_call", "connect_call", "wasm_load", "wasm_unload", "wasm_list", "wasm_schema", "mcp_tools")
+CHANGES: Final = ("wasm_load", "wasm_unload")
+"""Worker 0's to answer."""
 MARKS: Final = tuple(f'"{name}"'.encode() for name in WANTED)
 MARK_WITHIN: Final = 32 * 1024
 """Where the member's name is looked for before a body is read as JSON: other modules' bodies are left alone."""
@@ -60,6 +62,8 @@ class Envelope:
         if not wanted or not isinstance(document, dict):
             return None
         try:
+            if wanted[0] in CHANGES and not self._parts.services.peers.first:
+                return await self._parts.services.peers.forward(request)
             body = document[wanted[0]]
             if not isinstance(body, dict):
                 raise HTTPError(400, f"{wanted[0]} is an object")

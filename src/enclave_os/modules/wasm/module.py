@@ -13,17 +13,21 @@ GET    /rpc/{app}/schema, /openapi.json; POST /rpc/{app}/mcp      what it offers
 POST   /{function...}               the same at the app's host name
 POST   /data                        wasm_load, wasm_call, ... as clients of the family send them
 
+Of several workers, worker 0 changes apps: two changes at once could each be possible and not both, as two apps of one
+host name. It has the others follow before it answers. What an app wrote and what it cost, it asks of all.
+
 docs/wasm.md is for developers of apps.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from enclave_os.errors import EnclaveError, InternalError
+from enclave_os.errors import EnclaveError, InternalError, VersionConflict
 from enclave_os.evidence import oids
 from enclave_os.http import HTTPError, Request, Response, error_response, json_response
 from enclave_os.modules.api import (
@@ -44,12 +48,15 @@ from enclave_os.modules.wasm.envelope import Envelope
 from enclave_os.modules.wasm.mcp import MCPServer
 from enclave_os.modules.wasm.meter import AppMeter
 from enclave_os.modules.wasm.settings import WasmSettings
+from enclave_os.modules.wasm.sharing import LOOK, Sharing
 from enclave_os.modules.wasm.spec import AppSpec
 from enclave_os.modules.wasm.store import AppStore
 from enclave_os.wasm import Engine, Pool
 
-FOLLOW_SECONDS: Final = 1.0
-"""How long another worker may go on with an app that was replaced or unloaded through this one."""
+_T = TypeVar("_T")
+
+FOLLOW_SECONDS: Final = 30.0
+"""How long a worker that did not hear of a change may go on as before. All others follow before it is answered."""
 
 METER_SECONDS: Final = 30.0
 """How much metering a crash can lose."""
@@ -64,12 +71,12 @@ class Wasm(Module):
         self._parts: _Parts | None = None
         self.routes = [
             Route("GET", "/wasm/apps", self.list_apps),
-            Route("PUT", "/wasm/apps/{name}", self.load),
+            Route("PUT", "/wasm/apps/{name}", self.load, first=True),
             Route("GET", "/wasm/apps/{name}", self.describe),
-            Route("DELETE", "/wasm/apps/{name}", self.unload),
-            Route("POST", "/wasm/apps/{name}/key", self.unlock),
-            Route("GET", "/wasm/apps/{name}/log", self.log),
-            Route("GET", "/wasm/apps/{name}/metrics", self.metrics),
+            Route("DELETE", "/wasm/apps/{name}", self.unload, first=True),
+            Route("POST", "/wasm/apps/{name}/key", self.unlock, first=True),
+            Route("GET", "/wasm/apps/{name}/log", self.log, first=True),
+            Route("GET", "/wasm/apps/{name}/metrics", self.metrics, first=True),
             Route("GET", "/wasm/apps/{name}/compiled", self.compiled),
             Route("GET", "/rpc/{app}/schema", self.schema),
             Route("GET", "/rpc/{app}/openapi.json", self.openapi),
@@ -92,6 +99,10 @@ class Wasm(Module):
         parts, self._parts = self._parts, None
         if parts is not None:
             await parts.close()
+
+    async def peer(self, what: bytes) -> bytes:
+        """Another worker's word; see `sharing`."""
+        return b"" if self._parts is None else await self._parts.sharing.answer(what)
 
     def _given(self) -> _Parts:
         if self._parts is None:
@@ -151,21 +162,22 @@ class Wasm(Module):
         parts = self._given()
         caller = parts.services.tokens.verify(request)
         key = loading.key_of(request)
-        app = await parts.apps.unlock((request.params or {})["name"], key, caller)
+        app = await parts.unlock((request.params or {})["name"], key, caller)
         return json_response(app.describe(), headers=[NO_STORE])
 
     async def log(self, request: Request) -> Response:
-        """An app's last lines."""
+        """An app's last lines, of one worker after the other."""
         parts = self._given()
         caller = parts.services.tokens.verify(request)
         app = parts.apps.get((request.params or {})["name"])
         parts.apps.may_change(app, caller)
-        return json_response({"lines": list(app.log)}, headers=[NO_STORE])
+        return json_response({"lines": [*app.log, *await parts.sharing.lines(app.name)]}, headers=[NO_STORE])
 
     async def metrics(self, request: Request) -> Response:
         """What an app's calls have cost, on all workers and in all starts."""
         app, parts = self._seen(request)
         await parts.store_meters()
+        await parts.sharing.have_meters_stored()
         item = await parts.store.meters.get(app.name.encode())
         meter = AppMeter() if item is None else AppMeter.decode(item.value)
         return json_response({"app": app.name, "functions": meter.document()}, headers=[NO_STORE])
@@ -247,6 +259,7 @@ class _Parts:
         self.apps = Apps(services, self.settings, self.store, self.engine, self._changed)
         self.mcp = MCPServer(self.caller)
         self.envelope = Envelope(self)
+        self.sharing = Sharing(services, self.apps, self.store_meters)
         self.tasks: list[asyncio.Task[None]] = []
         self.started = False
         self._storing = asyncio.Lock()
@@ -267,12 +280,22 @@ class _Parts:
             spec = replace(known.record.spec, keep_data=False, brought_key=None)  # consent and key are given each time
         else:
             spec = AppSpec.read(name, document or {}, self.settings)
-        return await asyncio.shield(self.apps.load(spec, code, caller))
+        return await asyncio.shield(self._shared(self.apps.load(spec, code, caller)))
 
     async def unload(self, name: str, caller: Token) -> None:
         """Forget an app."""
-        await asyncio.shield(self.apps.unload(name, caller))
+        await asyncio.shield(self._shared(self.apps.unload(name, caller)))
         self.pool.forget(name)
+
+    async def unlock(self, name: str, key: bytes, caller: Token) -> App:
+        """Take a developer's key again."""
+        return await self._shared(self.apps.unlock(name, key, caller))
+
+    async def _shared(self, change: Awaitable[_T]) -> _T:
+        """Make a change, and have every other worker make it too."""
+        done = await change
+        await self.sharing.spread()
+        return done
 
     async def keep_following(self) -> None:
         """Do as the other workers did."""
@@ -281,7 +304,7 @@ class _Parts:
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
             try:
-                await self.apps.follow()
+                await self.sharing.answer(LOOK)
             except EnclaveError as error:
                 self.services.logger.error("the apps of the other workers are not taken: %s", type(error).__name__)
 
@@ -309,10 +332,14 @@ class _Parts:
                     raise
 
     async def _store_meter(self, name: bytes, measured: AppMeter) -> None:
-        item = await self.store.meters.get(name)
-        total = AppMeter() if item is None else AppMeter.decode(item.value)
-        total.add(measured)
-        await self.store.meters.put(name, total.encode(), 0 if item is None else item.version)
+        while True:
+            item = await self.store.meters.get(name)
+            total = AppMeter() if item is None else AppMeter.decode(item.value)
+            total.add(measured)
+            # Another worker may write the same: then one of all who try has written, and the others try again.
+            with contextlib.suppress(VersionConflict):
+                await self.store.meters.put(name, total.encode(), 0 if item is None else item.version)
+                return
 
     async def close(self) -> None:
         """End everything, in the order in which it depends."""
