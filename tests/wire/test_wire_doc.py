@@ -18,6 +18,9 @@ from enclave_os.wire import (
 )
 from enclave_os.wire.frames import FRAME_RULES, CloseReason, FrameKind
 from enclave_os.wire.setting_table import RPC_CAPACITY
+from enclave_os.workers import link
+from enclave_os.workers.group_calls import GroupOperation
+from enclave_os.workers.store_calls import Operation
 from tests.wire.rings import HEADER_WORDS, make_ring
 from tests.wire.test_kv import batch_size
 
@@ -75,6 +78,7 @@ def test_every_structure_is_there() -> None:
         "KV_SCAN request",
         "KV_SCAN reply",
         "Row of a KV_SCAN reply",
+        "Frame of a message",
     }
 
 
@@ -83,7 +87,7 @@ def test_fields_fill_the_structure(title: str) -> None:
     match = re.search(r"\((\d+) bytes, `(\w+)`\)$", title)
     assert match is not None
     size, name = int(match.group(1)), match.group(2)
-    assert size in (getattr(module, name, None) for module in (limits, layout, kv))
+    assert size in (getattr(module, name, None) for module in (limits, layout, kv, link))
     position = 0
     for row in table(title, "size"):
         assert int(row["offset"]) == position, row
@@ -187,3 +191,11 @@ def test_kv_bounds() -> None:
     put = kv.Operation(kv.OperationKind.PUT, bytes(16), *row)
     assert batch_size([put]) == len(kv.encode_batch([put])) <= kv.KV_MESSAGE_SIZE_MAX
     assert len(kv.encode_scan_reply([row], False)) == kv.KV_ROWS_HEADER_SIZE + kv.scan_row_size(*row)
+
+
+def test_messages_between_workers() -> None:
+    (field,) = [row["field"] for row in table("Frame of a message", "size") if row["field"].startswith("kind")]
+    assert field == "kind: " + ", ".join(f"{kind.value} {kind.name}" for kind in link.Kind)
+    rows = table("Frame of a message", "operation")
+    assert [(int(row["operation"]), row["name"]) for row in rows] == [(one.value, one.name) for one in GroupOperation]
+    assert f"1 to {max(Operation)} are the store's" in TEXT

@@ -35,6 +35,7 @@ FRAGMENT_SIZE_MAX: Final = 16_000  # two of them fill a record, so that two larg
 _TAKEN: Final = struct.Struct(">Q")
 _FRAME: Final = struct.Struct(">BBHIQ")
 _MORE: Final = 1
+MESSAGE_FRAME_SIZE: Final = _FRAME.size
 
 assert _TAKEN.size + 2 * (_FRAME.size + FRAGMENT_SIZE_MAX) <= PLAINTEXT_SIZE_MAX
 
