@@ -10,6 +10,8 @@ from typing import Any, cast
 import pytest
 
 from enclave_os.errors import HostRefused, SealBroken
+from enclave_os.kv.anchor import EtcdAnchor
+from enclave_os.kv.store import Anchor
 from enclave_os.modules.api import Table
 from enclave_os.runtime import key_value
 from enclave_os.runtime.clock import Clock
@@ -19,6 +21,7 @@ from enclave_os.sealing.sealed_config import SealedConfig, first
 from enclave_os.wire.policy import policy_of
 from enclave_os.wire.setting_table import Settings
 from tests.enclave.kv_fakes import MemoryStore
+from tests.modules.etcd import Exchange, FakeEtcd
 
 LOGGER = logging.getLogger("test.kv")
 
@@ -52,12 +55,12 @@ class Rig:
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.add(asyncio.get_running_loop().create_task(work))
 
-    async def start(self) -> KeyValue:
+    async def start(self, anchor: Callable[[bytes], Anchor] | None = None) -> KeyValue:
         made = KeyValue(
             self.rows, cast(SealKeeper, self.keeper), Clock(), LOGGER,
             keep=self.keep, checkpoint_seconds=self._seconds, memory=1 << 20,
         )  # fmt: skip
-        await made.open()
+        await made.open(anchor)
         return made
 
 
@@ -165,6 +168,51 @@ def test_tampering_is_counted_and_stands_in_the_status() -> None:
                 await read
         assert store.counters()["kv_tampering_total"] == 4
         assert "tampered" in store.warnings()[0]
+
+    asyncio.run(run())
+
+
+def test_an_idle_start_asks_the_anchor_whether_it_still_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clone that another start shut out ends, although it writes nothing; an anchor that is away is said once."""
+    monkeypatch.setattr(key_value, "CONFIRM_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+
+    async def run() -> None:
+        rig, etcd = Rig(seconds=3600), FakeEtcd()
+        exchanges = [Exchange(etcd), Exchange(etcd)]
+
+        async def start(exchange: Exchange) -> KeyValue:
+            store = await rig.start(lambda key: EtcdAnchor(exchange, key, name="etcd"))
+            await store.of("m").table("t").put(b"a", b"1")
+            return store
+
+        async def asked(exchange: Exchange) -> None:
+            calls = exchange.calls
+            while exchange.calls < calls + 3:
+                await asyncio.sleep(0)
+
+        first = await start(exchanges[0])
+        await first.checkpoint()
+        exchanges[0].refuse = 1 << 30
+        while not first.warnings():
+            await asyncio.sleep(0)
+        assert "anchor does not answer" in first.warnings()[0]
+        exchanges[0].refuse = 0
+        await asked(exchanges[0])
+        assert first.warnings() == ()
+        assert len([line for line in caplog.messages if "still owns" in line]) == 1
+        second = await start(exchanges[1])
+        done, _ = await asyncio.wait(rig.tasks, return_when=asyncio.FIRST_EXCEPTION)
+        (ended,) = [task for task in done if task.exception() is not None]
+        assert isinstance(ended.exception(), SealBroken)
+        with pytest.raises(SealBroken, match="another enclave has claimed"):
+            await first.of("m").table("t").get(b"a")
+        await asked(exchanges[1])
+        await second.close(10)
+        for task in rig.tasks:
+            task.cancel()
 
     asyncio.run(run())
 

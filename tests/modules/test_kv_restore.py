@@ -12,6 +12,7 @@ import pytest
 
 from enclave_os.errors import ConfigError, HostRefused, SealBroken
 from enclave_os.http import Response, make_request
+from enclave_os.kv.anchor import EtcdAnchor
 from enclave_os.modules.registry import Registry
 from enclave_os.modules.store import StoreRoutes
 from enclave_os.runtime import key_value
@@ -22,6 +23,7 @@ from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.wire.kv import Row, Scan
 from tests.enclave.kv_fakes import MemoryStore
 from tests.enclave.module_services import LOGGER, DenyAll, make_services
+from tests.modules.etcd import Exchange, FakeEtcd
 from tests.modules.test_key_value import Keeper
 
 
@@ -55,13 +57,15 @@ class Rig:
         self.keeper = Keeper()
         self.ends: list[float] = []
         self.authorizer = DenyAll(allows=True)
+        self.exchange: Exchange | None = None  # to an etcd, where there is an anchor
 
     async def start(self, *, hold: bool = False) -> KeyValue:
         store = KeyValue(
             self.rows, cast(SealKeeper, self.keeper), Clock(), logging.getLogger("test.kv"),
             keep=lambda work: work.close(), checkpoint_seconds=3600, memory=1 << 20, hold=hold,
         )  # fmt: skip
-        await store.open()
+        exchange = self.exchange
+        await store.open(None if exchange is None else lambda key: EtcdAnchor(exchange, key, name="etcd"))
         care = StoreCare(
             store, cast(SealKeeper, self.keeper), worker_index=0, logger=LOGGER, begin_anew=self.ends.append
         )
@@ -83,9 +87,10 @@ class Rig:
         return answer.status, json.loads(answer.body)
 
 
-async def with_backup() -> tuple[Rig, dict[str, object], MemoryStore]:
+async def with_backup(etcd: FakeEtcd | None = None) -> tuple[Rig, dict[str, object], MemoryStore]:
     """A rig whose store went on after a backup: the receipt, and the latest rows."""
     rig = Rig()
+    rig.exchange = None if etcd is None else Exchange(etcd)
     store = await rig.start()
     await rig.write(store, b"balance", b"100")
     status, receipt = await rig.ask("POST", "/store/backup")
@@ -200,6 +205,116 @@ def test_with_consent_it_counts_and_no_other_branch_does() -> None:
         rig.put_back(rig.rows.copies[1])
         with pytest.raises(SealBroken):
             await rig.start()
+
+    asyncio.run(run())
+
+
+async def anchored_and_put_back(etcd: FakeEtcd) -> tuple[Rig, dict[str, object], MemoryStore]:
+    """The same with an anchor, which knows the latest; rows and configuration are those of the backup again."""
+    rig, receipt, latest = await with_backup(etcd)
+    await rig.start()  # claims what the last run wrote
+    rig.put_back(rig.rows.copies[1])
+    root = bytes.fromhex(str(receipt["root"]))
+    rig.keeper.config = replace(rig.keeper.config, kv_version=1, kv_root=root)
+    return rig, receipt, latest
+
+
+def test_a_whole_folder_put_back_is_refused_by_the_anchor_and_counts_by_consent_alone() -> None:
+    """Rows and sealed configuration together: the anchor alone knows better, and is told of a version beyond that."""
+
+    async def run() -> None:
+        etcd = FakeEtcd()
+        rig, receipt, latest = await anchored_and_put_back(etcd)
+        sealed = rig.keeper.config
+        with pytest.raises(SealBroken, match=r"older than what the anchor knows.*kv\.restore = true"):
+            await rig.start()
+        before = dict(etcd.rows)
+        held = await rig.start(hold=True)
+        assert held.held is not None
+        assert (held.held.state[0], held.held.anchored) == (1, 3)
+        assert (await rig.ask("GET", "/store"))[1]["anchored"] == 3
+        assert etcd.rows == before, "nothing is anchored without consent"
+        assert (await rig.ask("POST", "/store/restore", consent(receipt)))[0] == 200
+        assert rig.keeper.config.kv_version > 3 + 1000
+        assert etcd.rows != before
+        store = await rig.start()
+        assert await store.of("m").table("t").get(b"more") is None
+        # What was the latest until then is not any more, under either configuration.
+        rig.put_back(latest)
+        for config in (rig.keeper.config, sealed):
+            rig.keeper.config = config
+            with pytest.raises(SealBroken):
+                await rig.start()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", ["refuse", "lose_answers"])
+def test_a_consent_that_the_anchor_does_not_take_seals_nothing_and_may_be_given_again(fault: str) -> None:
+    async def run() -> None:
+        etcd = FakeEtcd()
+        rig, receipt, _ = await anchored_and_put_back(etcd)
+        sealed = rig.keeper.config
+        await rig.start(hold=True)
+        assert rig.exchange is not None
+        setattr(rig.exchange, fault, 1)
+        status, answer = await rig.ask("POST", "/store/restore", consent(receipt))
+        assert (status, rig.keeper.config, rig.ends) == (503, sealed, [])
+        assert "try again" in str(answer)
+        assert (await rig.ask("POST", "/store/restore", consent(receipt)))[0] == 200
+        store = await rig.start()
+        assert store.state is not None
+        assert store.state == (rig.keeper.config.kv_version, rig.keeper.config.kv_root)
+
+    asyncio.run(run())
+
+
+def test_a_consent_that_was_anchored_and_not_sealed_is_held_again() -> None:
+    """A crash between the two steps: no start is taken but by another consent."""
+
+    async def run() -> None:
+        etcd = FakeEtcd()
+        rig, receipt, latest = await anchored_and_put_back(etcd)
+        await rig.start(hold=True)
+        rig.keeper.refuse = True
+        assert (await rig.ask("POST", "/store/restore", consent(receipt)))[0] == 503
+        rig.keeper.refuse = False
+        with pytest.raises(SealBroken, match="older than what the anchor knows"):
+            await rig.start()
+        backup = rig.rows.copy()
+        rig.put_back(latest)
+        with pytest.raises(SealBroken):
+            await rig.start()
+        rig.put_back(backup)
+        held = await rig.start(hold=True)
+        assert held.held is not None
+        assert held.held.anchored > 1000
+        assert (await rig.ask("POST", "/store/restore", consent(receipt)))[0] == 200
+        assert rig.keeper.config.kv_version > held.held.anchored
+        await rig.start()
+
+    asyncio.run(run())
+
+
+def test_a_consent_does_not_take_the_store_from_who_serves_it() -> None:
+    """Between look and consent another start wrote: the anchor moved, so the manager is told, and nothing changes."""
+
+    async def run() -> None:
+        etcd = FakeEtcd()
+        rig, receipt, latest = await with_backup(etcd)
+        serving = Rig()
+        serving.exchange, serving.rows.tables = rig.exchange, latest.tables
+        serving.keeper.config = rig.keeper.config
+        rig.put_back(rig.rows.copies[1])
+        await rig.start(hold=True)
+        sealed = rig.keeper.config
+        store = await serving.start()
+        status, answer = await rig.ask("POST", "/store/restore", consent(receipt))
+        assert status == 409
+        assert rig.keeper.config == sealed
+        await store.of("m").table("t").put(b"goes", b"on")
+        await store.checkpoint()
+        assert "stop who serves this store" in str(answer)
 
     asyncio.run(run())
 

@@ -14,10 +14,11 @@ URL = "https://etcd.example:2379"
 
 
 def test_what_the_enclave_is_told() -> None:
-    settings = check({"kv": {"anchor_url": URL, "anchor_ca_pem": PEM, "anchor_adopt": True, "memory": "1MiB"}})
+    kv = {"anchor_url": URL, "anchor_ca_pem": PEM, "anchor_adopt": True, "anchor_every": "commit", "memory": "1MiB"}
+    settings = check({"kv": kv})
     inside = parse_enclave_document(enclave_document(settings, 0, 1, CertificateAuthority())).kv
     assert (inside.anchor_url, inside.anchor_ca_pem, inside.anchor_adopt) == (URL, PEM, True)
-    assert inside.memory == 1 << 20
+    assert (inside.memory, inside.anchor_every) == (1 << 20, "commit")
     assert check({}).kv.anchor_url == ""
 
 
@@ -49,6 +50,11 @@ def test_urls_that_mean_one_server(url: str, target: str) -> None:
         ({"anchor_url": "https://etcd.example:x", "anchor_ca_pem": PEM}, "kv.anchor_url", "port"),
         ({"anchor_url": "https://etcd.example:1/v3", "anchor_ca_pem": PEM}, "kv.anchor_url", "port"),
         ({"anchor_url": "https://user@etcd.example:1", "anchor_ca_pem": PEM}, "kv.anchor_url", ""),
+        ({"anchor_every": "commit"}, "kv.anchor_every", "set kv.anchor_url"),
+        (
+            {"anchor_every": "commit", "anchor_url": URL, "anchor_ca_pem": PEM, "sync": "off"},
+            *("kv.anchor_every", "needs kv.sync = group or always"),
+        ),
     ],
 )
 def test_what_is_no_anchor(kv: dict[str, Any], key: str, text: str) -> None:

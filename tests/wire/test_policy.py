@@ -210,6 +210,7 @@ class TestAnchor:
             ({"anchor_url": "https://other.example:2379"}, ["kv.anchor_url"]),
             ({"anchor_ca_pem": PEM + "\n"}, ["kv.anchor_ca_pem"]),
             ({"anchor_adopt": True}, ["kv.anchor_adopt"]),
+            ({"anchor_every": "commit"}, ["kv.anchor_every"]),
             ({"anchor_url": "", "anchor_ca_pem": ""}, ["kv.anchor_url", "kv.anchor_ca_pem"]),
         ],
     )
@@ -224,9 +225,11 @@ class TestAnchor:
     @pytest.mark.parametrize(
         "anchor",
         [
-            *(None, [], {}, {"url": "", "ca_sha256": ""}, {"adopt": 0, "ca_sha256": "", "url": ""}),
-            {"adopt": False, "ca_sha256": "x", "url": ""},
-            {"adopt": False, "ca_sha256": "", "url": None},
+            *(None, [], {}, {"url": "", "ca_sha256": ""}, {"adopt": False, "ca_sha256": "", "url": ""}),
+            {"adopt": 0, "ca_sha256": "", "every": "commit", "url": ""},
+            {"adopt": False, "ca_sha256": "x", "every": "commit", "url": ""},
+            {"adopt": False, "ca_sha256": "", "every": "commit", "url": None},
+            *({"adopt": False, "ca_sha256": "", "every": every, "url": ""} for every in ("never", None, [])),
         ],
     )
     def test_a_policy_that_says_something_else_is_none(self, anchor: Any) -> None:

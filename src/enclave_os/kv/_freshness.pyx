@@ -318,22 +318,26 @@ cdef class Freshness:
         return slot.version, PyBytes_FromStringAndSize(<const char *>slot.tag, TAG_SIZE)
 
     def tokens(self, bytes name not None):
-        """All that are in a table now, in no order."""
+        """All that are in a table now, in no order, one after the other: a list of them would take four times as much."""
         cdef Table table = self._tables.get(name)
-        cdef list found = []
+        cdef bytes found
+        cdef char *to
         cdef uint64_t index, end
         cdef uint32_t slot
         cdef segment_t *segment
         self._check()
         if table is None:
-            return found
+            return b""
+        found = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>table.count * TOKEN_SIZE)
+        to = found
         index, end = 0, <uint64_t>1 << table.depth
         while index < end:
             segment = table.directory[index]
             index += <uint64_t>1 << (table.depth - segment.depth)
             for slot in range(segment.room):
                 if segment.slots[slot].version:
-                    found.append(PyBytes_FromStringAndSize(<const char *>segment.slots[slot].token, TOKEN_SIZE))
+                    memcpy(to, segment.slots[slot].token, TOKEN_SIZE)
+                    to += TOKEN_SIZE
         return found
 
     def change(self, dict changes not None):

@@ -1,15 +1,16 @@
-"""An anchor on etcd: the store's last checkpoint, kept where the host of this machine cannot turn it back.
+"""An anchor on etcd: how far the store is, kept where the host of this machine cannot turn it back.
 
-One key of an etcd cluster holds who serves the store, and version and root of its last checkpoint; every change is a
-compare-and-swap on all three. So a store that was put back is refused at its start, and of two clones the one that
-started last serves: the other's next checkpoint fails, and it stops (`SealBroken`).
+One key of an etcd cluster holds who serves the store, and version and root of its last checkpoint, or of its last
+batch (`kv.anchor_every`); every change is a compare-and-swap on all three. So a store that was put back is refused at
+its start, and of two clones the one that started last serves: the other's next exchange says so, and it stops
+(`SealBroken`).
 
 What it is worth. The exchange must be one that the host cannot answer itself: TLS that ends in this enclave, and a CA
 that the operator pinned (docs/kv.md). The entry carries a MAC, so etcd can keep, lose or give back an older entry, and
 not make one. Whoever operates etcd is trusted not to do the latter two; that is why this anchor is weak.
 
-Between two checkpoints nothing is anchored: what was acknowledged since can be turned back by a host that stops the
-enclave before the next one.
+Where only checkpoints are anchored, what was acknowledged since the last one can be turned back by a host that stops
+the enclave before the next.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MAC_SIZE: Final = 32
 _ENTRY: Final = struct.Struct(">B16sQ32s")  # format, boot, version, root
 ENTRY_SIZE: Final = _ENTRY.size + MAC_SIZE
 ANSWER_SIZE_MAX: Final = 64 << 10  # of one entry there is little to say
+TRIES: Final = 4  # of one swap: each finds what an earlier one of ours left there, whose answer was lost
 PREFIX: Final = b"/enclave-os/kv/"
 
 State = tuple[int, bytes]  # version, root
@@ -86,7 +88,6 @@ class EtcdAnchor:
         self._place = PREFIX + hkdf_sha256(master_key, b"", b"enclave-os kv anchor name", 16).hex().encode()
         self._boot = os.urandom(BOOT_SIZE)
         self._held: bytes | None = None  # the entry as it lies there, as far as we know
-        self._sent: bytes | None = None  # one that may have taken its place: no answer came
 
     async def known(self, *, new: bool) -> State | None:
         """Version and root that a start must not fall behind; None: there is no entry, and there need be none.
@@ -113,7 +114,7 @@ class EtcdAnchor:
         await self._swap(Entry(self._boot, version, root).encode(self._key, self._place))
 
     async def advance(self, version: int, root: bytes) -> None:
-        """A checkpoint was sealed.
+        """The store is there.
 
         Raises: SealBroken: another start has claimed the store: this one must stop. HostRefused: no answer; try again.
         """
@@ -121,25 +122,33 @@ class EtcdAnchor:
         if new != self._held:
             await self._swap(new)
 
+    async def confirm(self) -> None:
+        """Look. Raises: as `advance`."""
+        found = self._value(await self._ask("/v3/kv/range", {"key": _base64(self._place)}))
+        if found is None or not self._is_ours(found):
+            raise self._claimed()
+
     async def _swap(self, new: bytes) -> None:
         expected = self._held
-        while True:
-            self._sent = new
+        for _ in range(TRIES):
             answer = await self._ask("/v3/kv/txn", self._transaction(expected, new))
             if answer.get("succeeded") is True:
-                self._held, self._sent = new, None
+                self._held = new
                 return
             found = self._value(_first_range(answer))
             # An earlier swap of ours whose answer was lost may be what lies there.
             if found is None or found == expected or not self._is_ours(found):
-                raise SealBroken(
-                    f"another enclave has claimed this store at the anchor {self._name}: a clone, or a start of it "
-                    "elsewhere. Only one may serve; this one stops"
-                )
+                raise self._claimed()
             self._held = expected = found
             if found == new:
-                self._sent = None
                 return
+        raise self._strange()
+
+    def _claimed(self) -> SealBroken:
+        return SealBroken(
+            f"another enclave has claimed this store at the anchor {self._name}, or the entry is gone: a clone, a "
+            "start of it elsewhere, or an etcd that was emptied. Only one may serve; this one stops"
+        )
 
     def _is_ours(self, text: bytes) -> bool:
         return Entry.decode(self._key, self._place, text).boot == self._boot

@@ -11,13 +11,15 @@ from enclave_os.kv.change import Change
 from enclave_os.kv.freshness import Latest, Place
 from enclave_os.kv.namespace import Parts, needs_parts
 from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX
+from enclave_os.kv.store import Store
 from enclave_os.wire.errors import UsageError
-from enclave_os.wire.kv import Operation
+from enclave_os.wire.kv import Operation, WriteFlag
 
 ROWS_MAX: Final = (256 << 20) // 64  # unless told otherwise
 BATCH_SIZE_MAX: Final = 1 << 20  # in as many messages as it takes: what waits for one fsync, in an enclave's memory
 CHANGES_MAX: Final = 1024  # of one batch: how long the loop is held up by sealing them
 TABLES_MAX: Final = 200  # that one batch writes to
+PARTS_IN_FLIGHT: Final = 16  # of one value, on their way to the host
 
 
 @dataclass(slots=True)
@@ -75,6 +77,19 @@ def checked_name(name: bytes) -> bytes:
     if not 1 <= len(name) <= NAME_SIZE_MAX:
         raise UsageError(f"a name has 1 to {NAME_SIZE_MAX} bytes, not {len(name)}")
     return name
+
+
+async def write_parts(store: Store, changes: Sequence[Change], places: Sequence[Place]) -> dict[int, Parts]:
+    """What is too large for a row, before the entries that name it; by the change's index."""
+    parts: dict[int, Parts] = {}
+    for index, (change, (table, token)) in enumerate(zip(changes, places, strict=True)):
+        if change.value is not None and needs_parts(change.value):
+            parts[index] = change.namespace.seal_parts(token, change.value)
+            rows = parts[index].rows
+            for start in range(0, len(rows), PARTS_IN_FLIGHT):
+                some = rows[start : start + PARTS_IN_FLIGHT]
+                await asyncio.gather(*(store.put(table, *row, WriteFlag.DEFERRED) for row in some))
+    return parts
 
 
 def fail(waiting: Waiting, error: Exception) -> None:

@@ -67,7 +67,8 @@ async def follow_journal(store: Store, keys: StoreKeys, points: Sequence[tuple[i
     if ahead:
         raise SealBroken(
             "the store is older than what the anchor knows, or another branch of it: it was put back, or cloned. "
-            "Put the latest store and its sealed configuration back"
+            "Put the latest store and its sealed configuration back, or have a manager let this one count "
+            "(kv.restore = true, enclave-os kv restore)"
         )
     return version, root
 

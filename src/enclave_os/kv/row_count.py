@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from enclave_os.errors import StoreFull
+from enclave_os.errors import SealBroken, StoreFull
 from enclave_os.kv._record import read_head, tag_of
 from enclave_os.kv.freshness import Freshness, Place
 from enclave_os.kv.keys import TOKEN_SIZE
+from enclave_os.kv.namespace import Namespace, catalog_entry
 from enclave_os.kv.store import Store, rows_of
 from enclave_os.wire.kv import Operation, OperationKind
 
@@ -45,6 +46,22 @@ class RowCount:
         self._rows_max = rows_max
         self._progress = progress
         self.orphans: list[Operation] = []
+
+    async def take_all(self, catalog: Namespace, table_of: Callable[[str, str], bytes]) -> None:
+        """The catalog, and each table that it names.
+
+        Args: table_of: the table of an application's namespace.
+        Raises: SealBroken, StoreFull.
+        """
+        await self.take(catalog.table)
+        tokens = self._fresh.tokens(catalog.table)
+        for start in range(0, len(tokens), TOKEN_SIZE):
+            token = tokens[start : start + TOKEN_SIZE]
+            known = self._fresh.find((catalog.table, token))
+            record = await self._store.get(catalog.table, token)
+            if known is None or record is None:
+                raise SealBroken("the catalog changed while it was read")
+            await self.take(table_of(*catalog_entry(catalog.open_entry(token, record, known).name)))
 
     async def take(self, table: bytes) -> None:
         """All rows of a table. Raises: SealBroken, StoreFull."""

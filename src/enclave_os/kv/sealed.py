@@ -21,6 +21,7 @@ from typing import Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
 from enclave_os.kv._record import Entry, tag_of
+from enclave_os.kv.anchoring import Anchoring
 from enclave_os.kv.batch import (
     BATCH_SIZE_MAX,
     CHANGES_MAX,
@@ -31,23 +32,22 @@ from enclave_os.kv.batch import (
     checked,
     checked_name,
     fail,
+    write_parts,
 )
 from enclave_os.kv.change import Change, Item
-from enclave_os.kv.first_items import FirstItems
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
-from enclave_os.kv.namespace import Namespace, Parts, catalog_entry, catalog_name, needs_parts, part_key, parts_range
+from enclave_os.kv.namespace import Namespace, Parts, catalog_name, part_key, parts_range
 from enclave_os.kv.row_count import RowCount, store_full
+from enclave_os.kv.scanning import UNREAD, Scans
 from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, NoAnchor, Store
 from enclave_os.wire.errors import UsageError
-from enclave_os.wire.kv import Operation, OperationKind, WriteFlag
+from enclave_os.wire.kv import Operation, OperationKind
 
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
-PARTS_IN_FLIGHT: Final = 16  # of one value, on their way to the host
-PAGE: Final = 64  # keys of one multi-get of a scan
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
 _CATALOG: Final = "\0catalog"
 
@@ -59,6 +59,7 @@ class SealedKV:
         trusted_ns: the trusted clock; raises ClockUntrusted.
         progress: told from time to time how many rows a start has read.
         rows_max: of all namespaces, with one for each of those: each takes enclave memory (docs/kv.md).
+        commits: the anchor knows of a write before anybody does (`Anchoring`).
     """
 
     def __init__(
@@ -70,24 +71,25 @@ class SealedKV:
         anchor: Anchor | None = None,
         progress: Callable[[int], None] = lambda rows: None,
         rows_max: int = ROWS_MAX,
+        *,
+        commits: bool = False,
     ) -> None:
         self._store = store
         self._progress = progress
         self._rows_max = rows_max
         self._master_key = master_key
         self._checkpoint = checkpoint
-        self._anchor: Anchor = anchor or NoAnchor()
+        self.anchoring = Anchoring(anchor or NoAnchor(), commits=commits)
         self._trusted_ns = trusted_ns
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
+        self._scans = Scans(self)
         self._catalog = self.namespace("", _CATALOG, _own=True)
         self._entered: set[bytes] = set()  # tables that the catalog has
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
         self._version = 0
         self._root = self._fresh.root(0)
         self._forget_to = self._forgotten = 0  # journal rows to this version are behind the checkpoint
-        self._anchored = 0  # the checkpoint that the anchor knows of
-        self._ended: SealBroken | None = None  # another start serves this store now
         self._writing = asyncio.Lock()
         self._unsettled: Batch | None = None
         self._in_flight: frozenset[Place] = frozenset()
@@ -107,6 +109,7 @@ class SealedKV:
         rows_max: int = ROWS_MAX,
         *,
         sealed: bool = True,
+        commits: bool = False,
     ) -> SealedKV:
         """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
 
@@ -116,13 +119,13 @@ class SealedKV:
             StoreFull: more rows than `rows_max`.
             HostRefused: the host does not answer.
         """
-        kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max)
-        known = await kv._anchor.known(new=sealed and checkpoint.state[0] == 0)
+        kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max, commits=commits)
+        known = await kv.anchoring.ask(new=sealed and checkpoint.state[0] == 0)
         points = sorted({checkpoint.state, known or checkpoint.state})
         await kv._recover(points if sealed else [await journal_beginning(store, kv._keys)])
         if not sealed:
             return kv
-        await kv._anchor.claim(*kv.state)
+        await kv.anchoring.claim(*kv.state)
         await kv.checkpoint()
         return kv
 
@@ -130,11 +133,15 @@ class SealedKV:
         """Have what was found count: `seal` makes its version and root the sealed ones. Returns them.
 
         The version jumps beyond all that any branch can have: so no store from before descends from what is sealed now.
+        The anchor takes it first, in the place of what it knew when this start asked: one that ends in between is held
+        again, and the other way round a store would count that the anchor contradicts. May be called again.
+
+        Raises: SealBroken: the anchor moved since: somebody serves this store. HostRefused: the anchor, or `seal`.
         """
-        version = max(self._checkpoint.state[0], self._version) + JOURNAL_ROWS_MAX
+        version = max(self._checkpoint.state[0], self._version, self.anchoring.known) + JOURNAL_ROWS_MAX
         root = self._fresh.root(version)
+        await self.anchoring.claim(version, root)
         await seal(version, root)
-        await self._anchor.claim(version, root)
         return version, root
 
     @asynccontextmanager
@@ -166,46 +173,52 @@ class SealedKV:
 
         Raises: SealBroken: the host tampers. ClockUntrusted: whether it is expired cannot be known. HostRefused.
         """
-        return await self._get(namespace, namespace.token(checked_name(name)))
+        return await self.read(namespace, namespace.token(checked_name(name)))
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
         """`get` for each, in their order; each is the latest at some moment between call and return."""
-        return await self._get_many(namespace, [namespace.token(checked_name(name)) for name in names])
+        return await self.read_rows(namespace, [namespace.token(checked_name(name)) for name in names], whole=True)
 
     def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
-        return self._each(namespace, whole=True)
+        return self._scans.entries(namespace)
 
     async def scan(self, namespace: Namespace, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[Item]:
         """The first entries by name from `start`, inclusive, to `end`, exclusive (empty: to the last).
 
         The host sees no order of names, so each scan reads the whole namespace: its cost grows with that, not with
-        what it returns. It holds at most twice `limit` values.
+        what it returns. Raises: UsageError: more than `scanning.SCAN_SIZE_MAX` bytes of values.
         """
-        found = FirstItems(start, end, limit)
-        async for item in self.iterate(namespace):
-            found.add(item)
-        return found.take()
+        return await self._scans.first_entries(namespace, start, end, limit)
 
     async def names(
         self, namespace: Namespace, start: bytes = b"", end: bytes = b"", limit: int = 256
     ) -> list[tuple[bytes, int]]:
         """Names and versions of what `scan` would find, for values of any size: those in parts are not read."""
-        found = FirstItems(start, end, limit)
-        async for item in self._each(namespace, whole=False):
-            found.add(item)
-        return [(item.name, item.version) for item in found.take()]
+        return await self._scans.first_names(namespace, start, end, limit)
 
-    async def _each(self, namespace: Namespace, *, whole: bool) -> AsyncIterator[Item]:
-        """Args: whole: see `_get_many`."""
+    async def tokens(self, namespace: Namespace) -> bytes:
+        """Of all entries, and of those that have expired, one after the other."""
         tokens = self._fresh.tokens(namespace.table)
-        for start in range(0, len(tokens), PAGE):
-            for item in await self._get_many(namespace, tokens[start : start + PAGE], whole=whole):
-                if item is not None:
-                    yield item
+        await self.anchoring.all_shown()  # also what is no longer there
+        return tokens
+
+    async def read(self, namespace: Namespace, token: bytes) -> Item | None:
+        """`get`, of an entry's token."""
+        item = await self._get(namespace, token)
+        await self.anchoring.shown((namespace.table, token))
+        return item
+
+    async def read_rows(
+        self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = False
+    ) -> list[Item | None]:
+        """`read` of each, in their order; where a value is in parts and not `whole`, it is UNREAD."""
+        items = await self._get_many(namespace, tokens, whole=whole)
+        await self.anchoring.shown(*((namespace.table, token) for token in tokens))
+        return items
 
     async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
-        self._check_serving()
+        self.anchoring.check()
         place = (namespace.table, token)
         for _ in range(READS_MAX):
             if place in self._in_flight:
@@ -217,7 +230,7 @@ class SealedKV:
             if self._moved(place, known):
                 continue
             entry = self._opened(namespace, token, known, record)
-            value = entry.value
+            value = UNREAD if entry.count else entry.value
             if entry.count and whole:
                 keys = [part_key(token, entry.parts_id, index) for index in range(entry.count)]
                 rows = await self._store.multi_get(namespace.table, keys)
@@ -230,8 +243,8 @@ class SealedKV:
     async def _get_many(
         self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = True
     ) -> list[Item | None]:
-        """Args: whole: False leaves the parts of values unread; such an item's value means nothing."""
-        self._check_serving()
+        """Args: whole: False leaves the parts of values unread; such an item's value is UNREAD."""
+        self.anchoring.check()
         places = [(namespace.table, token) for token in tokens]
         for place in places:
             if place in self._in_flight:
@@ -250,7 +263,7 @@ class SealedKV:
             if entry.count and whole:
                 items[index] = await self._get(namespace, tokens[index])
             else:
-                items[index] = self._item(entry, entry.value)
+                items[index] = self._item(entry, UNREAD if entry.count else entry.value)
         return items
 
     def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> Entry:
@@ -265,10 +278,6 @@ class SealedKV:
 
     def _moved(self, place: Place, known: Latest) -> bool:
         return place in self._in_flight or self._fresh.find(place) != known
-
-    def _check_serving(self) -> None:
-        if self._ended is not None:
-            raise SealBroken(str(self._ended))
 
     async def _wait_for(self, place: Place) -> None:
         while place in self._in_flight:
@@ -298,18 +307,19 @@ class SealedKV:
         """
         if len(self._queue) >= WAITING_MAX:
             raise StoreBusy(f"{WAITING_MAX} writes wait already")
-        self._check_serving()
-        if self._version - min(self._checkpoint.state[0], self._anchored) >= JOURNAL_AHEAD_MAX:
+        self.anchoring.check()
+        if self._version - min(self._checkpoint.state[0], self.anchoring.version) >= JOURNAL_AHEAD_MAX:
             raise StoreBusy("no checkpoint could be sealed for too many writes")  # a start would not follow more
         places, size, large = checked(changes)
         held = sum(len(change.value or b"") for change in changes)
         if self._held and self._held + held > WAITING_BYTES_MAX:
             raise StoreBusy(f"writes of {self._held} bytes wait already")
         if large and (conflict := self._conflict(changes, places)) is not None:
+            await self.anchoring.shown(*places)
             raise VersionConflict(conflict)  # before parts are written that nobody would name
         self._held += held
         try:
-            parts = await self._write_parts(changes, places) if large else {}
+            parts = await write_parts(self._store, changes, places) if large else {}
         except BaseException:
             self._held -= held
             raise
@@ -319,20 +329,13 @@ class SealedKV:
             self._pump = asyncio.get_running_loop().create_task(self._write_queue())
         return await waiting.future
 
-    async def _write_parts(self, changes: Sequence[Change], places: Sequence[Place]) -> dict[int, Parts]:
-        """What is too large for a row, before the entries that name it."""
-        parts: dict[int, Parts] = {}
-        for index, (change, (table, token)) in enumerate(zip(changes, places, strict=True)):
-            if change.value is not None and needs_parts(change.value):
-                parts[index] = change.namespace.seal_parts(token, change.value)
-                rows = parts[index].rows
-                for start in range(0, len(rows), PARTS_IN_FLIGHT):
-                    some = rows[start : start + PARTS_IN_FLIGHT]
-                    await asyncio.gather(*(self._store.put(table, *row, WriteFlag.DEFERRED) for row in some))
-        return parts
-
     async def _write_queue(self) -> None:
         while self._queue:
+            try:
+                await self.anchoring.room()
+            except (StoreBusy, SealBroken, HostProtocolError) as error:
+                self._refuse_queue(error)
+                return
             async with self._writing:
                 taken: list[Waiting] = []
                 try:
@@ -343,6 +346,12 @@ class SealedKV:
                 finally:
                     for waiting in taken:
                         fail(waiting, StoreBusy("the store was stopped before it could write: may be written or not"))
+
+    def _refuse_queue(self, error: Exception) -> None:
+        while self._queue:
+            waiting = self._queue.popleft()
+            self._held -= waiting.held
+            fail(waiting, error)
 
     async def _write_some(self, taken: list[Waiting]) -> None:
         """The next batch of what waits; `taken` is filled with those who are told how it went."""
@@ -368,7 +377,7 @@ class SealedKV:
         for waiting in taken:
             conflict = self._conflict(waiting.changes, waiting.places)
             if conflict is not None:
-                fail(waiting, VersionConflict(conflict))
+                self.anchoring.tell(waiting.future, self._version, VersionConflict(conflict))
             elif not self._has_room(waiting, len(changes)):
                 fail(waiting, store_full(len(self._fresh), self._rows_max))
             elif not waiting.future.done():
@@ -380,8 +389,8 @@ class SealedKV:
             self._in_flight = frozenset(self._unsettled.latest)
             await self._settle()
         for waiting in accepted:
-            if not waiting.future.done():
-                waiting.future.set_result(version)
+            self.anchoring.tell(waiting.future, version, version)
+        taken.clear()  # all are told, or will be
 
     def _conflict(self, changes: Sequence[Change], places: Sequence[Place]) -> int | None:
         for change, place in zip(changes, places, strict=True):
@@ -456,6 +465,7 @@ class SealedKV:
                 self._parts.pop(place, None)
         self._version, self._root = batch.version, batch.root
         self._unsettled, self._in_flight = None, frozenset()
+        self.anchoring.written(batch.version, batch.root, batch.latest)
 
     # -- across starts -------------------------------------------------------------------------------------------------
 
@@ -468,27 +478,15 @@ class SealedKV:
             await self._checkpoint.save(version, root)
         if not anchored:
             return
-        try:
-            await self._anchor.advance(version, root)
-        except SealBroken as error:
-            self._ended = error
-            raise
-        self._anchored = version
+        await self.anchoring.advance(version, root)
         self._forget_to = max(self._forget_to, version)
 
     async def _recover(self, points: Sequence[tuple[int, bytes]]) -> None:
         """Args: points: versions and roots that the way here must have passed: the checkpoint's, the anchor's."""
-        self._anchored = points[0][0]
+        self.anchoring.version = points[0][0]
         version, root = await follow_journal(self._store, self._keys, points)
         rows = RowCount(self._store, self._fresh, self._parts, self._rows_max, self._progress)
-        await rows.take(self._catalog.table)
-        for token in self._fresh.tokens(self._catalog.table):
-            known = self._fresh.find((self._catalog.table, token))
-            record = await self._store.get(self._catalog.table, token)
-            if known is None:
-                raise SealBroken("the catalog changed while it was read")
-            app, name = catalog_entry(self._opened(self._catalog, token, known, record).name)
-            await rows.take(self.namespace(app, name).table)
+        await rows.take_all(self._catalog, lambda app, name: self.namespace(app, name).table)
         if self._fresh.root(version) != root or (version == 0 and len(self._fresh)):
             raise SealBroken(
                 "the store is not in the state that was sealed: it was put back, changed, or mixed. "

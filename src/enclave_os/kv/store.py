@@ -60,7 +60,11 @@ class Anchor(Protocol):
         ...
 
     async def advance(self, version: int, root: bytes) -> None:
-        """After a checkpoint was sealed. Raises: SealBroken: another start has claimed the store."""
+        """This version is at the host, durable. Raises: SealBroken: another start has claimed the store."""
+        ...
+
+    async def confirm(self) -> None:
+        """Changes nothing. Raises: SealBroken: another start has claimed the store."""
         ...
 
 
@@ -74,6 +78,9 @@ class NoAnchor:
         return None
 
     async def advance(self, version: int, root: bytes) -> None:
+        return None
+
+    async def confirm(self) -> None:
         return None
 
 

@@ -177,7 +177,7 @@ class Table(Protocol):
     async def scan(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[Item]:
         """The first entries by name from `start`, inclusive, to `end`, exclusive (empty: to the last).
 
-        Its cost grows with the whole table: the host sees no order of names.
+        Its cost grows with the whole table: the host sees no order of names. Raises: UsageError: more than 64 MiB.
         """
 
     async def names(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[tuple[bytes, int]]:

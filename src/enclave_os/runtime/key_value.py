@@ -26,6 +26,7 @@ from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.wire.errors import PeerProtocolError
 
 CHECKPOINT_BATCHES: Final = 4096
+CONFIRM_SECONDS: Final = 10.0  # between two times that an anchor is asked whether this start still serves
 ROW_MEMORY: Final = 64  # bytes, where a table is as loose as it gets (docs/kv.md)
 BACKUP_SECONDS_MAX: Final = 120.0  # for the host's copy; nothing is written meanwhile
 PROGRESS_ROWS: Final = 100_000  # between two lines of a start's progress
@@ -57,11 +58,13 @@ class Held:
     Attributes:
         why: what is wrong, for people.
         state: version and root that were found.
+        anchored: version that the anchor knows; 0: none.
     """
 
     why: str
     state: tuple[int, bytes]
     rows: int
+    anchored: int = 0
 
 
 class KeyValue:
@@ -74,6 +77,7 @@ class KeyValue:
         memory: bytes for what is known of each row.
         changed: told after each batch that was written.
         hold: whether a store that is not what is sealed is kept for a manager to judge, instead of refused.
+        commits: the anchor knows of a write before it is acknowledged.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class KeyValue:
         checkpoint_seconds: float,
         memory: int,
         hold: bool = False,
+        commits: bool = False,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._rows = rows
@@ -98,10 +103,14 @@ class KeyValue:
         self._memory = memory
         self._changed = changed
         self._hold = hold
+        self._commits = commits
         self._held: tuple[Held, SealedKV] | None = None
         self._checkpoint = SealedCheckpoint(keeper)
         self._kv: SealedKV | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._confirming: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._doubt: str | None = None  # why the anchor could not be asked whether this start still serves
         self._sealing = False
         self._late: str | None = None  # why the last checkpoint was not stored
         self._checkpoints = 0
@@ -125,6 +134,8 @@ class KeyValue:
                 return
             raise SealBroken(f"the key-value store is refused: {error}") from error
         self._kv = kv
+        if made is not None:
+            self._confirm_later()
         if len(kv):
             seconds = self._clock.monotonic() - began
             self._logger.info(
@@ -151,6 +162,7 @@ class KeyValue:
                 self._progress,
                 self._memory // ROW_MEMORY,
                 sealed=sealed,
+                commits=self._commits,
             )
         except StoreFull as error:
             raise ConfigError(f"the key-value store does not fit: {error}") from error
@@ -162,7 +174,7 @@ class KeyValue:
             kv = await self._read(anchor, sealed=False)
         except SealBroken as error:
             raise SealBroken(f"the key-value store is refused, and cannot be restored: {error}") from error
-        self._held = Held(why, kv.state, len(kv)), kv
+        self._held = Held(why, kv.state, len(kv), kv.anchoring.known), kv
         self._logger.error(
             "HELD: %s. No module serves until a manager lets the store count that was found, version %d, root %s: "
             "enclave-os kv restore", why, kv.state[0], kv.state[1].hex(),
@@ -257,8 +269,10 @@ class KeyValue:
 
     async def close(self, seconds: float) -> None:
         """The last checkpoint, in so much time; what it misses the next start finds in the journal."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._closing = True
+        for timer in (self._timer, self._confirming):
+            if timer is not None:
+                timer.cancel()
         try:
             async with asyncio.timeout(seconds):
                 await self.checkpoint(last=True)
@@ -269,6 +283,30 @@ class KeyValue:
     def _lag(self) -> int:
         """Batches that no checkpoint knows of."""
         return 0 if self._kv is None else self._kv.state[0] - self._checkpoint.state[0]
+
+    def _confirm_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._confirming = loop.call_later(CONFIRM_SECONDS, lambda: self._keep(self._confirm()))
+
+    async def _confirm(self) -> None:
+        """A start that another has taken the store from ends, also if nothing is written here.
+
+        Raises: SealBroken: it has.
+        """
+        if self._kv is None:
+            return
+        try:
+            await self._kv.anchoring.confirm()
+            self._doubt = None
+        except HostRefused as error:
+            if self._closing:
+                return
+            if self._doubt is None:
+                self._logger.warning("whether this start still owns the key-value store cannot be asked: %s", error)
+            self._doubt = str(error)
+        except PeerProtocolError:
+            return  # the client told `on_lie`
+        self._confirm_later()
 
     def _due(self) -> None:
         self._sealing = True
@@ -311,6 +349,8 @@ class KeyValue:
                 f"the host tampered with the key-value store, or its disk is damaged, {self._tampered} times: "
                 f"{self._tampering}"
             )
+        if self._doubt is not None:
+            found.append(f"the key-value store's anchor does not answer: {self._doubt}")
         if self._late is not None:
             found.append(f"no checkpoint of the key-value store can be stored: {self._late}; look at the disk")
         return tuple(found)

@@ -138,6 +138,7 @@ class Server:
             checkpoint_seconds=settings.kv.checkpoint,
             memory=settings.kv.memory,
             hold=settings.kv.restore,
+            commits=settings.kv.anchor_every == "commit",
             changed=lambda: self._group.written(),
         )
         self._group = Group(

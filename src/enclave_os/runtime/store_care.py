@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from enclave_os.errors import HostRefused
+from enclave_os.errors import HostRefused, SealBroken
 from enclave_os.http import HTTPError
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.sealing.keeper import SealKeeper
@@ -44,7 +44,8 @@ class StoreCare:
         found: dict[str, Any] = {"worker": self._worker, "sealed": sealed, "restores": config.kv_restores}
         held = self._store.held
         if held is not None:
-            return {**found, "held": held.why, "found": _state(*held.state), "rows": held.rows}
+            anchored = {"anchored": held.anchored} if held.anchored else {}
+            return {**found, "held": held.why, "found": _state(*held.state), "rows": held.rows, **anchored}
         state = self._store.state
         if state is None:
             return {**found, "held": None}
@@ -74,7 +75,11 @@ class StoreCare:
         try:
             state = await self._store.adopt()
         except HostRefused as error:
-            raise HTTPError(503, f"the consent was not sealed: {error}") from error
+            raise HTTPError(503, f"the consent was not anchored, or not sealed, try again: {error}") from error
+        except SealBroken as error:
+            raise HTTPError(
+                409, f"the anchor has moved since this start looked ({error}): stop who serves this store, start again"
+            ) from error
         self._logger.warning(
             "a manager's word: the key-value store of version %d counts, as version %d; starting again",
             version,

@@ -10,6 +10,7 @@ from enclave_os.wire.setting_kinds import GIB, KIB, MIB, Choice, Flag, Seconds, 
 
 ANCHOR_CA_SIZE_MAX: Final = 64 * KIB
 ANCHOR_CONNECTIONS: Final = 2  # one that is used, and one that is not yet known to be dead
+ANCHOR_EVERY: Final = ("checkpoint", "commit")
 HTTPS: Final = "https://"
 
 
@@ -69,6 +70,14 @@ class EnclaveKV:
         "Let a store that is not new begin with this anchor, although it knows nothing of it. Turn it off again: while "
         "it is on, whoever empties etcd can put the store back.",
     )
+    anchor_every: str = key(
+        Choice(ANCHOR_EVERY),
+        "checkpoint",
+        "enclave",
+        "How far the anchor may be behind. checkpoint: what was acknowledged since the last one can be turned back. "
+        "commit: a write is acknowledged when etcd knows it, so each costs a turn to etcd, which all that wait share; "
+        "while etcd is away, writes are refused.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,3 +121,11 @@ def check_anchor(kv: Any, problems: dict[str, str]) -> None:
             anchor_target(kv.anchor_url)
         except ValueError as error:
             problems["kv.anchor_url"] = str(error)
+    if kv.anchor_every == "commit":
+        if not kv.anchor_url:
+            problems["kv.anchor_every"] = "is for an anchor, and there is none: set kv.anchor_url, or leave this out"
+        elif getattr(kv, "sync", "") == "off":
+            problems["kv.anchor_every"] = (
+                "commit needs kv.sync = group or always: after a crash of the machine the anchor would know of writes "
+                "that the disk lost, and no start would be accepted"
+            )

@@ -17,7 +17,7 @@ from typing import Any, Final
 from enclave_os.wire.egress_settings import TLS_VERSIONS, EnclaveEgress
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.jwks import canonical_jwks
-from enclave_os.wire.kv_settings import EnclaveKV
+from enclave_os.wire.kv_settings import ANCHOR_EVERY, EnclaveKV
 from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import Json, check_json, keys_of, shown
 from enclave_os.wire.setting_table import EXPORTS, Attestation, EnclaveSettings, Settings
@@ -29,7 +29,7 @@ POLICY_SIZE_MAX: Final = 24 << 10
 MEMBERS: Final = ("anchor", "clients", "egress", "export", "format", "issuers", "module", "modules", "owner_key")
 CLIENT_KEYS: Final = tuple(sorted(name for name in keys_of(Attestation) if name.startswith("client_")))
 """Whose evidence is accepted: what an attested caller may read, they decide."""
-ANCHOR_MEMBERS: Final = ("adopt", "ca_sha256", "url")
+ANCHOR_MEMBERS: Final = ("adopt", "ca_sha256", "every", "url")
 EGRESS_MEMBERS: Final = ("allow", "ca_sha256", "tls_min")
 ISSUER_MEMBERS: Final = tuple(("audience", "issuer", keys, "roles_claim") for keys in ("key", "jwks", "jwks_url"))
 """With a key of its own, with a set of them, or with the place where the issuer publishes it."""
@@ -192,7 +192,12 @@ def _egress_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
 
 def _anchor_of(kv: EnclaveKV) -> Json:
     """What stops a rollback of the store: whoever could change it could make one."""
-    return {"url": kv.anchor_url, "ca_sha256": _bundle_sha256(kv.anchor_ca_pem), "adopt": kv.anchor_adopt}
+    return {
+        "url": kv.anchor_url,
+        "ca_sha256": _bundle_sha256(kv.anchor_ca_pem),
+        "adopt": kv.anchor_adopt,
+        "every": kv.anchor_every,
+    }
 
 
 def _anchor_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
@@ -202,6 +207,8 @@ def _anchor_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
         yield Difference("kv.anchor_ca_pem", _bundle_text(old["ca_sha256"]), _bundle_text(new["ca_sha256"]))
     if old["adopt"] != new["adopt"]:
         yield Difference("kv.anchor_adopt", str(old["adopt"]).lower(), str(new["adopt"]).lower())
+    if old["every"] != new["every"]:
+        yield Difference("kv.anchor_every", old["every"], new["every"])
 
 
 def _anchor_problem(anchor: object) -> str | None:
@@ -211,6 +218,8 @@ def _anchor_problem(anchor: object) -> str | None:
         return "anchor: url is text, and adopt true or false"
     if not isinstance(anchor["ca_sha256"], str) or not _DIGEST.match(anchor["ca_sha256"]):
         return "anchor: ca_sha256 is not a SHA-256 in hexadecimal"
+    if anchor["every"] not in ANCHOR_EVERY:
+        return f"anchor: every is not one of {', '.join(ANCHOR_EVERY)}"
     return None
 
 
