@@ -44,11 +44,12 @@ class Site:
         key = folder / "issuer.key.pem"
         return cls(python, folder, key, enclave_os("token", "keygen", "--key", key))
 
-    def start(self) -> Server:
+    def start(self, **sections: Any) -> Server:
         number = len(list(self.folder.glob("start-*")))
         settings = {
             "server": {"state_dir": str(self.folder / "state")},
             "modules": {"enabled": ["wasm", "helloworld"]},
+            **sections,
         }
         return Server(self.python, self.folder / f"start-{number}", settings, self.table)
 

@@ -8,7 +8,8 @@ import logging
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, NoReturn, Protocol
+from types import TracebackType
+from typing import Any, ClassVar, Final, Literal, NoReturn, Protocol, Self
 
 from enclave_os.errors import ConfigError, EgressError
 from enclave_os.evidence.identity import PeerIdentity
@@ -28,6 +29,7 @@ __all__ = [
     "Connection",
     "Egress",
     "EgressResponse",
+    "EgressStream",
     "Handler",
     "Item",
     "Module",
@@ -265,8 +267,45 @@ class EgressResponse(Protocol):
         """The body as JSON. Raises: ValueError."""
 
 
+class EgressStream(Protocol):
+    """One plain TCP connection. The host can read and change what goes over it: a protocol that is to be secret, or to
+    be believed, brings its own protection. Close it, by `async with` or by `close`.
+
+    Attributes: address: `ip:port` that the host says it reached.
+    """
+
+    address: str
+
+    async def read(self, size_max: int, *, timeout: float | None = None) -> bytes:
+        """Bytes that came, one at least; empty: the server sends no more, or the host says so.
+
+        Args: timeout: seconds to wait; by default `egress.idle`.
+        Raises: EgressError: `truncated`: the connection was cut; `time`.
+        """
+
+    async def write(self, data: bytes, *, timeout: float | None = None) -> None:
+        """Send all of `data`. Up to 64 KiB go whole or not at all, also where the wait is cancelled.
+
+        Raises: EgressError: `truncated`, `time`. UsageError: after `end`.
+        """
+
+    def end(self) -> None:
+        """Nothing more will be written: the server reads to the end what was. Reading goes on."""
+
+    def close(self, last: bytes = b"", *, cut: bool = False) -> None:
+        """End the connection at once. What was written still goes out, and `last`, at most 64 KiB, behind it.
+
+        Args: cut: nothing goes out any more, and the server sees that the connection was cut.
+        """
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class Egress(Protocol):
-    """HTTPS to whom the operator lets this module call (docs/egress.md); made for it alone.
+    """HTTPS to whom the operator lets this module call (docs/egress.md), and plain TCP; made for it alone.
 
     TLS ends in the enclave, so the host learns addresses, sizes and times, nothing else. Every call is checked against
     `[[egress.allow]]` before a byte leaves, and every server's certificate against the operator's CAs, its name and the
@@ -305,6 +344,14 @@ class Egress(Protocol):
         raises is EgressError.
         """
 
+    async def connect(self, host: str, port: int, *, timeout: float | None = None) -> EgressStream:
+        """Plain TCP to a host that the list names with `tcp://`. A name leads to public addresses only, and to those
+        that the list names as well: before a byte is sent, the address that the host says it reached is looked at.
+
+        Args: timeout: seconds for it; at most, and by default, `egress.connect`.
+        Raises: EgressError.
+        """
+
 
 class NoEgress:
     """The egress of a module that may call nobody. Nothing of httpx is loaded for it."""
@@ -314,6 +361,10 @@ class NoEgress:
         self._refuse()
 
     def client(self, **_: Any) -> NoReturn:
+        """Raises: EgressError: always, stage `policy`."""
+        self._refuse()
+
+    async def connect(self, host: str, port: int, **_: Any) -> NoReturn:
         """Raises: EgressError: always, stage `policy`."""
         self._refuse()
 
@@ -369,7 +420,8 @@ class Services:
         storage: the module's own part of the sealed key-value store.
         workers: how every worker of the server does, by index; waits a second at most for those that do not answer.
         peers: the same module in the other workers.
-        egress: HTTPS to the outside, for whom `[[egress.allow]]` names this module; else every call is refused.
+        egress: HTTPS and plain TCP to the outside, for whom `[[egress.allow]]` names this module; else every call is
+            refused.
     """
 
     clock: Clock
