@@ -145,6 +145,14 @@ class TestSimulated:
         assert len({forge.attester.sealing_key(), other.sealing_key()}) == 2
         assert other.sealing_key() == SimulatedAttester("direct", forge.folder, IDENTITY, bytes(32)).sealing_key()
 
+    def test_the_sealing_key_changes_with_the_microcode(self, forge: Forge, tmp_path: Path) -> None:
+        for file in ("collateral.json", "seal.key"):
+            (tmp_path / file).write_bytes((forge.folder / file).read_bytes())
+        (tmp_path / "platform.json").write_text(json.dumps(forge.platform | {"cpu_svn": "06" * 16}))
+        updated = SimulatedAttester("simulated", tmp_path, IDENTITY, MEASUREMENT)
+        assert updated.body.cpu_svn == b"\x06" * 16
+        assert updated.sealing_key() != forge.attester.sealing_key()
+
     @pytest.mark.parametrize("name", ["platform.json", "collateral.json", "seal.key"])
     @pytest.mark.parametrize("content", [None, b"", b"{}", b"null", b"x" * 1_000_000, b"[" * 60_000])
     def test_a_broken_platform_stops_the_start(

@@ -173,7 +173,7 @@ def test_a_wrap_to_another_key_than_the_policys_owner() -> None:
     der = host.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     config = first(OWNED)
     forged = blob.seal(
-        sealed_config.encode(config), measurement=BEFORE.measurement, sealing_key=BEFORE.key,
+        sealed_config.encode(config), platform=blob.PlatformKey(BEFORE.measurement, BEFORE.cpu_svn, BEFORE.key),
         owner_key=base64.b64encode(der).decode(), signer=blob.signing_key(config.master_key),
     )  # fmt: skip
     waiting = Waiting(forged)
