@@ -19,7 +19,6 @@ import os
 import runpy
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 OWN = "enclave_os"
 # Imported by the interpreter itself, or by the standard library, when something rare happens: a traceback is printed, a
@@ -84,7 +83,7 @@ def codecs_named(path: Path) -> set[str]:
 def without_sources() -> None:
     """Be as the image is, which has none: who reads the source of a module (anyio does) goes its other way here too."""
 
-    def find_no_source(thing: object) -> NoReturn:
+    def find_no_source(thing: object) -> tuple[list[str], int]:
         raise OSError("could not get source code")
 
     inspect.findsource = find_no_source
