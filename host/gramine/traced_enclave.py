@@ -19,6 +19,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 OWN = "enclave_os"
 # Imported by the interpreter itself, or by the standard library, when something rare happens: a traceback is printed, a
@@ -83,10 +84,11 @@ def codecs_named(path: Path) -> set[str]:
 def without_sources() -> None:
     """Be as the image is, which has none: who reads the source of a module (anyio does) goes its other way here too."""
 
-    def find_no_source(thing: object) -> tuple[list[str], int]:
+    def find_no_source(_thing: Any) -> Any:
         raise OSError("could not get source code")
 
-    inspect.findsource = find_no_source
+    replacement: Any = find_no_source
+    inspect.findsource = replacement
 
 
 def import_the_rest(packages: set[str]) -> None:
