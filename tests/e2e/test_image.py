@@ -137,7 +137,7 @@ def test_a_changed_file_does_not_start(
             f'[server]\nlisten = ["127.0.0.1:0"]\nenclave = "direct"\nstate_dir = "{tmp_path / "state"}"\n'
             f'[modules]\nenabled = ["helloworld"]\n[gramine]\nimage = "{image}"\n'
         )
-        command = [python, "-I", "-m", "enclave_os_host", "serve", "--config", config]
+        command = [str(python), "-I", "-m", "enclave_os_host", "serve", "--config", str(config)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     finally:
         victim.write_bytes(before)

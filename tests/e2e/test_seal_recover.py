@@ -61,7 +61,7 @@ def test_the_owner_brings_back_what_was_sealed(site: Site, tmp_path: Path) -> No
     key.write_bytes(owner().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     shown = offline("seal", "unwrap", site.blob(), "--key", key, "--blob-key", before["blob_key"], "--grant", grant)
     assert f"boot                  {before['boot_count']}" in shown
-    bring = [COMMAND, "seal", "recover", "--url", waiting.url, "--grant", grant]
+    bring: list[str | Path] = [COMMAND, "seal", "recover", "--url", waiting.url, "--grant", grant]
     done = subprocess.run(bring, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "SIMULATED" in done.stderr) == (1, True)  # nothing was sent to what proves nothing
     done = subprocess.run([*bring, "--allow-simulated"], capture_output=True, text=True, timeout=60, check=False)

@@ -129,7 +129,7 @@ def site(python: Path, tmp_path: Path) -> Any:
 
 def command(server: Server, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     """`enclave-os` against a server; checked by its CA unless the arguments say otherwise."""
-    how = [] if "--mrenclave" in arguments else ["--ca", server.ca_file]
+    how: list[str | Path] = [] if "--mrenclave" in arguments else ["--ca", server.ca_file]
     done = subprocess.run(
         [COMMAND, *arguments, "--url", server.url, *how], capture_output=True, text=True, timeout=60, check=False
     )
@@ -201,7 +201,7 @@ class TestPolicy:
     def test_a_token_goes_to_nobody_who_is_not_named(self, site: Site) -> None:
         server = site.start()
         token = site.token("manager")
-        asked = [COMMAND, "seal", "status", "--url", server.url, "--token", token]
+        asked: list[str | Path] = [COMMAND, "seal", "status", "--url", server.url, "--token", token]
         done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, "who may be given the token?" in done.stderr) == (os.EX_USAGE, True)
         done = command(

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +40,7 @@ class Device:
         (folder / "quote").write_bytes(b"")
         (folder / "report").write_bytes(encode_body(forge.attester.body) + bytes(48))
         (folder / "keys" / "_sgx_mrenclave").write_bytes(bytes(range(16)))
-        whole = Path.open
+        whole: Callable[..., IO[Any]] = Path.open
 
         def open_file(path: Path, *arguments: Any, **options: Any) -> IO[Any]:
             if path == folder / "quote":

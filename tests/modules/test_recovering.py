@@ -297,10 +297,11 @@ def test_the_route_reads_strictly() -> None:
     asyncio.run(made.start(lambda module: make_services(modules=made.names)))
     right = {"data_key": b64url(b"k" * 32), "signature": b64url(b"s" * 384)}
     connection = cast(Any, object())
-    for document in (
+    documents: tuple[object, ...] = (
         [], {}, right | {"more": 1}, right | {"data_key": None}, right | {"signature": "a b"},
         right | {"data_key": right["data_key"] + "="},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for document in documents:
         request = make_request("POST", RECOVER_PATH, body=json.dumps(document).encode(), connection=connection)
         refusal = answer(made, request)
         assert refusal.status == 400
