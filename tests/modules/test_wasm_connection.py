@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -88,7 +88,7 @@ class Call:
         self.stream = stream or Stream()
         self.events = CallEvents()
         self.loop = asyncio.get_running_loop()
-        self.connection = Connection(self.loop.call_soon_threadsafe, self.events.changed, lambda: SECONDS)
+        self.connection = Connection(cast(Any, self.loop.call_soon_threadsafe), self.events.changed, lambda: SECONDS)
 
     async def opened(self) -> Stream:
         return self.stream

@@ -53,6 +53,10 @@ async def log(site: Site, app: str = "tcp") -> str:
     return "\n".join(json_of(await site.send("GET", f"/wasm/apps/{app}/log"))["lines"])
 
 
+def _until(done: threading.Event) -> None:
+    done.wait(60)
+
+
 def open_sockets(site: Site, app: str = "tcp") -> int:
     parts = site.module._parts
     assert parts is not None
@@ -282,7 +286,7 @@ class TestHostilePrograms:
             assert "check-write" in await log(site)
             done.set()
 
-        with TCPServer(lambda connection: done.wait(60) and None) as server:
+        with TCPServer(lambda _: _until(done)) as server:
             on_site(tmp_path, [f"tcp://127.0.0.1:{server.port}"], test)
 
     def test_who_waits_for_a_server_keeps_nobody_waiting(self, tmp_path: Path) -> None:
@@ -290,7 +294,7 @@ class TestHostilePrograms:
             grants = [f"127.0.0.1:{port}" for port in (silent.port, echoing.port)]
             await loaded(site, *grants, app="slow", timeout=5)
             await loaded(site, *grants, app="quick")
-            where = {"host": "127.0.0.1", "port": silent.port}
+            where: dict[str, Any] = {"host": "127.0.0.1", "port": silent.port}
             waiting = [asyncio.create_task(site.call("slow", "wait", **where)) for _ in range(4)]
             await asyncio.to_thread(silent.wait, lambda: silent.taken == 4)
             # One core, and all of it is free: a call that waits holds none.
