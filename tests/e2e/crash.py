@@ -31,13 +31,15 @@ import httpx
 
 from tests.e2e.installation import install
 from tests.e2e.kv_site import KVSite
-from tests.e2e.server import Server, bare_environment
+from tests.e2e.server import Overrides, Server, bare_environment
 
 WRITERS: Final = 32
 KEYS: Final = 4  # of one writer
 ACKS_MAX: Final = 200  # of one round, before somebody is killed
 SECONDS_MAX: Final = 3.0  # the same, on a slow machine
 START_SECONDS_MAX: Final = 0.8  # of a start that is killed
+READY_SECONDS_MAX: Final = 600.0  # of one that is not: the machine may have other work, which goes before
+PROGRESS_ROUNDS: Final = 50
 VICTIMS: Final = ("host", "enclave", "both")
 ALARMS: Final = ("tampers", "is refused:", "SealBroken", "Traceback", "poisoned")
 SIZES: Final = (0, 64, 1000, 20_000)  # the last is in parts
@@ -56,6 +58,13 @@ class Expected:
         self.possible = [value]
 
 
+class PatientSite(KVSite):
+    """A site on a machine that has other things to do."""
+
+    def make(self, folder: Path, settings: Overrides) -> Server:
+        return Server(self.python, folder, settings, self.issuer, start_seconds=READY_SECONDS_MAX)
+
+
 class Crash:
     """One state folder, and what is known of it.
 
@@ -63,7 +72,7 @@ class Crash:
     """
 
     def __init__(self, python: Path, folder: Path, seed: int) -> None:
-        self._site = KVSite(python, folder)
+        self._site = PatientSite(python, folder)
         self._folder = folder
         self._dice = random.Random(seed)
         self._keys: dict[str, Expected] = {
@@ -80,6 +89,8 @@ class Crash:
             if self._server is None and self._dice.random() < 0.2:
                 self._kill_a_start()
             asyncio.run(self._round())
+            if self._number % PROGRESS_ROUNDS == PROGRESS_ROUNDS - 1:
+                print(f"{self._number + 1} rounds, killed {self.kills}: {self.acknowledged} writes", file=sys.stderr)
         asyncio.run(self._look())
         if self._server is not None:
             self._server.stop()
@@ -111,7 +122,7 @@ class Crash:
             await asyncio.gather(*writers)
         self._note()
         if victim == "enclave":
-            server.wait_for_log("worker 0 serves", served + 1, 60)
+            server.wait_for_log("worker 0 serves", served + 1, READY_SECONDS_MAX)
             server._asked = False
         else:
             assert server.wait() == -signal.SIGKILL
@@ -185,6 +196,8 @@ class Crash:
             "modules": {"enabled": ["kv", "trial"]},
             # Often, so that kills meet them; a crash of processes loses nothing in any mode.
             "kv": {"sync": sync, "checkpoint": self._dice.choice([0.05, 0.2, 3600])},
+            # Before somebody is killed no write may be refused, also where the machine lets nobody answer in time.
+            "timeouts": {"rpc": 120, "request": 240, "handshake": 120, "head": 120, "body": 240, "host_idle": 3600},
         }
 
     def _kill_a_start(self) -> None:
@@ -206,7 +219,7 @@ class Crash:
             base_url=server.url,
             headers={"Authorization": f"Bearer {self._site.token()}"},
             trust_env=False,
-            timeout=60,
+            timeout=READY_SECONDS_MAX,
             limits=httpx.Limits(max_connections=WRITERS, max_keepalive_connections=WRITERS),
         )
 

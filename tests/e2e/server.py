@@ -83,8 +83,10 @@ class Server:
         *,
         before: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        start_seconds: float = START_SECONDS,
     ) -> None:
         self.folder = folder
+        self._start_seconds = start_seconds
         folder.mkdir(parents=True)
         defaults: Overrides = {
             "server": {"listen": LOOPBACK, "state_dir": str(folder / "state")},
@@ -130,7 +132,7 @@ class Server:
         self._reader = threading.Thread(target=self._read_log, name="server-log", daemon=True)
         self._reader.start()
         try:
-            if not select.select([ready], [], [], START_SECONDS)[0]:
+            if not select.select([ready], [], [], self._start_seconds)[0]:
                 self._give_up("not ready in time")
             line = os.read(ready, 4096).decode()
         finally:

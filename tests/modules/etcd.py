@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import json
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -53,9 +54,13 @@ class Etcd:
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         command += ["--initial-cluster", f"default={peer}", "--log-level", "error"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._wait()
+
+    def _wait(self) -> None:
         until = time.monotonic() + SECONDS_MAX
         with self.client() as client:
             while True:
+                assert self._process is not None
                 assert self._process.poll() is None, "etcd ended"
                 try:
                     if client.get("/health").json().get("health") == "true":
@@ -68,6 +73,19 @@ class Etcd:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def freeze(self) -> None:
+        """It takes connections, and answers nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Returns when it answers."""
+        self._signal(signal.SIGCONT)
+        self._wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def client(self, ca_pem: bytes | None = None) -> httpx.Client:
         """An honest client that trusts this CA; each call has a second."""
