@@ -13,6 +13,18 @@ from tests.e2e.installation import install
 from tests.e2e.server import Overrides, Server, everywhere
 
 StartServer = Callable[..., Server]
+UNDER_GRAMINE_SECONDS = 900
+"""For a test that starts several servers, each of which takes seconds there, and many times that beside other work."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The deadlines of tests are those of plain processes."""
+    if config.getoption("--enclave") == "simulated":
+        return
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = max(UNDER_GRAMINE_SECONDS, *(marker.args if marker is not None else (0,)))
+        item.add_marker(pytest.mark.timeout(seconds), append=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

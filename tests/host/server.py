@@ -23,12 +23,14 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from enclave_os.wire.settings import check
+from enclave_os_host.gramine.launch import choose_launch
 from enclave_os_host.launch import Launch
 from enclave_os_host.supervisor import serve
 
 document, command, folder, ready = json.loads(sys.argv[1])
-extra = {"launch": Launch("simulated", command, 30.0)} if command else {}
-sys.exit(serve(check(document), ready, folder=Path(folder), **extra))
+settings = check(document)
+launch = Launch("simulated", command, 30.0) if command else choose_launch(settings)[0]
+sys.exit(serve(settings, ready, folder=Path(folder), launch=launch))
 """
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,30 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import check
 from enclave_os_host import cli
+from enclave_os_host.gramine.build import make_image, read_image
 from enclave_os_host.gramine.image import Image
-from enclave_os_host.gramine.installed import find_gramine
+from enclave_os_host.gramine.installed import INSTALL, find_gramine
 from enclave_os_host.gramine.launch import NoEnclave, choose_launch
+from enclave_os_host.gramine.manifest import render
 from enclave_os_host.gramine.signature import SIZE, SignatureError, make_key, read_signature
+from enclave_os_host.gramine.trace import Trace
 
+PATH = os.environ["PATH"]
+# Takes what Gramine's signer takes and writes what it writes: a SIGSTRUCT whose measurement is the manifest's hash.
+STAND_IN = """#!{python}
+import hashlib, pathlib, sys
+if pathlib.Path(__file__).with_name("broken").exists():
+    sys.exit(3)
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+manifest = pathlib.Path(given["--manifest"]).read_bytes()
+assert pathlib.Path(given["--key"]).read_bytes().startswith(b"-----BEGIN RSA PRIVATE KEY-----")
+made = bytearray({size})
+made[:16] = bytes.fromhex("{header}")
+made[960:992] = hashlib.sha256(manifest).digest()
+pathlib.Path(given["--output"]).write_bytes(manifest)
+pathlib.Path(given["--sigfile"]).write_bytes(made)
+print("noise")
+"""
 HEADER = bytes.fromhex("06000000E10000000000010000000000")
 
 
@@ -154,6 +176,62 @@ class TestCommand:
         assert (tmp_path / "signer.pem").stat().st_mode & 0o777 == 0o600
         assert self.run("sign", "--new-key", "signer.pem") == os.EX_CANTCREAT
         assert "nothing is overwritten" in capsys.readouterr().err
+
+    @pytest.fixture
+    def small(self, tmp_path: Path) -> Image:
+        """An image of one module, where the command looks for it."""
+        image = Image(tmp_path / "state" / "gramine")
+        modules = {"os": Path(os.__file__)}
+        make_image(image, Trace(modules, frozenset(), mapped=(), executable=(), opened=()), {})
+        image.manifest.write_text("sgx.debug = false\n")
+        return image
+
+    def test_the_signer_measures_an_image_before_and_after_it_is_signed(
+        self, small: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        signer = tmp_path / "bin" / "gramine-sgx-sign"
+        signer.parent.mkdir()
+        signer.write_text(STAND_IN.format(python=sys.executable, size=SIZE, header=HEADER.hex()))
+        signer.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{signer.parent}:/usr/bin:/bin")
+        expected = hashlib.sha256(small.manifest.read_bytes()).hexdigest()
+        assert self.run("measure") == os.EX_OK
+        said = capsys.readouterr().out
+        assert f"MRENCLAVE:   {expected} (not signed yet)" in said
+        assert f"files hash:  {read_image(small).sha256}" in said
+        assert "noise" not in said
+        assert not small.signature.exists(), "a measurement signs nothing"
+        assert self.run("sign", "--new-key", "signer.pem") == os.EX_OK
+        with_key = ("--set", f"gramine.key_file={tmp_path / 'signer.pem'}")
+        assert self.run("sign", *with_key) == os.EX_OK
+        assert f"MRENCLAVE:   {expected} (signed)" in capsys.readouterr().out
+        assert small.missing("sgx") is None
+        (signer.parent / "broken").touch()
+        small.signature.unlink()
+        assert self.run("sign", *with_key) == os.EX_SOFTWARE
+        assert self.run("measure") == os.EX_SOFTWARE
+        assert "gramine-sgx-sign ended with exit code 3" in capsys.readouterr().err
+
+    def test_gramines_own_signer_says_the_same_of_the_same_files(
+        self, small: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Two images of one content in two places have one MRENCLAVE."""
+        signer = shutil.which("gramine-sgx-sign", path=PATH)
+        gramine = find_gramine(PATH)
+        if signer is None or gramine is None:
+            pytest.skip(f"gramine-sgx-sign and gramine-direct are not on the path, so nothing was measured: {INSTALL}")
+        monkeypatch.setenv("PATH", PATH)
+        elsewhere = Image(tmp_path / "elsewhere" / "image")
+        modules = {"os": Path(os.__file__)}
+        make_image(elsewhere, Trace(modules, frozenset(), mapped=(), executable=(), opened=()), {})
+        said = []
+        for image in (small, elsewhere):
+            image.manifest.write_text(render(check({}), read_image(image), gramine))
+            assert self.run("measure", "--set", f"gramine.image={image.folder}") == os.EX_OK
+            lines = capsys.readouterr().out.splitlines()
+            said.append([line for line in lines if line.startswith(("MRENCLAVE", "files hash"))])
+        assert said[0] == said[1]
+        assert re.fullmatch(r"MRENCLAVE: +[0-9a-f]{64} \(not signed yet\)", said[0][1])
 
     def test_nothing_to_measure(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run("measure") == os.EX_DATAERR
