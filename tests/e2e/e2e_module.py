@@ -47,6 +47,7 @@ class Trial(Module):
             Route("PUT", "/trial/kept/{name}", self.keep),
             Route("GET", "/trial/kept/{name}", self.kept),
             Route("GET", "/trial/caller", self.caller),
+            Route("GET", "/trial/address", self.address),
             Route("POST", "/trial/reflect", self.reflect),
             Route("POST", "/trial/log", self.log),
             Route("PUT", "/trial/pair/{name}", self.put_pair),
@@ -177,6 +178,10 @@ class Trial(Module):
         assert self._services is not None
         peer = self._services.attestation.peer(request)
         return json_response(None if peer is None else {"tier": peer.tier, "mr_enclave": peer.mr_enclave.hex()})
+
+    def address(self, request: Request) -> Response:
+        """Where the request came from, as the host, or a front, alleges it."""
+        return json_response(request.peer)
 
     async def fail_later(self, request: Request) -> Response:
         """Raise in a later turn of the loop."""

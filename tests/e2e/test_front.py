@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from tests.e2e.conftest import StartServer
 from tests.e2e.server import Server
-from tests.e2e.wire import HELLO
+from tests.e2e.wire import HELLO, get
 
 SHIPPED = Path(__file__).parents[2] / "packaging" / "haproxy.cfg"
 SECONDS = 20.0
@@ -60,25 +61,35 @@ def front(servers: tuple[Server, Server], tmp_path: Path) -> Iterator[int]:
     process.wait(SECONDS)
 
 
-def ask(port: int, name: str, server: Server) -> bytes:
+def ask(port: int, name: str, server: Server, asked: bytes = HELLO, ends: bytes = b"world") -> tuple[bytes, int]:
+    """One request through the front. Returns: the answer, and the port that it was sent from."""
     context = ssl.create_default_context(cafile=server.ca_file)
     raw = socket.create_connection(("127.0.0.1", port), SECONDS)
     with raw, context.wrap_socket(raw, server_hostname=name) as tls:
-        tls.sendall(HELLO)
+        own_port: int = tls.getsockname()[1]
+        tls.sendall(asked)
         answer = b""
-        while not answer.endswith(b"world"):
+        while not answer.endswith(ends):
             piece = tls.recv(65536)
             assert piece, answer
             answer += piece
-    return answer
+    return answer, own_port
 
 
 def test_each_name_reaches_its_own_enclave(servers: tuple[Server, Server], front: int) -> None:
     for name, server in zip(("a.example", "b.example"), servers, strict=True):
         # TLS ended inside: the certificate leads to that server's own CA.
-        assert re.match(rb"HTTP/1\.1 200 ", ask(front, name, server))
+        assert re.match(rb"HTTP/1\.1 200 ", ask(front, name, server)[0])
     with pytest.raises((ssl.SSLError, OSError)):
         ask(front, "c.example", servers[0])
+
+
+def test_a_module_sees_the_clients_address_and_that_a_front_alleges_it(
+    servers: tuple[Server, Server], front: int
+) -> None:
+    """The header is HAProxy's own; the address in it is ours and not the front's."""
+    answer, port = ask(front, "a.example", servers[0], get("/trial/address"), b' via front"')
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == f"127.0.0.1:{port} via front"
 
 
 def test_past_the_front_nobody_is_served(servers: tuple[Server, Server]) -> None:
