@@ -29,7 +29,7 @@ def return_seconds_max() -> float:
 def ask(server_folder: Path, address: tuple[str, int]) -> int:
     """The status of GET /healthz on a fresh, verified connection."""
     context = ssl.create_default_context(cafile=str(server_folder / "state" / "ca" / "root.pem"))
-    connection = http.client.HTTPSConnection(*address, context=context, timeout=30)
+    connection = http.client.HTTPSConnection(*address, context=context, timeout=START_SECONDS)
     try:
         connection.request("GET", "/healthz")
         return connection.getresponse().status
@@ -75,7 +75,7 @@ def test_open_connections_of_a_killed_enclave_end(tmp_path: Path) -> None:
         address = server.ready()
         pid = server.enclave_pid()
         context = ssl.create_default_context(cafile=str(tmp_path / "state" / "ca" / "root.pem"))
-        connection = http.client.HTTPSConnection(*address, context=context, timeout=30)
+        connection = http.client.HTTPSConnection(*address, context=context, timeout=START_SECONDS)
         connection.request("GET", "/healthz")
         assert connection.getresponse().read()
         os.kill(pid, signal.SIGKILL)
