@@ -171,6 +171,10 @@ class Files(RuleBasedStateMachine):
     def it_is_as_the_model(self) -> None:
         self.compare((), self.model)
 
+    @invariant()
+    def what_is_held_is_counted(self) -> None:
+        assert self.files._held == sum(len(node.content) for node in self.files._nodes.values())
+
     def compare(self, path: Parts, model: dict[str, Any]) -> None:
         kind, node_id = self.files.find(path)
         assert kind == "d"

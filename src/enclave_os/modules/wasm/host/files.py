@@ -76,6 +76,7 @@ class FileSystem:
         self._random = random
         self._file_bytes = file_bytes
         self._nodes: OrderedDict[bytes, Node] = OrderedDict()
+        self._held = 0  # bytes of all of them: kept, since every read and write asks for it
 
     # -- paths --------------------------------------------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class FileSystem:
             gone[:] = [found[1]]
 
         self._change(parts[:-1], drop)
-        self._nodes.pop(gone[0], None)
+        self._forget(gone[0])
         self._wait(self._table.delete(kind.encode() + gone[0]))
 
     def rename(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
@@ -199,7 +200,7 @@ class FileSystem:
         if old[:-1] != new[:-1]:
             self._change(old[:-1], drop)
         for kind, node_id in replaced:
-            self._nodes.pop(node_id, None)
+            self._forget(node_id)
             self._wait(self._table.delete(kind.encode() + node_id))
 
     def _need(self, parts: tuple[str, ...]) -> None:
@@ -244,37 +245,46 @@ class FileSystem:
             item = self._wait(self._table.get(b"f" + node_id))
             node = Node(node_id, b"", 0) if item is None else Node(node_id, item.value, item.version)
             self._nodes[node_id] = node
+            self._held += len(node.content)
         self._nodes.move_to_end(node_id)
         self._make_room()
         return node
 
     def _make_room(self) -> None:
         """Forget what was only read, the longest unused first; what was written waits to be stored."""
-        held = sum(len(node.content) for node in self._nodes.values())
         most = max(HELD_BYTES_MAX, 2 * self._file_bytes)
+        if self._held <= most:
+            return
         for node in list(self._nodes.values())[:-1]:
-            if held <= most:
-                return
             if not node.dirty:
-                held -= len(node.content)
-                del self._nodes[node.id]
-        if held > most and len(self._nodes) > 1:
+                self._forget(node.id)
+                if self._held <= most:
+                    return
+        if len(self._nodes) > 1:
             raise FileError("insufficient-memory")
+
+    def _forget(self, node_id: bytes) -> None:
+        node = self._nodes.pop(node_id, None)
+        if node is not None:
+            self._held -= len(node.content)
 
     def write(self, node: Node, offset: int, data: bytes) -> None:
         """Put bytes into a file; a gap is zeros. Raises: FileError."""
         end = offset + len(data)
         if end > self._file_bytes:
             raise FileError("file-too-large")
-        if offset > len(node.content):
-            node.content += bytes(offset - len(node.content))
+        before = len(node.content)
+        if offset > before:
+            node.content += bytes(offset - before)
         node.content[offset:end] = data
+        self._held += len(node.content) - before
         node.dirty = True
 
     def resize(self, node: Node, size: int) -> None:
         """Cut a file off, or make it longer with zeros. Raises: FileError."""
         if size > self._file_bytes:
             raise FileError("file-too-large")
+        self._held += size - len(node.content)
         if size < len(node.content):
             del node.content[size:]
         else:
