@@ -82,6 +82,8 @@ class _Write:
     size: int
     deferred: bool
     done: Done
+    number: int = 0
+    follows: bool = False
 
 
 class KVStore:
@@ -119,6 +121,7 @@ class KVStore:
         self._closing = False
         self._dead: str | None = None
         self._full = False
+        self._written = 0  # number of the last numbered write that is in the log
         self._thread: threading.Thread | None = None
         self.writes = 0
         self.syncs = 0
@@ -167,10 +170,23 @@ class KVStore:
 
     # -- writes -------------------------------------------------------------------------------------------------------
 
-    def write(self, operations: Sequence[Operation], done: Done, *, deferred: bool = False) -> None:
+    def write(
+        self,
+        operations: Sequence[Operation],
+        done: Done,
+        *,
+        deferred: bool = False,
+        number: int = 0,
+        follows: bool = False,
+    ) -> None:
         """All of the operations or none, after the writes before; `done` is called once, in the store's thread.
 
-        The caller bounds how many wait. Args: deferred: done when it is in the log; a later write makes it durable.
+        The caller bounds how many wait.
+
+        Args:
+            deferred: done when it is in the log; a later write makes it durable.
+            number: of the writes that `follows` speaks of; 0: it has none.
+            follows: only if the last numbered one that was written has the number before: else it is OUT_OF_TURN.
         """
         size = sum(len(operation.key) + len(operation.value) for operation in operations)
         with self._changed:
@@ -178,7 +194,7 @@ class KVStore:
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
                     self._thread.start()
-                self._queue.append(_Write(operations, size, deferred, done))
+                self._queue.append(_Write(operations, size, deferred, done, number, follows))
                 self._changed.notify()
                 return
         done(Status.NOT_WRITABLE)
@@ -226,7 +242,10 @@ class KVStore:
                     self._report(str(error))  # nothing is lost by it that was acknowledged: the log is read again
 
     def _run(self) -> None:
-        while group := self._take():
+        while taken := self._take():
+            group = self._in_turn(taken)
+            if not group:
+                continue
             status = self._append(group)
             for write in group:
                 if write.deferred or status != Status.OK:
@@ -251,6 +270,21 @@ class KVStore:
                     break
             return group
 
+    def _in_turn(self, taken: Sequence[_Write]) -> list[_Write]:
+        """Those that may be written; who follows what was not written, or is not here, is told so.
+
+        They become one record of the log, so what follows another of them is there only with it.
+        """
+        group: list[_Write] = []
+        last = self._written
+        for write in taken:
+            if write.follows and write.number != last + 1:
+                write.done(Status.OUT_OF_TURN)
+                continue
+            last = write.number or last
+            group.append(write)
+        return group
+
     def _append(self, group: Sequence[_Write]) -> Status:
         """Write the group to the log, as one record."""
         if self._dead is not None:
@@ -260,6 +294,8 @@ class KVStore:
         except StoreError as error:
             return self._failed(error)
         self.writes += len(group)
+        for write in group:
+            self._written = write.number or self._written
         if self._full:
             self._full = False
             self._report("the store takes writes again")

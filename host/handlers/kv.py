@@ -80,17 +80,17 @@ def kv_handlers(store: KVStore) -> dict[Method, Handler]:
         return write(*kv.decode_batch(request))
 
     def piece(request: bytes) -> bytes:
-        batch_id, index, operations, flags = kv.decode_piece(request)
+        batch_id, index, operations, flags, _ = kv.decode_piece(request)
         if flags:
             raise Refused(Status.BAD_REQUEST)
         pieced.add(batch_id, index, operations)
         return b""
 
     def end(request: bytes) -> Later:
-        batch_id, count, operations, flags = kv.decode_piece(request)
-        return write(pieced.end(batch_id, count, operations), flags)
+        batch_id, count, operations, flags, number = kv.decode_piece(request)
+        return write(pieced.end(batch_id, count, operations), flags, number)
 
-    def write(operations: Sequence[Operation], flags: WriteFlag) -> Later:
+    def write(operations: Sequence[Operation], flags: WriteFlag, number: int = 0) -> Later:
         later = Later()
 
         def done(status: Status) -> None:
@@ -99,7 +99,13 @@ def kv_handlers(store: KVStore) -> dict[Method, Handler]:
             else:
                 later.refuse(status)
 
-        store.write(operations, done, deferred=bool(flags & WriteFlag.DEFERRED))
+        store.write(
+            operations,
+            done,
+            deferred=bool(flags & WriteFlag.DEFERRED),
+            number=number,
+            follows=bool(flags & WriteFlag.FOLLOWS),
+        )
         return later
 
     return {

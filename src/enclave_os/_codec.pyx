@@ -36,6 +36,7 @@ def limits():
         "PEER_ADDRESS_SIZE_MAX": _limits.PEER_ADDRESS_SIZE_MAX,
         "CLOSE_PAYLOAD_SIZE": _limits.CLOSE_PAYLOAD_SIZE,
         "CONNECT_TARGET_SIZE_MAX": _limits.CONNECT_TARGET_SIZE_MAX,
+        "RPC_RING_CAPACITY_MIN": _limits.RPC_RING_CAPACITY_MIN,
         "RPC_METHOD_MAX": _limits.RPC_METHOD_MAX,
     }
 

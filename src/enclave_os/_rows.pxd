@@ -6,13 +6,15 @@ cdef enum:
     NAMESPACE_SIZE = 16
     KEY_MAX = 64
     VALUE_MAX = 31 * 1024
-    MESSAGE_MAX = 32744         # record_size_max(RING_CAPACITY_MIN) - RPC_HEADER_SIZE
+    MESSAGE_MAX = 131048        # record_size_max(RPC_RING_CAPACITY_MIN) - RPC_HEADER_SIZE
     COUNT_MAX = 1024            # operations of a batch, keys of a multi-get
     NAMESPACES_MAX = 255        # of a batch, which counts them in a byte
     KIND_PUT = 1
     KIND_DELETE = 2
     KIND_DELETE_RANGE = 3
     FLAG_DEFERRED = 1
+    FLAG_NUMBERED = 2
+    FLAG_FOLLOWS = 4
 
 # A cursor over a private copy of a payload: one bounds check for each read.
 cdef struct rows_reader_t:

@@ -6,7 +6,7 @@
 # Cost: 0.1 us an operation written, 0.3 read. It does not: touch shared memory, know what a row means, or log.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from enclave_os.wire.errors import PeerProtocolError, UsageError
@@ -20,11 +20,11 @@ def limits():
     }
 
 
-# -- batches: u8 flags, u8 namespaces, u16 operations; the namespaces; u8 kind, u8 namespace, u16 key size, u32 value size,
-#    key, value for each ------------------------------------------------------------------------------------------------
+# -- batches: u8 flags, u8 namespaces, u16 operations; u64 number if NUMBERED; the namespaces; u8 kind, u8 namespace,
+#    u16 key size, u32 value size, key, value for each ------------------------------------------------------------------
 
-def encode_operations(operations not None, uint8_t flags):
-    """BATCH's request. Args: operations: (kind, namespace, key, value) each. Raises: UsageError."""
+def encode_operations(operations not None, uint8_t flags, uint64_t number=0):
+    """BATCH's request. Args: operations: (kind, namespace, key, value) each. number: 0: it has none. Raises: UsageError."""
     cdef list taken = list(operations)
     cdef dict places = {}
     cdef size_t size = 4
@@ -33,7 +33,10 @@ def encode_operations(operations not None, uint8_t flags):
     cdef uint32_t value_size
     cdef uint8_t *to
     cdef bytes namespace, key, value, payload
-    if flags > FLAG_DEFERRED:
+    if number:
+        flags |= FLAG_NUMBERED
+        size += 8
+    if not _flags_agree(flags):
         raise UsageError(f"no such flags: {flags}")
     if not 1 <= len(taken) <= COUNT_MAX:
         raise UsageError(f"a batch has 1 to {COUNT_MAX} operations, not {len(taken)}")
@@ -59,6 +62,9 @@ def encode_operations(operations not None, uint8_t flags):
     count = <uint16_t>len(taken)
     memcpy(to + 2, &count, 2)
     to += 4
+    if number:
+        memcpy(to, &number, 8)
+        to += 8
     for namespace in places:
         memcpy(to, PyBytes_AS_STRING(namespace), NAMESPACE_SIZE)
         to += NAMESPACE_SIZE
@@ -98,7 +104,7 @@ def split_operations(operations not None, size_t size_max):
 
 
 def decode_operations(bytes payload not None, tuple kinds not None, make not None):
-    """BATCH's request: what `make(kind, namespace, key, value)` returns for each, and the flags.
+    """BATCH's request: what `make(kind, namespace, key, value)` returns for each, the flags, and the number or 0.
 
     Args: kinds: the kinds as they are to be given to `make`, by number.
     Raises: PeerProtocolError.
@@ -108,12 +114,17 @@ def decode_operations(bytes payload not None, tuple kinds not None, make not Non
     cdef uint8_t flags = head[0], namespace_count = head[1], kind, place
     cdef uint16_t count, key_size
     cdef uint32_t value_size
+    cdef uint64_t number = 0
     cdef list namespaces = [], operations = []
     cdef bytes key, value
     memcpy(&count, head + 2, 2)
-    if flags > FLAG_DEFERRED:
-        raise PeerProtocolError("a flag that does not exist")
+    if not _flags_agree(flags):
+        raise PeerProtocolError("a flag that does not exist, or not beside another")
     _bounded_count(count)
+    if flags & FLAG_NUMBERED:
+        memcpy(&number, rows_take(&reader, 8), 8)
+        if not number:
+            raise PeerProtocolError("a batch of number 0")
     for _ in range(namespace_count):
         namespaces.append(_bytes(rows_take(&reader, NAMESPACE_SIZE), NAMESPACE_SIZE))
     for _ in range(count):
@@ -133,7 +144,7 @@ def decode_operations(bytes payload not None, tuple kinds not None, make not Non
             raise PeerProtocolError("a range that ends before it begins")
         operations.append(make(kinds[kind], namespaces[place], key, value))
     _end(&reader)
-    return operations, flags
+    return operations, flags, number
 
 
 # -- multi-gets: namespace, u16 keys; u16 size, key for each -------------------------------------------------------------
@@ -261,6 +272,11 @@ cdef bytes _key(rows_reader_t *reader, uint16_t size):
     if not 1 <= size <= KEY_MAX:
         raise PeerProtocolError(f"a key of {size} bytes")
     return _bytes(rows_take(reader, size), size)
+
+
+cdef bint _flags_agree(uint8_t flags) noexcept:
+    """A batch is deferred, or has a number, with or without the one before it, or nothing of it."""
+    return flags <= FLAG_NUMBERED or flags == FLAG_NUMBERED | FLAG_FOLLOWS
 
 
 cdef int _bounded_count(uint16_t count) except -1:

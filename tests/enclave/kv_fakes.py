@@ -6,7 +6,8 @@ import copy
 from collections.abc import Sequence
 
 from enclave_os.errors import HostRefused
-from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, encode_batch, split_batch
+from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, WriteFlag, encode_batch, split_batch
+from enclave_os.wire.rpc import Status
 
 
 class MemoryStore:
@@ -16,6 +17,7 @@ class MemoryStore:
         self.tables: dict[bytes, dict[bytes, bytes]] = {}
         self.refuse = 0
         self.apply_refused = False
+        self.written = 0  # number of the last numbered batch
         self.batches = 0
         self.gets = 0
 
@@ -42,14 +44,17 @@ class MemoryStore:
     async def put(self, namespace: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
         await self.batch([Operation(OperationKind.PUT, namespace, key, value)], flags)
 
-    async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
+    async def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> None:
         for piece in split_batch(operations):
-            encode_batch(piece, flags)  # what fits no message never reaches the host
+            encode_batch(piece, flags, number)  # what fits no message never reaches the host
+        if flags & WriteFlag.FOLLOWS and number != self.written + 1:
+            raise HostRefused("out of turn", Status.OUT_OF_TURN)
         refused = self.refuse > 0
         if refused:
             self.refuse -= 1
         if not refused or self.apply_refused:
             self.batches += 1
+            self.written = number or self.written
             for one in operations:
                 table = self.tables.setdefault(one.namespace, {})
                 if one.kind is OperationKind.PUT:

@@ -28,26 +28,55 @@ def tokens_of(table: Freshness, name: bytes) -> list[bytes]:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.dictionaries(PLACES, LATEST, max_size=12), st.integers(0, 3)), max_size=20))
+@given(st.lists(st.tuples(st.dictionaries(PLACES, LATEST, max_size=12), st.integers(1, 4)), max_size=20))
 def test_it_does_what_the_model_does(steps: list[tuple[dict[Place, Latest | None], int]]) -> None:
-    ours, model = Freshness(*KEYS), Model(*KEYS)
-    for version, (changes, kind) in enumerate(steps, 1):
-        if kind:  # asked before, as the store does; or another's root asked in between; or not at all
-            assert ours.root(version, changes) == model.root(version, changes)
-        if kind == 2:
-            assert ours.root(version + 1) == model.root(version + 1)
-        if kind == 3:
-            continue
+    """Changes at once, or as steps of which some wait together: each root is that of the model, at its turn."""
+    ours, model, ahead = Freshness(*KEYS), Model(*KEYS), Model(*KEYS)
+    waiting: list[dict[Place, Latest | None]] = []
+
+    def settle() -> None:
+        changes = waiting.pop(0)
         ours.change(changes)
         model.change(changes)
-        assert ours.root(version) == model.root(version)
         assert len(ours) == len(model.rows)
         for place in changes:
             assert ours.find(place) == model.rows.get(place)
+
+    for version, (changes, together) in enumerate(steps, 1):
+        while len(waiting) >= together or any(not changes.keys().isdisjoint(other) for other in waiting):
+            settle()
+        if together > 1:
+            assert ours.step(version, changes) == ahead.root(version, changes)
+        assert ours.root(version) == model.root(version), "steps that wait are not there yet"
+        ahead.change(changes)
+        waiting.append(changes)
+        if together == 1:  # none waited
+            settle()
+    while waiting:
+        settle()
+    assert ours.root(99) == model.root(99)
     for table in TABLES:
         assert tokens_of(ours, table) == sorted(token for name, token in model.rows if name == table)
     for place, latest in model.rows.items():
         assert ours.find(place) == latest
+
+
+def test_steps_are_made_in_their_order_and_of_other_places() -> None:
+    fresh = Freshness(*KEYS)
+    steps: list[dict[Place, Latest | None]] = [{(TABLES[0], bytes([n]) * 16): (1, bytes(16))} for n in range(9)]
+    for changes in steps[:8]:
+        fresh.step(1, changes)
+        if changes is not steps[7]:
+            with pytest.raises(UsageError, match="has a step"):
+                fresh.step(1, dict(changes))
+    with pytest.raises(UsageError, match="wait already"):
+        fresh.step(1, steps[8])
+    with pytest.raises(UsageError, match="their order"):
+        fresh.change(steps[1])
+    assert len(fresh) == 0
+    for count, changes in enumerate(steps[:8], 1):
+        fresh.change(changes)
+        assert len(fresh) == count
 
 
 @pytest.mark.parametrize("aimed", [False, True], ids=["tokens", "keys that a host would choose"])

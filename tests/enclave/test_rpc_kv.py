@@ -14,6 +14,7 @@ from enclave_os.rpc.kv import KVCalls
 from enclave_os.wire import encode_rpc_reply, kv
 from enclave_os.wire.errors import HostProtocolError, UsageError
 from enclave_os.wire.kv import Operation, OperationKind, Scan
+from enclave_os.wire.limits import RPC_RING_CAPACITY_MIN
 from enclave_os.wire.rpc import Method, Status
 
 from .fake_host import FakeHost
@@ -26,7 +27,7 @@ Answer = TypeVar("Answer")
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[FakeHost]:
-    host = FakeHost(tmp_path)
+    host = FakeHost(tmp_path, RPC_RING_CAPACITY_MIN)
     yield host
     host.close()
 
@@ -117,18 +118,18 @@ def test_a_multi_get_asks_again_for_what_did_not_fit(host: FakeHost, most: int) 
 
 
 def test_a_multi_get_of_many_keys_is_cut_at_what_a_request_takes(host: FakeHost) -> None:
-    keys = [number.to_bytes(2, "big") * 32 for number in range(600)]
+    keys = [number.to_bytes(2, "big") * 32 for number in range(1500)]
     counts: list[int] = []
 
     async def body() -> None:
         h = Harness(host, asyncio.get_running_loop())
         calls = KVCalls(h.client)
         for _ in range(2):  # the second time it knows how small the values are
-            assert await served(h, calls.multi_get(NS, keys), some(counts, 600)) == keys
+            assert await served(h, calls.multi_get(NS, keys), some(counts, 1500)) == keys
 
     asyncio.run(body())
-    assert max(counts) * 66 < kv.KV_MESSAGE_SIZE_MAX
-    assert sum(counts) == 1200
+    assert max(counts) <= kv.KV_OPERATIONS_MAX
+    assert sum(counts) == 3000
 
 
 def test_gets_of_one_turn_share_calls_and_each_gets_its_own(host: FakeHost) -> None:
@@ -172,21 +173,22 @@ def test_a_refusal_or_a_lie_reaches_all_who_shared_the_call(host: FakeHost, refu
 
 
 def test_a_batch_that_fits_no_message_goes_in_pieces(host: FakeHost) -> None:
-    operations = [Operation(OperationKind.PUT, NS, b"%d" % number, bytes(9_000)) for number in range(10)]
+    operations = [Operation(OperationKind.PUT, NS, b"%d" % number, bytes(30_000)) for number in range(14)]
     seen: list[int] = []
     handlers: list[list[Operation]] = []
 
     def answer(method: int, request: bytes) -> tuple[int, bytes]:
         seen.append(method)
-        batch_id, index, piece, flags = kv.decode_piece(request)
-        assert (index, flags) == (len(handlers), method == Method.KV_BATCH_END)
+        batch_id, index, piece, flags, number = kv.decode_piece(request)
+        end = method == Method.KV_BATCH_END
+        assert (index, flags, number) == (len(handlers), 6 if end else 0, 9 if end else 0)
         handlers.append(piece)
         ids.add(batch_id)
         return (Status.NO_SPACE, b"") if full and method == Method.KV_BATCH_END else (0, b"")
 
     async def body() -> None:
         h = Harness(host, asyncio.get_running_loop())
-        await served(h, KVCalls(h.client).batch(operations, 1), answer)
+        await served(h, KVCalls(h.client).batch(operations, kv.WriteFlag.FOLLOWS, 9), answer)
 
     for full in (True, False):
         ids: set[int] = set()

@@ -37,9 +37,9 @@ class Rig:
         self.folder = folder
         self.store = KVStore(folder, sync=sync, cache_bytes=8 << 20, report=self.reports.append)
 
-    def write(self, *operations: Operation, deferred: bool = False) -> Status:
+    def write(self, *operations: Operation, deferred: bool = False, number: int = 0, follows: bool = False) -> Status:
         done: queue.SimpleQueue[Status] = queue.SimpleQueue()
-        self.store.write(operations, done.put, deferred=deferred)
+        self.store.write(operations, done.put, deferred=deferred, number=number, follows=follows)
         return done.get(timeout=20)
 
 
@@ -84,20 +84,61 @@ def test_a_batch_is_in_order(rig: Rig) -> None:
 
 
 def test_scans_page_by_count_and_by_size(rig: Rig) -> None:
-    rows = [(bytes((number,)), bytes(20_000)) for number in range(5)]
+    rows = [(bytes((number,)), bytes(kv.KV_VALUE_SIZE_MAX)) for number in range(5)]
     assert rig.write(*(put(key, value) for key, value in rows[:1])) == Status.OK
     for key, value in rows[1:]:
         assert rig.write(put(key, value)) == Status.OK
-    assert rig.store.scan(Scan(NS, b"", b"", 3)) == (rows[:1], True), "two do not fit a reply"
+    assert rig.store.scan(Scan(NS, b"", b"", 3)) == (rows[:3], True)
+    assert rig.store.scan(Scan(NS, b"", b"", 5)) == (rows[:4], True), "five do not fit a reply"
     assert rig.store.scan(Scan(NS, b"\3", b"\4", 3)) == (rows[3:4], False)
     assert rig.store.scan(Scan(NS, b"\4", b"", 1)) == (rows[4:], False)
     assert rig.store.scan(Scan(NS, b"\5", b"", 1)) == ([], False)
 
 
+def test_a_batch_follows_only_what_was_written(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rig.write(put(b"a", b"1"), number=7, follows=True) == Status.OUT_OF_TURN, "nothing was written yet"
+    assert rig.write(put(b"a", b"1"), number=7) == Status.OK
+    assert rig.write(put(b"free", b"1")) == Status.OK, "what has no number is no link"
+    assert rig.write(put(b"b", b"1"), number=8, follows=True) == Status.OK
+    assert rig.write(put(b"d", b"1"), number=10, follows=True) == Status.OUT_OF_TURN, "9 never came"
+    write = rig.store._write
+
+    def full(group: Sequence[kv_store._Write]) -> None:
+        raise StoreError(Status.NO_SPACE, "the disk is full")
+
+    monkeypatch.setattr(rig.store, "_write", full)
+    assert rig.write(put(b"c", b"1"), number=9, follows=True) == Status.NO_SPACE
+    monkeypatch.setattr(rig.store, "_write", write)  # there is space again before the next is looked at
+    assert rig.write(put(b"d", b"1"), number=10, follows=True) == Status.OUT_OF_TURN
+    assert rig.store.multi_get(NS, [b"a", b"b", b"c", b"d"]) == [b"1", b"1", None, None]
+    assert rig.write(put(b"c", b"1"), number=9) == Status.OK, "again: it need not follow"
+    assert rig.write(put(b"d", b"1"), number=10, follows=True) == Status.OK
+    assert rig.store.multi_get(NS, [b"c", b"d"]) == [b"1", b"1"]
+
+
+def test_what_follows_shares_a_group_with_what_it_follows_or_its_refusal(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", "group")
+    assert rig.write(put(b"first", b""), number=4) == Status.OK
+    done: queue.SimpleQueue[tuple[int, Status]] = queue.SimpleQueue()
+    with rig.store._changed:  # all wait before the first is taken
+        for number in (5, 6, 8, 7, 8):
+            write = kv_store._Write(
+                [put(bytes((number,)), b"x")], 2, False, lambda status, number=number: done.put((number, status)),
+                number, True,
+            )  # fmt: skip
+            rig.store._queue.append(write)
+        rig.store._changed.notify()
+    told = [done.get(timeout=20) for _ in range(5)]
+    ok, refused = Status.OK, Status.OUT_OF_TURN
+    assert sorted(told) == sorted([(5, ok), (6, ok), (8, refused), (7, ok), (8, ok)])
+    assert rig.store.syncs == 2, "the first, and one for all that wait"
+    rig.store.close()
+
+
 def test_writes_that_wait_share_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {}
     for sync in ("always", "group"):
-        rig = Rig(tmp_path / sync, sync)
+        rig = Rig(tmp_path / sync, sync)  # type: ignore[arg-type] # one of the three
         assert rig.write(put(b"first", b"")) == Status.OK
         done: queue.SimpleQueue[Status] = queue.SimpleQueue()
         with rig.store._changed:  # nobody takes any before all wait
@@ -269,9 +310,9 @@ def test_every_method_goes_the_whole_way(rig: Rig) -> None:
     status, reply = ask(Method.KV_GET, kv.encode_get(NS, biggest[0]))
     assert (status, kv.decode_get_reply(reply)) == (Status.OK, biggest[1])
     assert ask(Method.KV_DELETE, kv.encode_delete(NS, b"a")) == (Status.OK, b"")
-    asked = [b"a", biggest[0], biggest[0]]
+    asked = [b"a", *[biggest[0]] * 5]
     status, reply = ask(Method.KV_MULTI_GET, kv.encode_multi_get(NS, asked))
-    assert kv.decode_multi_get_reply(reply, 3) == [None, biggest[1]], "the third does not fit"
+    assert kv.decode_multi_get_reply(reply, 6) == [None, *[biggest[1]] * 4], "the fifth does not fit"
     scan = Scan(NS, b"", b"", 10)
     status, reply = ask(Method.KV_SCAN, kv.encode_scan(scan))
     assert kv.decode_scan_reply(reply, scan) == ([biggest], False)
@@ -292,8 +333,8 @@ def test_a_multi_get_reads_about_what_fits_its_reply(tmp_path: Path, monkeypatch
     monkeypatch.setattr(rig.store, "multi_get", counted)
     handlers = kv_handlers(rig.store)
     _, reply = settled(handlers, Method.KV_MULTI_GET, kv.encode_multi_get(NS, keys))
-    assert kv.decode_multi_get_reply(reply, 64) == [bytes(16_000)] * 2
-    assert sum(read) <= 4
+    assert kv.decode_multi_get_reply(reply, 64) == [bytes(16_000)] * 8
+    assert sum(read) <= 16
     _, reply = settled(handlers, Method.KV_MULTI_GET, kv.encode_multi_get(NS, [b"none"] * 1000))
     assert kv.decode_multi_get_reply(reply, 1000) == [None] * 1000
     rig.store.close()

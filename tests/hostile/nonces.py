@@ -45,12 +45,12 @@ class NotingStore(RealStore):
         super().__init__(folder)
         self._pipe = pipe
 
-    async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
+    async def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> None:
         records = [one.value for one in operations if one.kind is OperationKind.PUT and len(one.value) > 96]
         noted = b"".join(record[4:8] + record[32:HEAD_SIZE] for record in records)
         while noted:
             noted = noted[os.write(self._pipe, noted) :]
-        await super().batch(operations, flags)
+        await super().batch(operations, flags, number)
 
 
 class FileCheckpoint:

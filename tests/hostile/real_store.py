@@ -9,7 +9,7 @@ from pathlib import Path
 import rocksdict
 
 from enclave_os.errors import HostRefused
-from enclave_os.wire.kv import Operation, OperationKind, Row, Scan
+from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, WriteFlag
 from enclave_os.wire.rpc import Status
 from enclave_os_host.kv_store import KVStore, StoreSync
 
@@ -33,10 +33,16 @@ class RealStore:
     async def put(self, namespace: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
         await self.batch([Operation(OperationKind.PUT, namespace, key, value)], flags)
 
-    async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
+    async def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> None:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Status] = loop.create_future()
-        self.rocks.write(operations, lambda status: _tell(loop, done, status), deferred=bool(flags))
+        self.rocks.write(
+            operations,
+            lambda status: _tell(loop, done, status),
+            deferred=bool(flags & WriteFlag.DEFERRED),
+            number=number,
+            follows=bool(flags & WriteFlag.FOLLOWS),
+        )
         status = await done
         if status != Status.OK:
             raise HostRefused(status.name, status)

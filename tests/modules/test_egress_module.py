@@ -8,13 +8,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from enclave_os.errors import ConfigError, EgressError
 from enclave_os.http import HTTPError, Request, make_request
-from enclave_os.modules.api import Egress
 from enclave_os.modules.egress import EgressRoutes
 from tests.enclave.module_services import make_services
 
@@ -38,7 +37,7 @@ class FakeEgress:
 
 def started(egress: FakeEgress, config: Mapping[str, Any] | None = None) -> EgressRoutes:
     module = EgressRoutes()
-    module.start(dataclasses.replace(make_services(config=config), egress=cast(Egress, egress)))
+    module.start(dataclasses.replace(make_services(config=config), egress=egress))
     return module
 
 

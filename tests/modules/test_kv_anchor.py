@@ -7,8 +7,7 @@ import base64
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from types import CoroutineType
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -361,10 +360,7 @@ def test_whatever_is_answered_to_a_swap_is_success_or_a_typed_error(answer: dict
     etcd = FakeEtcd()
     etcd.answer = 200, json.dumps({"header": {}, **answer}).encode()
     anchor = EtcdAnchor(Exchange(etcd), MASTER, name="etcd")
-    calls: tuple[CoroutineType[Any, Any, object], ...] = (
-        cast(Any, anchor.known(new=True)), cast(Any, anchor.claim(1, bytes(32))),
-    )  # fmt: skip
-    for call in calls:
+    for call in (anchor.known(new=True), anchor.claim(1, bytes(32))):
         try:
             asyncio.run(call)
         except (SealBroken, HostRefused):

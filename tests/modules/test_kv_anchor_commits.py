@@ -194,7 +194,7 @@ def test_nothing_is_told_or_shown_before_the_anchor_knows_it() -> None:
         assert site.anchored() == version
         site.exchange.open.set()
         await asyncio.gather(*writes)
-        found: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
+        found = await asyncio.gather(*asked, return_exceptions=True)
         assert found[:2] == [b"new", None]
         assert [item and item.value for item in found[2]] == [b"same", None]
         assert [item.name for item in found[3]] == [name for name, _ in found[4]] == [b"beside", b"key"]
@@ -416,7 +416,8 @@ def test_histories_under_an_anchor_that_fails_and_a_host_that_turns_back(seed: i
             return site, kv
         raise AssertionError("not even the latest state is taken")
 
-    async def life() -> None:
+    async def life() -> Site:
+        """What the host has at the end, when nothing of that life goes on any more."""
         site, kv = await opened()
         site.exchange = kv.anchoring._anchor._exchange = Faulty(etcd)  # type: ignore[attr-defined] # an EtcdAnchor
         clients = [asyncio.ensure_future(client(number, kv)) for number in range(32)]
@@ -427,14 +428,14 @@ def test_histories_under_an_anchor_that_fails_and_a_host_that_turns_back(seed: i
                 states.append(site.copy())
             for one in clients:
                 assert not one.done() or one.exception() is None
-        states.append(site.copy())
         for one in clients:
             one.cancel()
         await asyncio.wait(clients)
-        del states[: max(0, len(states) - 40)]
+        return site
 
     states.append(Site(etcd))
     for _ in range(6):
-        asyncio.run(life())
+        states.append(asyncio.run(life()))
+        del states[: max(0, len(states) - 40)]
     assert turned_back, "a host never had a state that it could turn back to: nothing was tried"
     assert history.broken() == []

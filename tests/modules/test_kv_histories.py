@@ -39,13 +39,13 @@ class FaultyStore(MemoryStore):
         await self._dawdle()
         return await super().multi_get(namespace, keys)
 
-    async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
+    async def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> None:
         await self._dawdle()
         if self.dice.random() < self.faults:
             self.refuse, self.apply_refused = 1, self.dice.random() < 0.5
             self.refusals += 1
         try:
-            await super().batch(operations, flags)
+            await super().batch(operations, flags, number)
         finally:
             await self._dawdle()
 

@@ -19,6 +19,12 @@ namespaces = st.binary(min_size=16, max_size=16)
 keys = st.binary(min_size=1, max_size=kv.KV_KEY_SIZE_MAX)
 values = st.binary(max_size=200)
 flags = st.sampled_from([kv.WriteFlag(0), kv.WriteFlag.DEFERRED])
+numbers = st.integers(1, 2**64 - 1)
+turns = (  # flags and number of a batch
+    flags.map(lambda flag: (flag, 0))
+    | numbers.map(lambda number: (kv.WriteFlag.NUMBERED, number))
+    | numbers.map(lambda number: (kv.WriteFlag.NUMBERED | kv.WriteFlag.FOLLOWS, number))
+)
 bounds = st.binary(max_size=kv.KV_KEY_SIZE_MAX)
 scans = st.builds(Scan, namespaces, bounds, bounds, st.integers(1, kv.KV_OPERATIONS_MAX))
 
@@ -50,16 +56,16 @@ def test_single_requests(namespace: bytes, key: bytes, value: bytes, flag: kv.Wr
     assert kv.decode_delete(kv.encode_delete(namespace, key, flag)) == (delete, flag)
 
 
-@given(st.lists(operations(), min_size=1, max_size=20), flags)
-def test_batches(batch: list[Operation], flag: kv.WriteFlag) -> None:
-    payload = kv.encode_batch(batch, flag)
-    assert len(payload) == batch_size(batch)
-    assert kv.decode_batch(payload) == (batch, flag)
+@given(st.lists(operations(), min_size=1, max_size=20), turns)
+def test_batches(batch: list[Operation], turn: tuple[kv.WriteFlag, int]) -> None:
+    payload = kv.encode_batch(batch, *turn)
+    assert len(payload) == batch_size(batch) + (kv.KV_NUMBER_SIZE if turn[1] else 0)
+    assert kv.decode_batch(payload) == (batch, *turn)
 
 
-@given(st.lists(operations(), min_size=1, max_size=20), flags, st.integers(0, 2**64 - 1), st.integers(0, 2**16 - 1))
-def test_pieces(batch: list[Operation], flag: kv.WriteFlag, batch_id: int, index: int) -> None:
-    assert kv.decode_piece(kv.encode_piece(batch_id, index, batch, flag)) == (batch_id, index, batch, flag)
+@given(st.lists(operations(), min_size=1, max_size=20), turns, st.integers(0, 2**64 - 1), st.integers(0, 2**16 - 1))
+def test_pieces(batch: list[Operation], turn: tuple[kv.WriteFlag, int], batch_id: int, index: int) -> None:
+    assert kv.decode_piece(kv.encode_piece(batch_id, index, batch, *turn)) == (batch_id, index, batch, *turn)
 
 
 def test_a_batch_is_split_into_pieces_that_fit() -> None:
@@ -77,7 +83,7 @@ def test_a_batch_is_split_into_pieces_that_fit() -> None:
     with pytest.raises(UsageError):
         kv.split_batch([])
     with pytest.raises(UsageError):
-        kv.encode_piece(0, 0, [Operation(OperationKind.PUT, NS, b"%d" % number, bytes(20_000)) for number in range(2)])
+        kv.encode_piece(0, 0, [Operation(OperationKind.PUT, NS, b"%d" % number, bytes(20_000)) for number in range(7)])
 
 
 @given(namespaces, st.lists(keys, min_size=1, max_size=20))
@@ -104,9 +110,9 @@ def test_multi_get_replies(found: list[bytes | None]) -> None:
 
 def test_a_multi_get_reply_takes_what_fits() -> None:
     big = bytes(kv.KV_VALUE_SIZE_MAX)
-    payload, count = kv.encode_multi_get_reply([big, None, big])
-    assert count == 2
-    assert kv.decode_multi_get_reply(payload, 3) == [big, None]
+    payload, count = kv.encode_multi_get_reply([big, None, big, big, big, big])
+    assert count == 5
+    assert kv.decode_multi_get_reply(payload, 6) == [big, None, big, big, big]
 
 
 @given(st.dictionaries(keys, values, max_size=20), st.booleans())
@@ -132,6 +138,7 @@ DECODERS: list[Callable[[bytes], object]] = [
     lambda payload: kv.decode_multi_get_reply(payload, 3),
     lambda payload: kv.decode_scan_reply(payload, Scan(NS, b"b", b"y", 3)),
     kv.decode_piece,
+    kv.decode_batch,
 ]
 SEEDS = [
     kv.encode_get(NS, b"key"),
@@ -152,6 +159,7 @@ SEEDS = [
     kv.encode_piece(
         7, 1, [Operation(OperationKind.PUT, NS, b"key", b"value"), Operation(OperationKind.DELETE, NS[::-1], b"key")], 1
     ),
+    kv.encode_batch([Operation(OperationKind.PUT, NS, b"key", b"value")], kv.WriteFlag.FOLLOWS, 7),
 ]
 
 
@@ -210,6 +218,9 @@ def scan_reply(*rows: kv.Row, more: bool = False) -> bytes:
         (kv.decode_put, b"\2" + SEEDS[1][1:], "a flag that does not exist"),
         (kv.decode_batch, SEEDS[3][:2] + b"\0\0" + SEEDS[3][4:], "a count of 0"),
         (kv.decode_batch, SEEDS[3][:1] + b"\0" + SEEDS[3][2:], "."),
+        (kv.decode_batch, b"\4" + SEEDS[3][1:], "not beside another"),
+        (kv.decode_batch, b"\3" + SEEDS[3][1:], "not beside another"),
+        (kv.decode_batch, SEEDS[10][:4] + bytes(8) + SEEDS[10][12:], "a batch of number 0"),
         (kv.decode_multi_get, NS + b"\1\4", "a count of 1025"),
     ],
 )  # fmt: skip
@@ -221,21 +232,23 @@ def test_what_a_liar_may_say(decode: Callable[[bytes], object], payload: bytes, 
 def test_our_own_values_are_held_to_the_bounds() -> None:
     long = bytes(kv.KV_KEY_SIZE_MAX + 1)
     put = Operation(OperationKind.PUT, NS, b"k", bytes(20_000))
-    calls: tuple[Callable[[], object], ...] = (
+    much = [put] * 7
+    for call in (
         lambda: kv.encode_get(NS[1:], b"k"),
         lambda: kv.encode_get(NS, b""),
         lambda: kv.encode_get(NS, long),
         lambda: kv.encode_put(NS, b"k", bytes(kv.KV_VALUE_SIZE_MAX + 1)),
         lambda: kv.encode_delete(NS, b"k", 2),
         lambda: kv.encode_batch([]),
-        lambda: kv.encode_batch([put, put]),
+        lambda: kv.encode_batch(much),
         lambda: kv.encode_batch([Operation(OperationKind.DELETE, NS, b"k", b"v")]),
         lambda: kv.encode_batch([Operation(OperationKind.DELETE_RANGE, NS, b"k", b"k")]),
+        lambda: kv.encode_batch([put], kv.WriteFlag.FOLLOWS),
+        lambda: kv.encode_batch([put], kv.WriteFlag.DEFERRED, 7),
         lambda: kv.encode_multi_get(NS, []),
         lambda: kv.encode_scan(Scan(NS, long, b"", 1)),
         lambda: kv.encode_scan(Scan(NS, b"", b"", 0)),
-    )
-    for call in calls:
+    ):
         with pytest.raises(UsageError):
             call()
 

@@ -21,11 +21,16 @@ cdef enum:
     SEGMENT_ROWS_MIN = 12       # slots of a new segment
     SEGMENT_ROWS_MAX = 4096     # rows, before it is split
     DEPTH_MAX = 24              # of the directory: 16 M segments, far above any enclave's memory
+    STEPS_MAX = 8               # that wait at once; the store has fewer batches under way
 
 cdef struct slot_t:
     uint8_t token[TOKEN_SIZE]
     uint64_t version            # 0: the slot is free; no row has it
     uint8_t tag[TAG_SIZE]
+
+cdef struct sum_t:
+    uint64_t count              # rows
+    uint64_t[4] total           # their set hash: secret
 
 cdef struct segment_t:
     slot_t *slots               # owned
@@ -57,11 +62,10 @@ cdef class Freshness:
     cdef hmac_t _root           # secret
     cdef uint64_t _count        # rows of all tables
     cdef uint64_t[4] _sum       # modulo 2**256, least word first: secret
-    cdef object _next           # the changes that the next two are for, or None
-    cdef uint64_t _next_count
-    cdef uint64_t[4] _next_sum
-    cdef uint64_t[2] _mix
+    cdef list _steps            # changes that `step` was given and `change` not yet, in their order
+    cdef sum_t[STEPS_MAX] _ahead    # count and sum after each of them
     cdef bint _broken           # a change went in by half
     cdef int _check(self) except -1
     cdef Table _table(self, bytes name)
-    cdef int _after(self, dict changes) except -1
+    cdef int _after(self, dict changes, sum_t *to) except -1
+    cdef bytes _stands_for(self, object version, const sum_t *of)

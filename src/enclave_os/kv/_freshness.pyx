@@ -1,16 +1,17 @@
 # The table of what is the latest, and the set hash; the drawing is in _freshness.pxd, the reasons in docs/kv.md.
 #
 # Invariant: for each table and token that ever was changed, `find` returns what `change` was given last; the sum is that
-# of the elements of all rows, each SHA-256 keyed by (key, table) over token, version and tag, as a 256-bit number.
+# of the elements of all rows, each SHA-256 keyed by (key, table) over token, version and tag, as a 256-bit number. Sums
+# of steps that wait build on one another; since none of their places comes twice, each is what it will be.
 #
-# Cost: find 0.1 us; change and root together about 0.6 us a row; 56 bytes of memory a row (bench/bench_freshness.py).
+# Cost: find 0.1 us; step and change together about 0.6 us a row; 56 bytes of memory a row (bench/bench_freshness.py).
 #
 # It does not: know what a row holds, ask anybody, or bound itself: `SealedKV` counts before it writes.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from enclave_os._openssl cimport ERR_clear_error, OPENSSL_cleanse, RAND_bytes, SHA256_CTX
 from enclave_os.kv._keyed cimport (
@@ -290,12 +291,12 @@ cdef class Freshness:
         self._tables = {}
         self._element_key = element_key
         hmac_set(&self._root, <const uint8_t *>PyBytes_AS_STRING(root_key))
-        self._next = None
+        self._steps = []
 
     def __dealloc__(self):
         OPENSSL_cleanse(&self._root, sizeof(self._root))
         OPENSSL_cleanse(self._sum, sizeof(self._sum))
-        OPENSSL_cleanse(self._next_sum, sizeof(self._next_sum))
+        OPENSSL_cleanse(self._ahead, sizeof(self._ahead))
 
     def __len__(self):
         return self._count
@@ -340,16 +341,46 @@ cdef class Freshness:
                     to += TOKEN_SIZE
         return found
 
+    def step(self, version, dict changes not None):
+        """The root that these changes lead to, on top of those of the steps that wait: they are not made before `change`.
+
+        Args: changes: kept, and not to be altered; of places that no step that waits has.
+        Raises: UsageError: a place has a step already, or STEPS_MAX wait.
+        """
+        cdef size_t count = len(self._steps)
+        self._check()
+        if count >= STEPS_MAX:
+            raise UsageError(f"{STEPS_MAX} steps wait already")
+        for earlier in self._steps:
+            if not (<dict>earlier).keys().isdisjoint(changes):
+                raise UsageError("a place that has a step already")
+        if count:
+            self._ahead[count] = self._ahead[count - 1]
+        else:
+            self._ahead[0].count = self._count
+            memcpy(self._ahead[0].total, self._sum, sizeof(self._sum))
+        self._after(changes, &self._ahead[count])
+        root = self._stands_for(version, &self._ahead[count])
+        self._steps.append(changes)
+        return root
+
     def change(self, dict changes not None):
-        """These are the latest records now; None: there is none any more.
+        """These are the latest records now; None: there is none any more. Where steps wait: the first of them.
 
         Raises: MemoryError: some of the changes may be there and some not, and every later call is an InternalError:
-            what is the latest is not known any more, so nothing is.
+            what is the latest is not known any more, so nothing is. UsageError: another step is the first.
         """
         cdef Table table
+        cdef sum_t after
         self._check()
-        if self._next is not changes:
-            self._after(changes)
+        if not self._steps:
+            after.count = self._count
+            memcpy(after.total, self._sum, sizeof(self._sum))
+            self._after(changes, &after)
+        elif self._steps[0] is changes:
+            after = self._ahead[0]
+        else:
+            raise UsageError("steps are made in their order")
         self._broken = True  # until all of it is there
         for place, latest in changes.items():
             table = self._table(place[0])
@@ -357,39 +388,25 @@ cdef class Freshness:
                 table.remove(_token(place[1]))
             else:
                 table.put(_token(place[1]), _version(latest[0]), _tag(latest[1]))
-        self._count = self._next_count
-        memcpy(self._sum, self._next_sum, sizeof(self._sum))
-        self._next = None
+        self._count = after.count
+        memcpy(self._sum, after.total, sizeof(self._sum))
+        OPENSSL_cleanse(&after, sizeof(after))
+        if self._steps:
+            del self._steps[0]
+            memmove(self._ahead, &self._ahead[1], (STEPS_MAX - 1) * sizeof(sum_t))
         self._broken = False
 
-    def root(self, version, dict changes=None):
-        """Stands for all rows at this version of the store, as they are or as these changes would make them.
-
-        The same `changes`, left as they are, may follow in `change`, which then hashes nothing again.
-        """
-        cdef uint8_t data[48]
-        cdef uint8_t digest[KEYED_DIGEST_SIZE]
-        cdef uint64_t word
-        cdef int index
+    def root(self, version):
+        """Stands for all rows at this version of the store, without the steps that wait."""
+        cdef sum_t now
         self._check()
         if version == 0:
             return EMPTY_ROOT
-        if changes is None:
-            self._next_count = self._count
-            memcpy(self._next_sum, self._sum, sizeof(self._sum))
-            self._next = None
-        else:
-            self._after(changes)
-        word = eos_big(_version(version))
-        memcpy(data, &word, 8)
-        word = eos_big(self._next_count)
-        memcpy(data + 8, &word, 8)
-        for index in range(4):
-            word = eos_big(self._next_sum[3 - index])
-            memcpy(data + 16 + 8 * index, &word, 8)
-        hmac_digest(&self._root, data, 48, digest)
-        OPENSSL_cleanse(data, 48)
-        return PyBytes_FromStringAndSize(<const char *>digest, KEYED_DIGEST_SIZE)
+        now.count = self._count
+        memcpy(now.total, self._sum, sizeof(self._sum))
+        root = self._stands_for(version, &now)
+        OPENSSL_cleanse(&now, sizeof(now))
+        return root
 
     cdef int _check(self) except -1:
         if self._broken:
@@ -402,30 +419,41 @@ cdef class Freshness:
             table = self._tables[name] = Table(name, self._element_key)
         return table
 
-    cdef int _after(self, dict changes) except -1:
-        """Count and sum as the changes would make them; nothing is changed yet."""
+    cdef bytes _stands_for(self, object version, const sum_t *of):
+        cdef uint8_t data[48]
+        cdef uint8_t digest[KEYED_DIGEST_SIZE]
+        cdef uint64_t word = eos_big(_version(version))
+        cdef int index
+        memcpy(data, &word, 8)
+        word = eos_big(of.count)
+        memcpy(data + 8, &word, 8)
+        for index in range(4):
+            word = eos_big(of.total[3 - index])
+            memcpy(data + 16 + 8 * index, &word, 8)
+        hmac_digest(&self._root, data, 48, digest)
+        OPENSSL_cleanse(data, 48)
+        return PyBytes_FromStringAndSize(<const char *>digest, KEYED_DIGEST_SIZE)
+
+    cdef int _after(self, dict changes, sum_t *to) except -1:
+        """Take count and sum to what the changes would make of them; nothing else is changed yet."""
         cdef Table table
         cdef slot_t *known
         cdef slot_t row
         cdef uint64_t element[4]
-        self._next = None
-        self._next_count = self._count
-        memcpy(self._next_sum, self._sum, sizeof(self._sum))
         for place, latest in changes.items():
             table = self._table(place[0])
             known = table.find(_token(place[1]))
             if known != NULL:
                 table._element(known, element)
-                eos_subtract(self._next_sum, element)
-                self._next_count -= 1
+                eos_subtract(to.total, element)
+                to.count -= 1
             if latest is not None:
                 memcpy(row.token, _token(place[1]), TOKEN_SIZE)
                 row.version = _version(latest[0])
                 memcpy(row.tag, _tag(latest[1]), TAG_SIZE)
                 table._element(&row, element)
-                eos_add(self._next_sum, element)
-                self._next_count += 1
-        self._next = changes
+                eos_add(to.total, element)
+                to.count += 1
         return 0
 
 

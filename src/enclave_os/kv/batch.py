@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from enclave_os.kv.change import Change
-from enclave_os.kv.freshness import Latest, Place
+from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.namespace import Parts, needs_parts
 from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX
 from enclave_os.kv.store import Store
@@ -36,13 +36,21 @@ class Waiting:
 
 @dataclass(slots=True)
 class Batch:
-    """Built, and not settled: `latest` is what the freshness table learns when the host has it."""
+    """Built, and not settled: `latest` is what the freshness table learns when the host has it.
+
+    Attributes:
+        waiting: who is told how it went.
+        call: the last try, since `sent_ns`.
+    """
 
     version: int
-    root: bytes
-    operations: list[Operation]
-    latest: dict[Place, Latest | None]
-    parts: dict[Place, int]
+    root: bytes = b""
+    operations: list[Operation] = field(default_factory=list)
+    latest: dict[Place, Latest | None] = field(default_factory=dict)
+    parts: dict[Place, int] = field(default_factory=dict)
+    waiting: list[Waiting] = field(default_factory=list)
+    call: asyncio.Future[None] | None = None
+    sent_ns: int = 0
 
 
 def checked(changes: Sequence[Change]) -> tuple[list[Place], int, bool]:
@@ -92,7 +100,27 @@ async def write_parts(store: Store, changes: Sequence[Change], places: Sequence[
     return parts
 
 
-def fail(waiting: Waiting, error: Exception) -> None:
+def conflict_of(fresh: Freshness, changes: Sequence[Change], places: Sequence[Place]) -> int | None:
+    """The version of the first key that has another than its change expects."""
+    for change, place in zip(changes, places, strict=True):
+        if change.expected is not None:
+            latest = fresh.find(place)
+            has = 0 if latest is None else latest[0]
+            if has != change.expected:
+                return has
+    return None
+
+
+def has_room(fresh: Freshness, waiting: Waiting, left: int) -> bool:
+    """Whether the rows that a write may add, and one for a namespace with each, are no more than are left."""
+    if 2 * len(waiting.changes) <= left:
+        return True
+    rows = zip(waiting.changes, waiting.places, strict=True)
+    new = sum(change.value is not None and fresh.find(place) is None for change, place in rows)
+    return new == 0 or new + 1 <= left
+
+
+def fail(waiting: Waiting, error: BaseException) -> None:
     """Tell its writer, unless it was told."""
     if not waiting.future.done():
         waiting.future.set_exception(error)

@@ -54,9 +54,7 @@ class Scans:
                 if found is not None:
                     yield found
 
-    async def first_names(
-        self, namespace: Namespace, start: bytes, end: bytes, limit: int
-    ) -> list[tuple[bytes, int]]:
+    async def first_names(self, namespace: Namespace, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, int]]:
         """Names and versions of the first entries by name. Raises: StoreBusy."""
         found = FirstItems(start, end, limit, SCAN_SIZE_MAX)
         async with aclosing(self._rows(namespace)) as rows:

@@ -1,12 +1,12 @@
 """The sealed store: an encrypted map on rows that the host keeps, in which the latest is served, or an error.
 
 Reads ask the freshness table first: an absent key costs no call, and a row that the host denies, or shows otherwise
-than it was last written, is SealBroken, never "not found". Writes go one batch at a time, and what waits meanwhile
-shares the next one, with its fsync. Each batch carries its journal row (`journal`).
+than it was last written, is SealBroken, never "not found". Writes that wait share a batch, with its fsync, and a few
+batches are under way at once, each sealed on top of the one before (`pipeline`). Each has its journal row (`journal`).
 
-A batch that the host refused, or did not answer in time, may be there or not. Its writers get the refusal, it is sent
-again, the same bytes, before anything else is written, and its keys are not read before it is settled: so a write that
-failed with HostRefused may still come into effect, and never by halves.
+A batch that the host refused, or did not answer in time, may be there or not, and with it those on top of it. Their
+writers get the refusal, they are sent again, the same bytes, before anything else is written, and their keys are not
+read before they are settled: so a write that failed with HostRefused may still come into effect, and never by halves.
 
 Time: an entry that expires is served only while the trusted clock says that it has not; ClockUntrusted otherwise.
 """
@@ -14,6 +14,7 @@ Time: an entry that expires is served only while the trusted clock says that it 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -31,7 +32,9 @@ from enclave_os.kv.batch import (
     Waiting,
     checked,
     checked_name,
+    conflict_of,
     fail,
+    has_room,
     write_parts,
 )
 from enclave_os.kv.change import Change, Item
@@ -39,6 +42,7 @@ from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
 from enclave_os.kv.namespace import Namespace, Parts, catalog_name, part_key, parts_range
+from enclave_os.kv.pipeline import Pipeline
 from enclave_os.kv.row_count import RowCount, store_full
 from enclave_os.kv.scanning import UNREAD, Scans
 from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, NoAnchor, Store
@@ -48,6 +52,7 @@ from enclave_os.wire.kv import Operation, OperationKind
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
+SHARE_MIN: Final = 16  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
 _CATALOG: Final = "\0catalog"
 
@@ -60,6 +65,7 @@ class SealedKV:
         progress: told from time to time how many rows a start has read.
         rows_max: of all namespaces, with one for each of those: each takes enclave memory (docs/kv.md).
         commits: the anchor knows of a write before anybody does (`Anchoring`).
+        monotonic_ns: how long the host takes; decides how many writes share a batch, and nothing else.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class SealedKV:
         rows_max: int = ROWS_MAX,
         *,
         commits: bool = False,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._store = store
         self._progress = progress
@@ -90,9 +97,10 @@ class SealedKV:
         self._version = 0
         self._root = self._fresh.root(0)
         self._forget_to = self._forgotten = 0  # journal rows to this version are behind the checkpoint
-        self._writing = asyncio.Lock()
-        self._unsettled: Batch | None = None
-        self._in_flight: frozenset[Place] = frozenset()
+        self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
+        self._pipeline = Pipeline(store, self._counted, monotonic_ns)
+        self._in_flight = self._pipeline.places
+        self._monotonic_ns = monotonic_ns
         self._queue: deque[Waiting] = deque()
         self._held = 0  # bytes of values in the queue, or on their way to it
         self._pump: asyncio.Task[None] | None = None
@@ -110,6 +118,7 @@ class SealedKV:
         *,
         sealed: bool = True,
         commits: bool = False,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> SealedKV:
         """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
 
@@ -119,7 +128,10 @@ class SealedKV:
             StoreFull: more rows than `rows_max`.
             HostRefused: the host does not answer.
         """
-        kv = cls(store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max, commits=commits)
+        kv = cls(
+            store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max,
+            commits=commits, monotonic_ns=monotonic_ns,
+        )  # fmt: skip
         known = await kv.anchoring.ask(new=sealed and checkpoint.state[0] == 0)
         points = sorted({checkpoint.state, known or checkpoint.state})
         await kv._recover(points if sealed else [await journal_beginning(store, kv._keys)])
@@ -148,7 +160,7 @@ class SealedKV:
     async def quiet(self) -> AsyncIterator[tuple[int, bytes]]:
         """Nothing is written before this is left; gives the version and root that the host's rows have."""
         async with self._writing:
-            await self._settle()
+            await self._pipeline.settle()
             yield self.state
 
     @property
@@ -280,9 +292,8 @@ class SealedKV:
         return place in self._in_flight or self._fresh.find(place) != known
 
     async def _wait_for(self, place: Place) -> None:
-        while place in self._in_flight:
-            async with self._writing:
-                await self._settle()
+        while (version := self._in_flight.get(place)) is not None:
+            await self._pipeline.settle(version)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -314,7 +325,7 @@ class SealedKV:
         held = sum(len(change.value or b"") for change in changes)
         if self._held and self._held + held > WAITING_BYTES_MAX:
             raise StoreBusy(f"writes of {self._held} bytes wait already")
-        if large and (conflict := self._conflict(changes, places)) is not None:
+        if large and (conflict := conflict_of(self._fresh, changes, places)) is not None:
             await self.anchoring.shown(*places)
             raise VersionConflict(conflict)  # before parts are written that nobody would name
         self._held += held
@@ -330,88 +341,83 @@ class SealedKV:
         return await waiting.future
 
     async def _write_queue(self) -> None:
-        while self._queue:
-            try:
-                await self.anchoring.room()
-            except (StoreBusy, SealBroken, HostProtocolError) as error:
-                self._refuse_queue(error)
-                return
-            async with self._writing:
-                taken: list[Waiting] = []
+        try:
+            while self._queue:
                 try:
-                    await self._write_some(taken)
-                except (HostRefused, HostProtocolError) as refusal:
-                    for waiting in taken:
-                        fail(waiting, refusal)
-                finally:
-                    for waiting in taken:
-                        fail(waiting, StoreBusy("the store was stopped before it could write: may be written or not"))
+                    await self.anchoring.room()
+                    async with self._writing:
+                        await self._pipeline.room(self._queue[0].places)
+                        if not self._send_some():
+                            await self._pipeline.settle()
+                except (HostRefused, HostProtocolError, StoreBusy, SealBroken) as error:
+                    self._refuse_queue(error)
+        finally:
+            self._refuse_queue(StoreBusy("the store was stopped before it could write: nothing was written"))
 
     def _refuse_queue(self, error: Exception) -> None:
         while self._queue:
-            waiting = self._queue.popleft()
-            self._held -= waiting.held
-            fail(waiting, error)
+            fail(self._take(), error)
 
-    async def _write_some(self, taken: list[Waiting]) -> None:
-        """The next batch of what waits; `taken` is filled with those who are told how it went."""
+    def _take(self) -> Waiting:
+        waiting = self._queue.popleft()
+        self._held -= waiting.held
+        return waiting
+
+    def _send_some(self) -> bool:
+        """The next batch of what waits, for which there is room. False: it waits for rows that others may free."""
+        began = self._monotonic_ns()
+        waited = len(self._queue)
         size = 0
         places: set[Place] = set()
         tables: set[bytes] = set()
-        version = self._version + 1 + (self._unsettled is not None)
         changes: list[tuple[Change, Place, Parts | None]] = []
         accepted: list[Waiting] = []
-        while self._queue:
-            own = self._queue[0].places
-            size += self._queue[0].size
-            if taken and (size > BATCH_SIZE_MAX or len(places) + len(own) > CHANGES_MAX or not places.isdisjoint(own)):
+        # The host works on one half while we seal the other.
+        share = -(-waited // 2) if waited >= 2 * SHARE_MIN and self._pipeline.quick and not self._in_flight else waited
+        while self._queue and len(accepted) < share:
+            waiting = self._queue[0]
+            own = waiting.places
+            size += waiting.size
+            if accepted and (size > BATCH_SIZE_MAX or len(places) + len(own) > CHANGES_MAX):
+                break
+            if not (places.isdisjoint(own) and self._in_flight.keys().isdisjoint(own)):
                 break
             more = {table for table, _ in own} - tables
             if len(tables) + len(more) > TABLES_MAX:
                 break
+            conflict = conflict_of(self._fresh, waiting.changes, own)
+            if conflict is not None:
+                self.anchoring.tell(self._take().future, self._version, VersionConflict(conflict))
+                continue
+            left = (
+                self._rows_max - len(self._fresh) - 2 * (len(changes) + len(self._in_flight))
+            )  # of the namespaces too
+            if not has_room(self._fresh, waiting, left):
+                if self._in_flight or accepted:
+                    break
+                fail(self._take(), store_full(len(self._fresh), self._rows_max))
+                continue
+            self._take()
+            if waiting.future.done():
+                continue  # its writer has left
             tables |= more
             places.update(own)
-            taken.append(self._queue.popleft())
-            self._held -= taken[-1].held
-        await self._settle()
-        for waiting in taken:
-            conflict = self._conflict(waiting.changes, waiting.places)
-            if conflict is not None:
-                self.anchoring.tell(waiting.future, self._version, VersionConflict(conflict))
-            elif not self._has_room(waiting, len(changes)):
-                fail(waiting, store_full(len(self._fresh), self._rows_max))
-            elif not waiting.future.done():
-                accepted.append(waiting)
-                parts = map(waiting.parts.get, range(len(waiting.places)))
-                changes += zip(waiting.changes, waiting.places, parts, strict=True)
-        if changes:
-            self._unsettled = self._batch(version, changes)
-            self._in_flight = frozenset(self._unsettled.latest)
-            await self._settle()
-        for waiting in accepted:
-            self.anchoring.tell(waiting.future, version, version)
-        taken.clear()  # all are told, or will be
+            accepted.append(waiting)
+            changes += zip(waiting.changes, own, map(waiting.parts.get, range(len(own))), strict=True)
+        try:
+            if changes:
+                self._pipeline.send(self._batch(changes, accepted), self._monotonic_ns() - began)
+                accepted = []
+        finally:
+            for waiting in accepted:  # where that failed: nobody waits for ever
+                fail(waiting, StoreBusy("the store broke before it could write: nothing was written"))
+        return len(self._queue) < waited
 
-    def _conflict(self, changes: Sequence[Change], places: Sequence[Place]) -> int | None:
-        for change, place in zip(changes, places, strict=True):
-            if change.expected is not None:
-                latest = self._fresh.find(place)
-                has = 0 if latest is None else latest[0]
-                if has != change.expected:
-                    return has
-        return None
-
-    def _has_room(self, waiting: Waiting, before: int) -> bool:
-        """Args: before: changes of this batch already, each of which may add a row and a namespace's."""
-        left = self._rows_max - len(self._fresh) - 2 * before
-        if 2 * len(waiting.changes) <= left:
-            return True
-        rows = zip(waiting.changes, waiting.places, strict=True)
-        new = sum(change.value is not None and self._fresh.find(place) is None for change, place in rows)
-        return new == 0 or new + 1 <= left
-
-    def _batch(self, version: int, changes: Iterable[tuple[Change, Place, Parts | None]]) -> Batch:
-        batch = Batch(version, b"", [], {}, {})
+    def _batch(self, changes: Iterable[tuple[Change, Place, Parts | None]], waiting: list[Waiting]) -> Batch:
+        tip = self._pipeline.tip
+        version, before = self.state if tip is None else (tip.version, tip.root)
+        version += 1
+        batch = Batch(version, waiting=waiting)
         for change, place, parts in changes:
             namespace, token = change.namespace, place[1]
             if change.value is None:
@@ -427,8 +433,8 @@ class SealedKV:
                 first, behind = parts_range(token, former)
                 batch.operations.append(Operation(OperationKind.DELETE_RANGE, namespace.table, first, behind))
             batch.parts[place] = parts.parts_id if parts is not None else 0
-        batch.root = self._fresh.root(version, batch.latest)
-        row = encode_journal(self._keys.journal, version, self._root, batch.root)
+        batch.root = self._fresh.step(version, batch.latest)
+        row = encode_journal(self._keys.journal, version, before, batch.root)
         journal = self._keys.journal_table
         batch.operations.append(Operation(OperationKind.PUT, journal, journal_key(version), row))
         if self._forget_to > self._forgotten:
@@ -446,17 +452,13 @@ class SealedKV:
         place = (self._catalog.table, token)
         if self._fresh.find(place) is not None:
             self._entered.add(namespace.table)
-        elif place not in batch.latest:
+        elif place not in batch.latest and place not in self._in_flight:
             record = self._catalog.seal_entry(token, batch.version, name, 0, b"")
             batch.operations.append(Operation(OperationKind.PUT, self._catalog.table, token, record))
             batch.latest[place] = (batch.version, tag_of(record))
 
-    async def _settle(self) -> None:
-        """Send the batch that is not settled, until the host says that it is there. Under the lock."""
-        batch = self._unsettled
-        if batch is None:
-            return
-        await self._store.batch(batch.operations)
+    def _counted(self, batch: Batch) -> None:
+        """The host has it: what it changed is the latest, and its writers are told."""
         self._fresh.change(batch.latest)
         for place, parts_id in batch.parts.items():
             if parts_id:
@@ -464,15 +466,16 @@ class SealedKV:
             else:
                 self._parts.pop(place, None)
         self._version, self._root = batch.version, batch.root
-        self._unsettled, self._in_flight = None, frozenset()
         self.anchoring.written(batch.version, batch.root, batch.latest)
+        for waiting in batch.waiting:
+            self.anchoring.tell(waiting.future, batch.version, batch.version)
 
     # -- across starts -------------------------------------------------------------------------------------------------
 
     async def checkpoint(self, *, anchored: bool = True) -> None:
         """Seal version and root: the runtime does it now and then, and when it ends, when no anchor can be asked."""
         async with self._writing:
-            await self._settle()
+            await self._pipeline.settle()
             version, root = self.state
         if (version, root) != self._checkpoint.state:
             await self._checkpoint.save(version, root)

@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 SIZE_FIRST: Final = 512  # what a value is taken to have before one was read
 SIZE_WEIGHT: Final = 8  # how slowly that follows what is read
 TOGETHER_MAX: Final = 32  # gets of one call: a second one is read by the host while we open what the first brought
-CHUNKS_MAX: Final = 16  # calls of one multi-get in flight: half a MiB of replies
+CHUNKS_MAX: Final = 4  # calls of one multi-get in flight: half a MiB of replies
 
 _Get = tuple[bytes, asyncio.Future[bytes | None]]  # key, and who waits
 
@@ -70,7 +70,7 @@ class KVCalls:
     async def _multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         values: list[bytes | None] = []
         while len(values) < len(keys):
-            asked = _first(keys[len(values) :])
+            asked = keys[len(values) : len(values) + kv.KV_OPERATIONS_MAX]
             reply = await self._client.call(Method.KV_MULTI_GET, kv.encode_multi_get(namespace, asked))
             found = self._read(reply, partial(kv.decode_multi_get_reply, asked=len(asked)))
             self._note(namespace, found)
@@ -100,23 +100,39 @@ class KVCalls:
         """Delete a row, whether it is there or not."""
         await self._client.call(Method.KV_DELETE, kv.encode_delete(namespace, key, flags))
 
-    async def batch(self, operations: Sequence[Operation], flags: int = 0) -> None:
-        """All of the operations or none, in their order; in as many messages as they need."""
+    async def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> None:
+        """All of the operations or none, in their order; in as many messages as they need.
+
+        Batches that are begun one after the other reach the host in that order.
+
+        Args: number: with `WriteFlag.FOLLOWS`, only on top of the batch of the number before. 0: it has none.
+        """
         pieces = kv.split_batch(operations)
         if len(pieces) == 1:
-            await self._client.call(Method.KV_BATCH, kv.encode_batch(operations, flags))
+            await self._client.call(Method.KV_BATCH, kv.encode_batch(operations, flags, number))
             return
         batch_id = int.from_bytes(os.urandom(8), "little")
-        calls = [
-            self._client.call(Method.KV_BATCH_PIECE, kv.encode_piece(batch_id, index, piece))
-            for index, piece in enumerate(pieces[:-1])
-        ]
-        end = kv.encode_piece(batch_id, len(calls), pieces[-1], flags)
-        # Sent in this order, and all waited for: a piece that is still on its way must not meet the next try.
-        outcomes = await asyncio.gather(*calls, self._client.call(Method.KV_BATCH_END, end), return_exceptions=True)
-        for outcome in reversed(outcomes):  # the end's first: it says why
-            if isinstance(outcome, BaseException):
-                raise outcome
+        # All sent now, so that no other batch comes between, and all waited for: a piece that is still on its way must
+        # not meet the next try.
+        replies: list[asyncio.Future[bytes]] = []
+        refusal: BaseException | None = None
+        for index, piece in enumerate(pieces[:-1]):
+            replies.append(self._begun(Method.KV_BATCH_PIECE, kv.encode_piece(batch_id, index, piece)))
+        end = kv.encode_piece(batch_id, len(replies), pieces[-1], flags, number)
+        replies.append(self._begun(Method.KV_BATCH_END, end))
+        for outcome in await asyncio.gather(*replies, return_exceptions=True):
+            refusal = outcome if isinstance(outcome, BaseException) else refusal
+        if refusal is not None:
+            raise refusal  # the end's, if it has one: it says why
+
+    def _begun(self, method: Method, request: bytes) -> asyncio.Future[bytes]:
+        """The reply of a call that is sent, or waits for its turn, when this returns."""
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        try:
+            self._client.start(method, request, reply)
+        except (HostRefused, HostProtocolError, UsageError) as error:
+            reply.set_exception(error)
+        return reply
 
     def _send_gets(self) -> None:
         gets, self._gets = self._gets, {}
@@ -127,12 +143,8 @@ class KVCalls:
 
     def _get_together(self, namespace: bytes, waiting: list[_Get]) -> None:
         request = kv.encode_multi_get(namespace, [key for key, _ in waiting])
-        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        reply = self._begun(Method.KV_MULTI_GET, request)
         reply.add_done_callback(partial(self._got_together, namespace, waiting))
-        try:
-            self._client.start(Method.KV_MULTI_GET, request, reply)
-        except (HostRefused, HostProtocolError, UsageError) as error:
-            reply.set_exception(error)
 
     def _got_together(self, namespace: bytes, waiting: list[_Get], reply: asyncio.Future[bytes]) -> None:
         error = reply.exception()
@@ -164,13 +176,3 @@ class KVCalls:
             return decode(payload)
         except PeerProtocolError as error:
             raise self._client.accuse(error.reason) from error
-
-
-def _first(keys: Sequence[bytes]) -> Sequence[bytes]:
-    """As many of the keys as one request takes."""
-    size = kv.KV_MULTI_GET_HEADER_SIZE
-    for count, key in enumerate(keys[: kv.KV_OPERATIONS_MAX]):
-        size += 2 + len(key)
-        if size > kv.KV_MESSAGE_SIZE_MAX:
-            return keys[:count]
-    return keys[: kv.KV_OPERATIONS_MAX]

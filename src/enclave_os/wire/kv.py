@@ -1,8 +1,8 @@
 """The key-value methods' payloads, written and read: rows of an opaque map, whose keys and values the host cannot read.
 
 A row is a key of 1 to 64 bytes and a value of at most 31 KiB, in a namespace that 16 opaque bytes name. Each message
-fits the smallest ring, so a larger value travels, and is stored, as several rows: its parts are written first, with
-DEFERRED, and the row that refers to them last. The log keeps the order, so whoever finds that row finds the parts.
+fits the smallest RPC ring, and a larger value travels, and is stored, as several rows: its parts are written first,
+with DEFERRED, and the row that refers to them last. The log keeps the order: whoever finds that row finds the parts.
 
 Each reader checks all that can be checked without the other side's knowledge, and the readers of replies also what was
 asked: a reply that answers another question is a lie. Layouts: docs/wire.md. All raise, beside what they say:
@@ -28,7 +28,7 @@ from enclave_os.wire import (
     split_operations,
 )
 from enclave_os.wire.errors import PeerProtocolError, UsageError
-from enclave_os.wire.limits import RING_CAPACITY_MIN, RPC_HEADER_SIZE, record_size_max
+from enclave_os.wire.limits import RPC_HEADER_SIZE, RPC_RING_CAPACITY_MIN, record_size_max
 
 KV_NAMESPACE_SIZE: Final = 16
 """A namespace's opaque name: long enough that derived ones never meet."""
@@ -37,10 +37,10 @@ KV_KEY_SIZE_MAX: Final = 64
 """A key is a name token of 32 bytes, and whatever the enclave puts beside it: a version, the number of a part."""
 
 KV_VALUE_SIZE_MAX: Final = 31 * 1024
-"""A value whose row, with every header around it, fits the smallest ring's largest record."""
+"""Four of them share a message, so that no single row makes a reply long."""
 
-KV_MESSAGE_SIZE_MAX: Final = record_size_max(RING_CAPACITY_MIN) - RPC_HEADER_SIZE
-"""The largest payload of a request or reply: whatever rings the operator sets, it can be sent."""
+KV_MESSAGE_SIZE_MAX: Final = record_size_max(RPC_RING_CAPACITY_MIN) - RPC_HEADER_SIZE
+"""The largest payload of a request or reply: whatever RPC rings the operator sets, it can be sent."""
 
 KV_OPERATIONS_MAX: Final = 1024
 """Operations of one batch, keys of one multi-get and rows of one scan: bounds what one call can hold up."""
@@ -48,6 +48,7 @@ KV_OPERATIONS_MAX: Final = 1024
 KV_GET_SIZE_MIN: Final = KV_NAMESPACE_SIZE + 1
 KV_WRITE_HEADER_SIZE: Final = 4 + KV_NAMESPACE_SIZE  # u8 flags, u8 zero, u16 key size, namespace
 KV_BATCH_HEADER_SIZE: Final = 4  # u8 flags, u8 namespace count, u16 operation count
+KV_NUMBER_SIZE: Final = 8  # u64, behind the header of a batch that has one
 KV_PIECE_HEADER_SIZE: Final = 10  # u64 batch id, u16 index
 KV_OPERATION_HEADER_SIZE: Final = 8  # u8 kind, u8 namespace index, u16 key size, u32 value size
 KV_BATCH_SIZE_MIN: Final = KV_BATCH_HEADER_SIZE + KV_NAMESPACE_SIZE + KV_OPERATION_HEADER_SIZE + 1
@@ -59,9 +60,11 @@ KV_ROW_HEADER_SIZE: Final = 6  # u16 key size, u32 value size
 
 
 class WriteFlag(IntFlag):
-    """First byte of PUT, DELETE and BATCH."""
+    """First byte of PUT, DELETE and BATCH; the last two of batches only."""
 
     DEFERRED = 1  # answer when it is in the log: the next write without this flag makes it durable with itself
+    NUMBERED = 2  # a number follows the header
+    FOLLOWS = 4  # with NUMBERED: only on top of the batch of the number before, else refused with OUT_OF_TURN
 
 
 class OperationKind(IntEnum):
@@ -82,7 +85,7 @@ class Operation(NamedTuple):
 
 
 _KINDS: Final = (OperationKind.PUT, *OperationKind)  # by number: there is none 0
-_FLAGS: Final = (WriteFlag(0), WriteFlag.DEFERRED)
+_FLAGS: Final = tuple(map(WriteFlag, range(8)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,33 +148,36 @@ def decode_delete(payload: bytes) -> tuple[Operation, WriteFlag]:
     return Operation(OperationKind.DELETE, namespace, key), flags
 
 
-def encode_batch(operations: Sequence[Operation], flags: int = 0) -> bytes:
-    """BATCH's request: all of the operations or none, in their order."""
-    return encode_operations(operations, flags)
+def encode_batch(operations: Sequence[Operation], flags: int = 0, number: int = 0) -> bytes:
+    """BATCH's request: all of the operations or none, in their order.
+
+    Args: number: u64 of the batches that FOLLOWS speaks of; 0: it has none.
+    """
+    return encode_operations(operations, flags, number)
 
 
-def decode_batch(payload: bytes) -> tuple[list[Operation], WriteFlag]:
-    """BATCH's request."""
-    operations, flags = decode_operations(payload, _KINDS, Operation)
-    return operations, _FLAGS[flags]
+def decode_batch(payload: bytes) -> tuple[list[Operation], WriteFlag, int]:
+    """BATCH's request: operations, flags, and the number, 0: it has none."""
+    operations, flags, number = decode_operations(payload, _KINDS, Operation)
+    return operations, _FLAGS[flags], number
 
 
 def split_batch(operations: Sequence[Operation]) -> list[list[Operation]]:
     """The operations of a batch as one message's, if that takes them, or as those of several pieces."""
-    return split_operations(operations, KV_MESSAGE_SIZE_MAX - KV_PIECE_HEADER_SIZE)
+    return split_operations(operations, KV_MESSAGE_SIZE_MAX - KV_PIECE_HEADER_SIZE - KV_NUMBER_SIZE)
 
 
-def encode_piece(batch_id: int, index: int, operations: Sequence[Operation], flags: int = 0) -> bytes:
+def encode_piece(batch_id: int, index: int, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> bytes:
     """BATCH_PIECE's or BATCH_END's request. Args: batch_id: u64, another for each batch and each try. index: from 0."""
     header = batch_id.to_bytes(8, "little") + index.to_bytes(2, "little")
-    payload = header + encode_operations(operations, flags)
+    payload = header + encode_operations(operations, flags, number)
     if len(payload) > KV_MESSAGE_SIZE_MAX:
         raise UsageError(f"a piece of {len(payload)} bytes, more than one message takes")
     return payload
 
 
-def decode_piece(payload: bytes) -> tuple[int, int, list[Operation], WriteFlag]:
-    """BATCH_PIECE's or BATCH_END's request: id, index, operations, flags."""
+def decode_piece(payload: bytes) -> tuple[int, int, list[Operation], WriteFlag, int]:
+    """BATCH_PIECE's or BATCH_END's request: id, index, operations, flags, number."""
     reader = FrameReader(payload)
     batch_id, index = reader.read_u64(), reader.read_u16()
     return batch_id, index, *decode_batch(reader.read_rest())

@@ -58,6 +58,9 @@ CONNECT_TARGET_SIZE_MAX = 4 + 253 + 1 + 5
 RPC_HEADER_SIZE = 16
 """Request: req_id, method, zero, size. Reply: req_id, status, size. Two aligned words."""
 
+RPC_RING_CAPACITY_MIN = 256 * 1024
+"""Whatever rings the operator sets, a record of half of it less its header goes through: the largest RPC messages."""
+
 RPC_METHOD_MAX = 0xFFFF
 """A method is a u16."""
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from enclave_os.wire import kv
+from enclave_os.wire.limits import RING_CAPACITY_MIN, RPC_HEADER_SIZE, record_size_max
 
 LOG_LINE_SIZE_MAX: Final = 4096  # one line for a person; longer ones are cut by the logger, with a mark
 MEASUREMENT_SIZE: Final = 32  # MRENCLAVE (Intel SDM 3D, 38.7)
@@ -24,7 +25,8 @@ COLLATERAL_SIZE_MAX: Final = 96 << 10  # Intel's has some 14 KiB; one record of 
 PEER_INDEX_SIZE: Final = 2  # u16 LE: a worker
 PEER_LETTER_SIZE_MAX: Final = 100 << 10  # the sealed content, opened, and what a worker says with it
 PEER_CARRY_HEADER_SIZE: Final = 4  # u8 PeerCarryFlag, u8 zero, u16 LE worker
-PEER_RECORD_SIZE_MAX: Final = kv.KV_MESSAGE_SIZE_MAX - PEER_CARRY_HEADER_SIZE  # fits the smallest ring
+PEER_RECORD_SIZE_MAX: Final = record_size_max(RING_CAPACITY_MIN) - RPC_HEADER_SIZE - PEER_CARRY_HEADER_SIZE
+"""PEER_WINDOW of them wait at the host for a worker that is slow."""
 PEER_WINDOW: Final = 64
 """Records that one worker may have on their way to another: what the host keeps for a worker that is slow."""
 PEER_PARKED_MAX: Final = 8
@@ -72,6 +74,7 @@ class Status(IntEnum):
     FAILED = -5
     NO_SPACE = -6  # the disk is full: whether the write is there is unknown until it is read
     NOT_WRITABLE = -7  # the store could not make a write durable, and takes none until the server is started anew
+    OUT_OF_TURN = -8  # a batch that follows one which was not written: nothing of it is there
 
 
 class SealLoadFlag(IntFlag):
@@ -219,7 +222,7 @@ METHODS: Final = MappingProxyType(
             ),
             MethodSpec(
                 Method.KV_BATCH,
-                "u8 flags, u8 namespace count, u16 operation count, namespaces, operations",
+                "u8 flags, u8 namespace count, u16 operation count, u64 number or nothing, namespaces, operations",
                 kv.KV_BATCH_SIZE_MIN,
                 kv.KV_MESSAGE_SIZE_MAX,
                 "empty",

@@ -18,11 +18,10 @@ from enclave_os.wire.cost_settings import EnclaveLimits, EnclaveTimeouts, Limits
 from enclave_os.wire.egress_settings import Egress, EnclaveEgress
 from enclave_os.wire.gramine import Gramine, PlatformFiles
 from enclave_os.wire.kv_settings import KV, EnclaveKV
-from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN
+from enclave_os.wire.limits import CONN_SLOT_BITS, RING_CAPACITY_MAX, RING_CAPACITY_MIN, RPC_RING_CAPACITY_MIN
 from enclave_os.wire.rpc import MEASUREMENT_SIZE
 from enclave_os.wire.setting_issuers import NOBODY, PEM_SIZE_MAX, Auth
 from enclave_os.wire.setting_kinds import (
-    KIB,
     Choice,
     Endpoint,
     Flag,
@@ -48,7 +47,7 @@ DEVELOPMENT_SIGNER: Final = "78f98431b87f1769f050d961e23e2508913ee40d232b0be5339
 EXPORTS: Final = ("none", "approved", "signer")
 CAPACITY: Final = Size(RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
 # Half a ring takes one record: the sealed configuration (wire.rpc.SEALED_SIZE_MAX) is the largest there is.
-RPC_CAPACITY: Final = Size(256 * KIB, RING_CAPACITY_MAX, power_of_two=True)
+RPC_CAPACITY: Final = Size(RPC_RING_CAPACITY_MIN, RING_CAPACITY_MAX, power_of_two=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
