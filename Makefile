@@ -117,6 +117,10 @@ hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host a
 	$(PY) -m tests.hostile.ring_storm --events $(EVENTS)
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PY) -m tests.hostile.ring_storm --events $$(( $(EVENTS) / 100 ))
 
+.PHONY: hostile-wasm
+hostile-wasm: $(STAMPS)/fast $(STAMPS)/test ## apps that ask for too much, in full: 1e5 functions and names, 50 MiB, endless, too deep (minutes)
+	$(PY) -m tests.modules.wasm_siege
+
 ROUNDS ?= 1000
 crash-store: $(STAMPS)/fast $(STAMPS)/test ## kill -9 the host's store ROUNDS=1000 times, and look for what it acknowledged
 	$(PY) -m tests.host.store_crash --rounds $(ROUNDS)

@@ -55,6 +55,7 @@ TABLE = [
         [f"{LLHTTP}/src/{name}.c" for name in ("llhttp", "api", "http")],
     ),
     ("enclave_os.wasm._component", "src/enclave_os/wasm/_component.pyx", [], []),
+    ("enclave_os.wasm._scan", "src/enclave_os/wasm/_scan.pyx", [], []),
     ("enclave_os.modules._routes", "src/enclave_os/modules/_routes.pyx", [], []),
     ("enclave_os.runtime._connection", "src/enclave_os/runtime/_connection.pyx", OPENSSL, []),
     ("enclave_os.runtime._connections", "src/enclave_os/runtime/_connections.pyx", OPENSSL, []),

@@ -99,13 +99,7 @@ def test_a_giant_result_costs_nothing_like_its_size(plain: Linker, size: int) ->
 
 
 def test_tables_end_at_the_limit() -> None:
-    made = guests.wat(
-        """(component (core module $M (table $t 1 funcref)
-          (func (export "grow") (result i32) (table.grow $t (ref.null func) (i32.const 1000000))))
-        (core instance $m (instantiate $M))
-        (func (export "grow") (result s32) (canon lift (core func $m "grow"))))"""
-    )
-    assert go(Component.compile(ENGINE, made).link([]), "grow").answer == -1
+    assert go(Component.compile(ENGINE, guests.growing_table()).link([]), "f").answer == -1
 
 
 def test_instances_end_at_the_limit() -> None:
@@ -118,11 +112,8 @@ def test_instances_end_at_the_limit() -> None:
 
 
 def test_a_start_function_that_never_ends_is_the_calls_fuel() -> None:
-    made = guests.wat(
-        """(component (core module $M (func $s (loop (br 0))) (start $s) (func (export "f")))
-        (core instance $m (instantiate $M)) (func (export "f") (canon lift (core func $m "f"))))"""
-    )
-    assert trapped(go(Component.compile(ENGINE, made).link([]), "f", limits=CallLimits(fuel=10_000))).reason == "fuel"
+    linker = Component.compile(ENGINE, guests.endless_start()).link([])
+    assert trapped(go(linker, "f", limits=CallLimits(fuel=10_000))).reason == "fuel"
 
 
 def test_a_wide_jump_table_and_many_functions_compile_and_run() -> None:

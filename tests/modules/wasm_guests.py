@@ -111,6 +111,24 @@ def calling(interface: str, function: str, params: str, result: str, flat_params
     )
 
 
+def growing_table() -> bytes:
+    """`f` asks for a million more elements of a table, and says what the answer was."""
+    return wat(
+        """(component (core module $M (table $t 1 funcref)
+          (func (export "f") (result i32) (table.grow $t (ref.null func) (i32.const 1000000))))
+        (core instance $m (instantiate $M))
+        (func (export "f") (result s32) (canon lift (core func $m "f"))))"""
+    )
+
+
+def endless_start() -> bytes:
+    """A component that never comes to the end of its start function."""
+    return wat(
+        """(component (core module $M (func $s (loop (br 0))) (start $s) (func (export "f")))
+        (core instance $m (instantiate $M)) (func (export "f") (canon lift (core func $m "f"))))"""
+    )
+
+
 def echo_of(kind: WitType) -> bytes:
     """A component whose export `echo` returns a tuple of `kind` and padding as it came.
 

@@ -17,6 +17,7 @@ from wasmtime import component as wt
 
 from enclave_os.errors import InternalError
 from enclave_os.wasm._component import MAX_PARAMS, HostFunction, define_function, define_resource
+from enclave_os.wasm._scan import Scan
 from enclave_os.wasm.engine import Engine
 from enclave_os.wasm.errors import ComponentRefused
 from enclave_os.wasm.types import Function, TypeReader
@@ -101,12 +102,16 @@ class Component:
 
     @classmethod
     def compile(cls, engine: Engine, wasm: bytes) -> Component:
-        """Compile a binary component: seconds for large ones; the GIL is released. Raises: ComponentRefused."""
+        """Compile a binary component: seconds for large ones; the GIL is released.
+
+        Raises: ComponentRefused: it is not valid, or would cost more time or memory than compiling may (`_scan`).
+        """
         if not wasm.startswith(COMPONENT_HEADER):
             raise ComponentRefused(
                 "this is no WebAssembly component: it begins in another way; a core module must be made into "
                 "one first, for example with wasm-tools component new"
             )
+        Scan(wasm)
         try:
             raw = wt.Component(engine.raw, wasm)
         except WasmtimeError as error:

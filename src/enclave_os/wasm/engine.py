@@ -37,10 +37,12 @@ SETTINGS: Final[Mapping[str, bool | int | str]] = MappingProxyType(
         "parallel_compilation": False,
         "cranelift_opt_level": "speed",
         "wasm_component_model": True,
+        # Components that were composed of others: wasmtime's adapters between two memories need it, and without it
+        # the compiler does not refuse them but ends the process.
+        "wasm_multi_memory": True,
         # What no component needs here, and what would be more to trust.
         "wasm_threads": False,
         "wasm_memory64": False,
-        "wasm_multi_memory": False,
         "wasm_gc": False,
         "wasm_stack_switching": False,
         "wasm_custom_page_sizes": False,

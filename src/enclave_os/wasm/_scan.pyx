@@ -1,0 +1,535 @@
+# What compiling a component would cost, found out in one pass over its bytes (some 10 ms for a large one).
+#
+# The compiler runs inside the enclave, cannot be stopped once it began, and ends the whole process when it finds no
+# memory. A few hundred bytes can ask it for any amount of both: components that double with each level, a function with
+# many branches or many locals. So what is too much is refused before, by the name of the part that is too much.
+#
+#     component:  sections -> nested components, core modules, instances, aliases, imports, exports
+#     module:     sections -> counts, and the code of each function, instruction by instruction
+#
+# Nothing is validated here beyond what counting needs; wasmtime validates everything afterwards. What this cannot read
+# to the last byte is refused, so there are no two opinions about what was counted.
+#
+# Invariant: no byte outside [at, end) is read; every loop over a count ends at the end of the bytes.
+cimport cython
+from libc.stdlib cimport calloc, free
+
+from enclave_os.wasm.errors import ComponentRefused
+
+LIMITS = {
+    "functions": FUNCTIONS_MAX, "types": TYPES_MAX, "items": ITEMS_MAX, "elements": ELEMENTS_MAX,
+    "instances": INSTANCES_MAX, "adapters": ADAPTER_BYTES_MAX, "code": CODE_MAX, "branches": BRANCHES_MAX,
+    "loops": LOOPS_MAX, "pairs": PAIRS_MAX, "work": WORK_MAX,
+}
+
+cdef enum:
+    HEADER_SIZE = 8
+    CORE_LAYER = 0                  # the seventh byte: a core module; 1 is a component
+    COMPONENT_SORT = 4
+    # Sections of a component, and of a module.
+    SECTION_CORE_MODULE = 1
+    SECTION_CORE_INSTANCE = 2
+    SECTION_CORE_TYPE = 3
+    SECTION_COMPONENT = 4
+    SECTION_INSTANCE = 5
+    SECTION_ALIAS = 6
+    SECTION_TYPE = 7
+    SECTION_CANON = 8
+    SECTION_START = 9
+    SECTION_IMPORT = 10
+    SECTION_EXPORT = 11
+    MODULE_TYPES = 1
+    MODULE_START = 8
+    MODULE_ELEMENTS = 9
+    MODULE_CODE = 10
+    MODULE_DATA_COUNT = 12
+    MODULE_SECTION_LAST = 13
+    NO_COMPONENT = 0xFFFF_FFFF
+
+
+# -- bytes ------------------------------------------------------------------------------------------------------------
+
+cdef inline uint8_t byte(Cursor *c) noexcept nogil:
+    cdef uint8_t found
+    if c.at >= c.end:
+        c.broken = True
+        return 0
+    found = c.at[0]
+    c.at += 1
+    return found
+
+
+cdef inline uint64_t number(Cursor *c, int size_max) noexcept nogil:
+    """An unsigned LEB128 number of at most `size_max` bytes."""
+    cdef uint64_t value = 0
+    cdef uint8_t part
+    cdef int index
+    for index in range(size_max):
+        part = byte(c)
+        value |= <uint64_t>(part & 0x7F) << (7 * index)
+        if not part & 0x80:
+            return value
+    c.broken = True
+    return 0
+
+
+cdef inline uint64_t index_of(Cursor *c) noexcept nogil:
+    return number(c, 5)
+
+
+cdef inline void skip(Cursor *c, uint64_t size) noexcept nogil:
+    if size > <uint64_t>(c.end - c.at):
+        c.broken = True
+        c.at = c.end
+    else:
+        c.at += size
+
+
+cdef inline void skip_signed(Cursor *c) noexcept nogil:
+    """A signed number, whatever it is: what ends it is the same."""
+    number(c, 10)
+
+
+cdef inline void skip_type(Cursor *c) noexcept nogil:
+    """A value type, block type or heap type: one number, but for references, which have a heap type behind them."""
+    cdef bint reference = c.at < c.end and (c.at[0] == 0x63 or c.at[0] == 0x64)
+    skip_signed(c)
+    if reference:
+        skip_signed(c)
+
+
+cdef inline Cursor part(Cursor *c, uint64_t size) noexcept nogil:
+    """The next bytes by themselves; `c` is behind them."""
+    cdef Cursor within
+    within.at = c.at
+    skip(c, size)
+    within.end = c.at
+    within.broken = c.broken
+    return within
+
+
+# -- one function -----------------------------------------------------------------------------------------------------
+
+cdef inline void use(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexcept nogil:
+    cdef uint64_t local = index_of(c)
+    if local >= LOCALS_MAX:
+        c.broken = True
+    elif seen[local] != stamp:
+        seen[local] = stamp
+        body.locals += 1
+
+
+cdef inline void memory_access(Cursor *c) noexcept nogil:
+    cdef uint64_t alignment = index_of(c)
+    if alignment & 0x40:  # of a memory that has a number (multi-memory)
+        index_of(c)
+    number(c, 10)
+
+
+cdef void prefixed(Cursor *c, Body *body) noexcept nogil:
+    """Behind 0xFC: saturating conversions, bulk memory, tables."""
+    cdef uint64_t op = index_of(c)
+    body.traps += 1
+    if op <= 7 or 19 <= op <= 22:
+        return
+    if op == 8 or op == 10 or op == 12 or op == 14:
+        index_of(c)
+        index_of(c)
+    elif op == 9 or op == 11 or op == 13 or 15 <= op <= 17:
+        index_of(c)
+    else:
+        body.unknown = 0xFC
+
+
+cdef void vector(Cursor *c, Body *body) noexcept nogil:
+    """Behind 0xFD: vectors."""
+    cdef uint64_t op = index_of(c)
+    if op <= 11 or op == 92 or op == 93:
+        body.traps += 1
+        memory_access(c)
+    elif op == 12 or op == 13:
+        skip(c, 16)
+    elif 21 <= op <= 34:
+        byte(c)
+    elif 84 <= op <= 91:
+        body.traps += 1
+        memory_access(c)
+        byte(c)
+    elif op > 0x113:
+        body.unknown = 0xFD
+
+
+cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexcept nogil:
+    """One function: its locals, then its instructions to the last byte."""
+    cdef uint64_t count = index_of(c)
+    cdef uint8_t op
+    while count and not c.broken:
+        index_of(c)
+        skip_type(c)
+        count -= 1
+    while c.at < c.end and not c.broken and body.unknown < 0:
+        op = byte(c)
+        if 0x20 <= op <= 0x22:
+            use(c, body, seen, stamp)
+        elif op == 0x41 or op == 0x42:
+            skip_signed(c)
+        elif 0x28 <= op <= 0x3E:
+            body.traps += 1
+            memory_access(c)
+        elif 0x45 <= op <= 0xC4:
+            if 0x6D <= op <= 0x70 or 0x7F <= op <= 0x82 or 0xA8 <= op <= 0xB1:
+                body.traps += 1  # divisions, and conversions that may not fit
+        elif op == 0x02:
+            body.joins += 1
+            skip_type(c)
+        elif op == 0x03:
+            body.joins += 1
+            body.loops += 1
+            body.branches += 1
+            skip_type(c)
+        elif op == 0x04:
+            body.joins += 1
+            body.branches += 1
+            skip_type(c)
+        elif op == 0x05:
+            body.joins += 1
+            body.branches += 1
+        elif op == 0x0C:
+            index_of(c)
+        elif op == 0x0D or op == 0xD5 or op == 0xD6:
+            body.joins += 1
+            body.branches += 1
+            index_of(c)
+        elif op == 0x0E:
+            body.joins += 1
+            body.branches += 1
+            count = index_of(c) + 1
+            while count and not c.broken:
+                index_of(c)
+                count -= 1
+        elif op == 0x10 or op == 0x12:
+            body.calls += 1
+            index_of(c)
+        elif op == 0x11 or op == 0x13:
+            body.branches += 3  # a null entry, another type, a missing function
+            body.joins += 1
+            body.calls += 1
+            index_of(c)
+            index_of(c)
+        elif op == 0x14 or op == 0x15:
+            body.branches += 2
+            body.calls += 1
+            index_of(c)
+        elif op == 0x23 or op == 0x24 or op == 0xD2:
+            index_of(c)
+        elif op == 0x25 or op == 0x26:
+            body.branches += 2  # entries are made when they are first looked at
+            body.joins += 1
+            body.traps += 1
+            index_of(c)
+        elif op == 0x43:
+            skip(c, 4)
+        elif op == 0x44:
+            skip(c, 8)
+        elif op == 0x3F or op == 0x40:
+            body.calls += 1
+            index_of(c)
+        elif op == 0x1C:
+            count = index_of(c)
+            while count and not c.broken:
+                skip_type(c)
+                count -= 1
+        elif op == 0xD0:
+            skip_type(c)
+        elif op == 0xFC:
+            prefixed(c, body)
+        elif op == 0xFD:
+            vector(c, body)
+        elif op == 0x1F:
+            body.joins += 1
+            body.branches += 1
+            skip_type(c)
+            count = index_of(c)
+            while count and not c.broken:
+                body.joins += 1
+                body.branches += 1
+                if byte(c) < 2:
+                    index_of(c)  # which exception
+                index_of(c)
+                count -= 1
+        elif op == 0x08:
+            body.calls += 1
+            index_of(c)
+        elif op == 0x0A:
+            body.calls += 1
+        elif op == 0x00 or op == 0xD4:
+            body.traps += 1
+        elif not (op == 0x01 or op == 0x0B or op == 0x0F or op == 0x1A or op == 0x1B or op == 0xD1):
+            body.unknown = op
+
+
+# -- modules and components -------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Scan:
+    """What a component would cost to compile.
+
+    Args: wasm: a binary component.
+    Raises: ComponentRefused: it is too much, and what of it; or it cannot be read.
+    """
+
+    def __cinit__(self, const uint8_t[::1] wasm not None):
+        cdef Cursor whole
+        self.seen = <uint32_t *>calloc(LOCALS_MAX, sizeof(uint32_t))
+        if self.seen == NULL:
+            raise MemoryError
+        if not wasm.shape[0]:
+            raise ComponentRefused("the component is empty")
+        whole.at = &wasm[0]
+        whole.end = whole.at + wasm.shape[0]
+        whole.broken = False
+        self._component(&whole, 0)
+
+    def __dealloc__(self):
+        free(self.seen)
+
+    cdef tuple _component(self, Cursor *within, int depth):
+        """A component without its size. Returns: what one instance of it makes: (instances, functions that cross)."""
+        cdef Cursor section
+        cdef uint8_t kind
+        cdef uint64_t instances = 1
+        cdef uint64_t crossing = 0
+        cdef uint64_t count, index
+        cdef list nested = []
+        if depth >= DEPTH_MAX:
+            raise ComponentRefused(f"it has components within components, more than {DEPTH_MAX} deep")
+        skip(within, HEADER_SIZE)
+        while within.at < within.end and not within.broken:
+            kind = byte(within)
+            section = part(within, index_of(within))
+            if section.broken:
+                break
+            if kind == SECTION_CORE_MODULE:
+                self._module(&section)
+                continue
+            if kind == SECTION_COMPONENT:
+                nested.append(self._component(&section, depth + 1))
+                self._count(&self.modules, 1, MODULES_MAX, "modules and components")
+                continue
+            if kind == 0 or kind == SECTION_START:
+                continue
+            if kind > SECTION_EXPORT:
+                raise ComponentRefused(f"it has a section of kind {kind}, which is not taken here")
+            count = index_of(&section)
+            self._count(&self.items, count, ITEMS_MAX, "imports, exports, aliases, types and instances")
+            if kind == SECTION_TYPE:
+                self.type_bytes += section.end - section.at
+            elif kind == SECTION_CANON:
+                crossing += count
+            elif kind == SECTION_CORE_INSTANCE or kind == SECTION_INSTANCE:
+                while count and not section.broken:
+                    count -= 1
+                    index = read_instance(&section, kind)
+                    if index == NO_COMPONENT:
+                        continue
+                    if kind == SECTION_CORE_INSTANCE:
+                        instances += 1
+                    elif index >= <uint64_t>len(nested):
+                        raise ComponentRefused("it instantiates a component that is not defined in the same place")
+                    else:
+                        instances += nested[index][0]
+                        crossing += nested[index][1]
+                    if instances > INSTANCES_MAX:
+                        raise ComponentRefused(f"it would make more than {INSTANCES_MAX} instances")
+            elif kind == SECTION_ALIAS or kind == SECTION_IMPORT or kind == SECTION_EXPORT:
+                while count and not section.broken:
+                    count -= 1
+                    if read_name_of(&section, kind):
+                        # Which one is instantiated must be seen from here, or nobody knows how often.
+                        raise ComponentRefused("it hands components around as values, which is not taken here")
+            else:
+                continue
+            within.broken |= section.broken or (count == 0 and section.at != section.end and kind != SECTION_TYPE
+                                               and kind != SECTION_CANON and kind != SECTION_CORE_TYPE)
+        if within.broken:
+            raise ComponentRefused("the component is not valid: it ends in the middle of a section")
+        if depth == 0:
+            self.instances = instances
+            self.adapters = crossing
+            if nested and crossing * self.type_bytes > ADAPTER_BYTES_MAX:
+                raise ComponentRefused(
+                    f"{crossing} functions with {self.type_bytes} bytes of types would cross between its components: "
+                    f"the product is at most {ADAPTER_BYTES_MAX}")
+        return instances, crossing
+
+    cdef int _module(self, Cursor *within) except -1:
+        cdef Cursor section
+        cdef uint8_t kind
+        cdef uint64_t count
+        self._count(&self.modules, 1, MODULES_MAX, "modules and components")
+        skip(within, HEADER_SIZE)
+        while within.at < within.end and not within.broken:
+            kind = byte(within)
+            section = part(within, index_of(within))
+            if section.broken:
+                break
+            if kind == 0 or kind == MODULE_START or kind == MODULE_DATA_COUNT:
+                continue
+            if kind > MODULE_SECTION_LAST:
+                raise ComponentRefused(f"module {self.modules} has a section of kind {kind}, which is not taken here")
+            if kind == MODULE_CODE:
+                self._code(&section)
+                within.broken |= section.broken
+                continue
+            count = index_of(&section)
+            within.broken |= section.broken
+            if kind == MODULE_TYPES:
+                self._count(&self.types, count, TYPES_MAX, "types of functions")
+                self._add_work(count * TYPE_WORK)
+            elif kind == MODULE_ELEMENTS:
+                self._count(&self.elements, section.end - section.at, ELEMENTS_MAX, "bytes of table elements")
+                self._count(&self.items, count, ITEMS_MAX, "imports, exports, globals and segments")
+            elif kind != 3:  # functions by type: counted with their code
+                self._count(&self.items, count, ITEMS_MAX, "imports, exports, globals and segments")
+        if within.broken:
+            raise ComponentRefused(f"the component is not valid: module {self.modules} ends in the middle")
+        return 0
+
+    cdef int _code(self, Cursor *within) except -1:
+        cdef uint64_t count = index_of(within)
+        cdef uint64_t index, size, pairs, work
+        cdef Cursor code
+        cdef Body body
+        self._count(&self.functions, count, FUNCTIONS_MAX, "functions")
+        for index in range(count):
+            size = index_of(within)
+            code = part(within, size)
+            if code.broken:
+                within.broken = True
+                return 0
+            self.code += size
+            body.branches = body.joins = body.loops = body.traps = body.calls = body.locals = 0
+            body.unknown = -1
+            # Functions of all modules have different stamps, so that nothing has to be cleared between them.
+            with nogil:
+                read_body(&code, &body, self.seen, <uint32_t>(self.functions - count + index + 1))
+            pairs = body.joins * (body.locals + 2)  # and its fuel, and the epoch
+            if (code.broken or body.unknown >= 0 or size > CODE_MAX or body.branches > BRANCHES_MAX
+                    or body.loops > LOOPS_MAX or pairs > PAIRS_MAX):
+                # Counted without the imported ones, as wasm's own tools count the code section.
+                refuse(f"function {index} of module {self.modules}", size, pairs, &body)
+            work = FUNCTION_WORK + size + TRAP_WORK * body.traps + CALL_WORK * body.calls + LOOP_WORK * body.loops
+            self._add_work(work + PAIR_WORK * pairs + body.branches * body.branches // QUADRATIC_PER)
+        within.broken |= within.at != within.end
+        return 0
+
+    cdef int _count(self, uint64_t *total, uint64_t more, uint64_t most, str what) except -1:
+        total[0] += more
+        if total[0] > most:
+            raise ComponentRefused(f"it has {total[0]} {what}; {most} is the most that is compiled here")
+        return 0
+
+    cdef int _add_work(self, uint64_t more) except -1:
+        self.work += more
+        if self.work > WORK_MAX:
+            raise ComponentRefused(
+                f"to compile it would take longer than some {WORK_MAX // 1_000_000} s: make it smaller, or its "
+                "functions shorter")
+        return 0
+
+
+cdef int refuse(str where, uint64_t size, uint64_t pairs, Body *body) except -1:
+    """Say what is wrong with a function. Raises: ComponentRefused: always."""
+    if body.unknown >= 0:
+        raise ComponentRefused(f"{where} has an instruction that is not taken here: {body.unknown:#04x}")
+    for found, most, what in (
+        (size, CODE_MAX, "bytes of code"),
+        (body.branches, BRANCHES_MAX, "branches"),
+        (body.loops, LOOPS_MAX, "loops"),
+        (pairs, PAIRS_MAX, "branches times locals"),
+    ):
+        if found > most:
+            raise ComponentRefused(f"{where} has {found} {what}; {most} is the most that is compiled here")
+    raise ComponentRefused(f"the component is not valid: {where} ends in the middle of an instruction")
+
+
+cdef void skip_sorted(Cursor *c) noexcept nogil:
+    """A sort and an index."""
+    if byte(c) == 0:
+        byte(c)
+    index_of(c)
+
+
+cdef uint64_t read_instance(Cursor *c, uint8_t section) noexcept nogil:
+    """One instance, core or not. Returns: what is instantiated; NO_COMPONENT: it only gathers what is there."""
+    cdef uint8_t kind = byte(c)
+    cdef uint64_t found = NO_COMPONENT
+    cdef uint64_t count
+    if kind > 1:
+        c.broken = True
+    if kind == 0:
+        found = index_of(c)
+    count = index_of(c)
+    while count and not c.broken:
+        if kind == 1 and section == SECTION_INSTANCE:
+            if byte(c) > 1:
+                c.broken = True
+        skip(c, index_of(c))
+        if section == SECTION_CORE_INSTANCE:
+            byte(c)
+            index_of(c)
+        else:
+            skip_sorted(c)
+        count -= 1
+    return found
+
+
+cdef bint read_described(Cursor *c) noexcept nogil:
+    """A type of an import or export. Returns: whether it is a component's."""
+    cdef uint8_t kind = byte(c)
+    if kind == 0:
+        if byte(c) != 0x11:
+            c.broken = True
+        index_of(c)
+    elif kind == 3:
+        if byte(c) == 0:
+            index_of(c)
+    elif kind == 1 or kind == COMPONENT_SORT or kind == 5:
+        index_of(c)
+    else:
+        c.broken = True
+    return kind == COMPONENT_SORT
+
+
+cdef bint read_name_of(Cursor *c, uint8_t section) noexcept nogil:
+    """One alias, import or export. Returns: whether it is a component's."""
+    cdef uint8_t sort, target
+    cdef bint component = False
+    if section == SECTION_ALIAS:
+        sort = byte(c)
+        if sort == 0:
+            byte(c)
+        target = byte(c)
+        index_of(c)
+        if target <= 1:
+            skip(c, index_of(c))
+        elif target == 2:
+            index_of(c)
+        else:
+            c.broken = True
+        return sort == COMPONENT_SORT
+    if byte(c) > 1:
+        c.broken = True
+    skip(c, index_of(c))
+    if section == SECTION_IMPORT:
+        return read_described(c)
+    sort = byte(c)
+    if sort == 0:
+        byte(c)
+    index_of(c)
+    target = byte(c)
+    if target == 1:
+        component = read_described(c)
+    elif target > 1:
+        c.broken = True
+    return component or sort == COMPONENT_SORT

@@ -1,0 +1,206 @@
+"""Components that ask the compiler for more than it should give, made byte by byte: their text would be larger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+MODULE = b"\0asm\x01\0\0\0"
+COMPONENT = b"\0asm\x0d\0\x01\0"
+I32, END = 0x7F, b"\x0b"
+NO_PARAMETERS = b"\x60\0\0"
+
+
+def number(value: int) -> bytes:
+    """LEB128."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def many(items: Sequence[bytes]) -> bytes:
+    """A vector."""
+    return number(len(items)) + b"".join(items)
+
+
+def section(kind: int, body: bytes) -> bytes:
+    """A section of a module or component."""
+    return bytes([kind]) + number(len(body)) + body
+
+
+def name(text: str) -> bytes:
+    """A name."""
+    return number(len(text.encode())) + text.encode()
+
+
+def function(code: bytes, locals_: int = 1) -> bytes:
+    """A function of no parameters, with so many locals of 32 bits."""
+    body = many([number(locals_) + bytes([I32])]) + code + END
+    return number(len(body)) + body
+
+
+def module(
+    functions: Sequence[bytes], *, types: Sequence[bytes] = (), exports: Iterable[str] = (), more: bytes = b"",
+    last: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A core module, all of whose functions have type 0; it exports the first as `f`.
+
+    Args: more: sections between functions and exports; last: those after the code.
+    """
+    exported = [name(text) + b"\0\0" for text in ("f", *exports)]
+    return b"".join(
+        [
+            MODULE,
+            section(1, many([NO_PARAMETERS, *types])),
+            section(3, many([b"\0"] * len(functions))),
+            more,
+            section(7, many(exported)),
+            section(10, many(functions)),
+            last,
+        ]
+    )
+
+
+def component(core: bytes, exports: Sequence[str] = ("f",), instances: int = 1) -> bytes:
+    """A component that exports a core module's `f`, under these names."""
+    return b"".join(
+        [
+            COMPONENT,
+            section(1, core),
+            section(2, many([b"\0\0\0"] * instances)),
+            section(6, many([b"\0\0\x01\0" + name("f")])),
+            section(7, many([b"\x40\0\x01\0"])),
+            section(8, many([b"\0\0\0\0\0"])),
+            section(11, many([b"\0" + name(text) + b"\x01\0\0" for text in exports])),
+        ]
+    )
+
+
+def one(code: bytes, locals_: int = 1) -> bytes:
+    """A component of one function."""
+    table, memory = section(4, b"\x01\x70\0\x01"), section(5, b"\x01\0\x01")
+    return component(module([function(code, locals_)], more=table + memory))
+
+
+# -- what costs much to compile ---------------------------------------------------------------------------------------
+
+
+def many_functions(count: int) -> bytes:
+    """So many empty functions."""
+    return component(module([function(b"", 0)] * count))
+
+
+def branches(count: int) -> bytes:
+    """One function of so many `if`s: several passes of the compiler are quadratic in them."""
+    return one(b"\x20\0\x04\x40\x0b" * count)
+
+
+def indirect_calls(count: int) -> bytes:
+    """One function of so many calls through the table."""
+    return one(b"\x41\0\x11\0\0" * count)
+
+
+def jumps(tables: int, targets: int) -> bytes:
+    """So many jump tables of so many targets each, in one function."""
+    return one((b"\x02\x40\x20\0\x0e" + number(targets) + b"\0" * targets + b"\0\x0b") * tables)
+
+
+def loops(count: int) -> bytes:
+    """One function of so many loops: each looks at fuel and epoch."""
+    return one(b"\x03\x40\x0b" * count)
+
+
+def crossings(loops_: int, locals_: int) -> bytes:
+    """Nested loops, all of which change all locals: as many copies as their product."""
+    used = b"".join(b"\x20" + number(n) + b"\x41\x01\x6a\x21" + number(n) for n in range(locals_))
+    return one(b"\x03\x40" * loops_ + used + b"\x0c\0" + b"\x0b" * loops_, locals_)
+
+
+def long_function(size: int) -> bytes:
+    """One function of so many bytes of additions."""
+    return one(b"\x20\0\x41\x01\x6a\x21\0" * (size // 7))
+
+
+def much_code(size: int) -> bytes:
+    """So many bytes of code, in functions of 10,000 branches each."""
+    body = function(b"\x20\0\x04\x40\x0b" * 10_000)
+    return component(module([body] * (size // len(body))))
+
+
+def much_data(size: int) -> bytes:
+    """A memory that begins with so many bytes."""
+    memory = section(5, b"\x01\0" + number(size // 65536 + 1))
+    data = section(11, many([b"\0\x41\0\x0b" + number(size) + bytes(size)]))
+    return component(module([function(b"", 0)], more=memory, last=data))
+
+
+def many_types(count: int) -> bytes:
+    """So many different types of functions."""
+    bits = [bytes(0x7E if number_ >> bit & 1 else 0x7F for bit in range(17)) for number_ in range(count)]
+    return component(module([function(b"", 0)], types=[b"\x60\x11" + each + b"\0" for each in bits]))
+
+
+def many_core_exports(count: int) -> bytes:
+    """So many names that a module exports."""
+    return component(module([function(b"", 0)], exports=[f"n{index}" for index in range(count)]))
+
+
+def many_exports(count: int) -> bytes:
+    """So many names that the component exports."""
+    return component(module([function(b"", 0)]), [f"f{index}" for index in range(count)])
+
+
+def many_imports(count: int) -> bytes:
+    """So many interfaces that the component imports."""
+    wanted = [b"\0" + name(f"a:b/c{index}") + b"\x05\0" for index in range(count)]
+    return COMPONENT + section(7, many([b"\x42\0"])) + section(10, many(wanted))
+
+
+def many_component_types(count: int) -> bytes:
+    """So many types of the component's."""
+    return COMPONENT + section(7, many([b"\x40\0\x01\0"] * count))
+
+
+def many_instances(count: int) -> bytes:
+    """So many core instances of one module."""
+    return component(module([function(b"", 0)]), instances=count)
+
+
+def doubling(levels: int) -> bytes:
+    """Components that instantiate the one within them twice."""
+    made = COMPONENT + section(1, module([function(b"", 0)])) + section(2, many([b"\0\0\0"]))
+    for _ in range(levels):
+        made = COMPONENT + section(4, made) + section(5, many([b"\0\0\0"] * 2))
+    return made
+
+
+def doubling_by_name(levels: int) -> bytes:
+    """The same beside each other: each names the one before by an alias to the outside."""
+    made = COMPONENT + section(4, COMPONENT + section(1, module([function(b"", 0)])) + section(2, many([b"\0\0\0"])))
+    for level in range(levels):
+        alias = section(6, many([b"\x04\x02\x01" + number(level)]))
+        made += section(4, COMPONENT + alias + section(5, many([b"\0\0\0"] * 2)))
+    return made + section(5, many([b"\0" + number(levels) + b"\0"]))
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "1e5 functions": (lambda: many_functions(100_000), "100000 functions"),
+    "1e5 types": (lambda: many_types(100_000), "types of functions"),
+    "1e5 names of a module": (lambda: many_core_exports(100_000), "imports, exports"),
+    "1e5 exports": (lambda: many_exports(100_000), "imports, exports"),
+    "1e5 imports": (lambda: many_imports(100_000), "imports, exports"),
+    "1e5 types of the component": (lambda: many_component_types(100_000), "types and instances"),
+    "1e6 instances": (lambda: many_instances(1_000_000), "imports, exports, aliases, types and instances"),
+    "1e4 instances": (lambda: many_instances(10_000), "more than 1000 instances"),
+    "2**15 instances in 400 bytes": (lambda: doubling(15), "more than 1000 instances"),
+    "by name": (lambda: doubling_by_name(30), "hands components around"),
+    "levels": (lambda: doubling(30), "16 deep"),
+    "branches": (lambda: branches(100_000), "function 0 of module 1 has 100000 branches"),
+    "indirect calls": (lambda: indirect_calls(6_000), "18000 branches"),
+    "loops": (lambda: loops(100_000), "100000 loops|100000 branches"),
+    "locals that meet": (lambda: crossings(2_000, 3_000), "branches times locals"),
+    "a long function": (lambda: long_function(2 << 20), "bytes of code"),
+    "50 MiB of code": (lambda: much_code(50 << 20), "longer than some 80 s"),
+}
