@@ -201,6 +201,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "indirect calls": (lambda: indirect_calls(6_000), "18000 branches"),
     "loops": (lambda: loops(100_000), "100000 loops|100000 branches"),
     "locals that meet": (lambda: crossings(2_000, 3_000), "branches times locals"),
+    "many locals": (lambda: crossings(18, 49_000), "microseconds of work"),
     "a long function": (lambda: long_function(2 << 20), "bytes of code"),
     "50 MiB of code": (lambda: much_code(50 << 20), "longer than some 80 s"),
 }

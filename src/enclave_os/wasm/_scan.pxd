@@ -25,8 +25,9 @@ cdef enum:
     # Each place where ways meet may need its own copy of each local: 33 KB of wasm with 6e6 such pairs took 750 MiB.
     PAIRS_MAX = 1_000_000           # SpiderMonkey's most: 260,000
     LOCALS_MAX = 50_000             # wasm's own limit
+    FUNCTION_WORK_MAX = 10_000_000  # see below; 18 loops with 49,000 locals took minutes
 
-    # Of the whole: units of about a microsecond on one core of 2020. CPython's has 24 s, SpiderMonkey's 35 s.
+    # Of the whole: units of about a microsecond on one core of 2020. CPython's has 15 s, SpiderMonkey's 23 s.
     WORK_MAX = 80_000_000
 
 # What one of each adds to the work.
@@ -37,7 +38,7 @@ cdef enum:
     CALL_WORK = 5
     LOOP_WORK = 65
     QUADRATIC_PER = 200             # branches squared, divided by this
-    PAIR_WORK = 2
+    PAIRS_PER = 1000                # branches times locals times locals, divided by this
 
 
 cdef struct Cursor:

@@ -10,7 +10,7 @@
 # Nothing is validated here beyond what counting needs; wasmtime validates everything afterwards. What this cannot read
 # to the last byte is refused, so there are no two opinions about what was counted.
 #
-# Invariant: no byte outside [at, end) is read; every loop over a count ends at the end of the bytes.
+# Invariant: no byte outside [at, end) is read; every loop over a count ends with the bytes.
 cimport cython
 from libc.stdlib cimport calloc, free
 
@@ -39,6 +39,7 @@ cdef enum:
     SECTION_IMPORT = 10
     SECTION_EXPORT = 11
     MODULE_TYPES = 1
+    MODULE_FUNCTIONS = 3
     MODULE_START = 8
     MODULE_ELEMENTS = 9
     MODULE_CODE = 10
@@ -86,8 +87,7 @@ cdef inline void skip(Cursor *c, uint64_t size) noexcept nogil:
 
 
 cdef inline void skip_signed(Cursor *c) noexcept nogil:
-    """A signed number, whatever it is: what ends it is the same."""
-    number(c, 10)
+    number(c, 10)  # what ends it is the same
 
 
 cdef inline void skip_type(Cursor *c) noexcept nogil:
@@ -130,31 +130,24 @@ cdef void prefixed(Cursor *c, Body *body) noexcept nogil:
     """Behind 0xFC: saturating conversions, bulk memory, tables."""
     cdef uint64_t op = index_of(c)
     body.traps += 1
-    if op <= 7 or 19 <= op <= 22:
-        return
     if op == 8 or op == 10 or op == 12 or op == 14:
         index_of(c)
+    if 8 <= op <= 17:
         index_of(c)
-    elif op == 9 or op == 11 or op == 13 or 15 <= op <= 17:
-        index_of(c)
-    else:
+    elif op > 7 and not 19 <= op <= 22:
         body.unknown = 0xFC
 
 
 cdef void vector(Cursor *c, Body *body) noexcept nogil:
     """Behind 0xFD: vectors."""
     cdef uint64_t op = index_of(c)
-    if op <= 11 or op == 92 or op == 93:
+    if op <= 11 or 84 <= op <= 93:
         body.traps += 1
         memory_access(c)
-    elif op == 12 or op == 13:
+    if op == 12 or op == 13:
         skip(c, 16)
-    elif 21 <= op <= 34:
-        byte(c)
-    elif 84 <= op <= 91:
-        body.traps += 1
-        memory_access(c)
-        byte(c)
+    elif 21 <= op <= 34 or 84 <= op <= 91:
+        byte(c)  # a lane
     elif op > 0x113:
         body.unknown = 0xFD
 
@@ -179,22 +172,15 @@ cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexc
         elif 0x45 <= op <= 0xC4:
             if 0x6D <= op <= 0x70 or 0x7F <= op <= 0x82 or 0xA8 <= op <= 0xB1:
                 body.traps += 1  # divisions, and conversions that may not fit
-        elif op == 0x02:
+        elif 0x02 <= op <= 0x04:
             body.joins += 1
-            skip_type(c)
-        elif op == 0x03:
-            body.joins += 1
-            body.loops += 1
-            body.branches += 1
-            skip_type(c)
-        elif op == 0x04:
-            body.joins += 1
-            body.branches += 1
+            body.branches += op != 0x02
+            body.loops += op == 0x03
             skip_type(c)
         elif op == 0x05:
             body.joins += 1
             body.branches += 1
-        elif op == 0x0C:
+        elif op == 0x0C or op == 0x23 or op == 0x24 or op == 0xD2:
             index_of(c)
         elif op == 0x0D or op == 0xD5 or op == 0xD6:
             body.joins += 1
@@ -203,37 +189,28 @@ cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexc
         elif op == 0x0E:
             body.joins += 1
             body.branches += 1
-            count = index_of(c) + 1
+            count = index_of(c)
             while count and not c.broken:
                 index_of(c)
                 count -= 1
-        elif op == 0x10 or op == 0x12:
+            index_of(c)
+        elif op == 0x10 or op == 0x12 or op == 0x08 or op == 0x3F or op == 0x40:
             body.calls += 1
             index_of(c)
-        elif op == 0x11 or op == 0x13:
+        elif op == 0x11 or 0x13 <= op <= 0x15:
             body.branches += 3  # a null entry, another type, a missing function
             body.joins += 1
             body.calls += 1
             index_of(c)
-            index_of(c)
-        elif op == 0x14 or op == 0x15:
-            body.branches += 2
-            body.calls += 1
-            index_of(c)
-        elif op == 0x23 or op == 0x24 or op == 0xD2:
-            index_of(c)
+            if op <= 0x13:
+                index_of(c)
         elif op == 0x25 or op == 0x26:
             body.branches += 2  # entries are made when they are first looked at
             body.joins += 1
             body.traps += 1
             index_of(c)
-        elif op == 0x43:
-            skip(c, 4)
-        elif op == 0x44:
-            skip(c, 8)
-        elif op == 0x3F or op == 0x40:
-            body.calls += 1
-            index_of(c)
+        elif op == 0x43 or op == 0x44:
+            skip(c, 4 if op == 0x43 else 8)
         elif op == 0x1C:
             count = index_of(c)
             while count and not c.broken:
@@ -257,9 +234,6 @@ cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexc
                     index_of(c)  # which exception
                 index_of(c)
                 count -= 1
-        elif op == 0x08:
-            body.calls += 1
-            index_of(c)
         elif op == 0x0A:
             body.calls += 1
         elif op == 0x00 or op == 0xD4:
@@ -283,9 +257,7 @@ cdef class Scan:
         self.seen = <uint32_t *>calloc(LOCALS_MAX, sizeof(uint32_t))
         if self.seen == NULL:
             raise MemoryError
-        if not wasm.shape[0]:
-            raise ComponentRefused("the component is empty")
-        whole.at = &wasm[0]
+        whole.at = &wasm[0] if wasm.shape[0] else NULL
         whole.end = whole.at + wasm.shape[0]
         whole.broken = False
         self._component(&whole, 0)
@@ -347,10 +319,9 @@ cdef class Scan:
                     if read_name_of(&section, kind):
                         # Which one is instantiated must be seen from here, or nobody knows how often.
                         raise ComponentRefused("it hands components around as values, which is not taken here")
-            else:
-                continue
-            within.broken |= section.broken or (count == 0 and section.at != section.end and kind != SECTION_TYPE
-                                               and kind != SECTION_CANON and kind != SECTION_CORE_TYPE)
+            within.broken |= section.broken
+            if kind != SECTION_TYPE and kind != SECTION_CANON and kind != SECTION_CORE_TYPE:
+                within.broken |= section.at != section.end
         if within.broken:
             raise ComponentRefused("the component is not valid: it ends in the middle of a section")
         if depth == 0:
@@ -388,8 +359,7 @@ cdef class Scan:
                 self._add_work(count * TYPE_WORK)
             elif kind == MODULE_ELEMENTS:
                 self._count(&self.elements, section.end - section.at, ELEMENTS_MAX, "bytes of table elements")
-                self._count(&self.items, count, ITEMS_MAX, "imports, exports, globals and segments")
-            elif kind != 3:  # functions by type: counted with their code
+            if kind != MODULE_TYPES and kind != MODULE_FUNCTIONS:  # functions are counted with their code
                 self._count(&self.items, count, ITEMS_MAX, "imports, exports, globals and segments")
         if within.broken:
             raise ComponentRefused(f"the component is not valid: module {self.modules} ends in the middle")
@@ -414,12 +384,13 @@ cdef class Scan:
             with nogil:
                 read_body(&code, &body, self.seen, <uint32_t>(self.functions - count + index + 1))
             pairs = body.joins * (body.locals + 2)  # and its fuel, and the epoch
-            if (code.broken or body.unknown >= 0 or size > CODE_MAX or body.branches > BRANCHES_MAX
-                    or body.loops > LOOPS_MAX or pairs > PAIRS_MAX):
-                # Counted without the imported ones, as wasm's own tools count the code section.
-                refuse(f"function {index} of module {self.modules}", size, pairs, &body)
             work = FUNCTION_WORK + size + TRAP_WORK * body.traps + CALL_WORK * body.calls + LOOP_WORK * body.loops
-            self._add_work(work + PAIR_WORK * pairs + body.branches * body.branches // QUADRATIC_PER)
+            work += body.branches * body.branches // QUADRATIC_PER + pairs * (body.locals + 2) // PAIRS_PER
+            if (code.broken or body.unknown >= 0 or size > CODE_MAX or body.branches > BRANCHES_MAX
+                    or body.loops > LOOPS_MAX or pairs > PAIRS_MAX or work > FUNCTION_WORK_MAX):
+                # Counted without the imported ones, as wasm's own tools count the code section.
+                refuse(f"function {index} of module {self.modules}", size, pairs, work, &body)
+            self._add_work(work)
         within.broken |= within.at != within.end
         return 0
 
@@ -433,12 +404,11 @@ cdef class Scan:
         self.work += more
         if self.work > WORK_MAX:
             raise ComponentRefused(
-                f"to compile it would take longer than some {WORK_MAX // 1_000_000} s: make it smaller, or its "
-                "functions shorter")
+                f"to compile it would take longer than some {WORK_MAX // 1_000_000} s: make its functions shorter")
         return 0
 
 
-cdef int refuse(str where, uint64_t size, uint64_t pairs, Body *body) except -1:
+cdef int refuse(str where, uint64_t size, uint64_t pairs, uint64_t work, Body *body) except -1:
     """Say what is wrong with a function. Raises: ComponentRefused: always."""
     if body.unknown >= 0:
         raise ComponentRefused(f"{where} has an instruction that is not taken here: {body.unknown:#04x}")
@@ -447,6 +417,7 @@ cdef int refuse(str where, uint64_t size, uint64_t pairs, Body *body) except -1:
         (body.branches, BRANCHES_MAX, "branches"),
         (body.loops, LOOPS_MAX, "loops"),
         (pairs, PAIRS_MAX, "branches times locals"),
+        (work, FUNCTION_WORK_MAX, "microseconds of work, by its branches and locals"),
     ):
         if found > most:
             raise ComponentRefused(f"{where} has {found} {what}; {most} is the most that is compiled here")
@@ -465,15 +436,13 @@ cdef uint64_t read_instance(Cursor *c, uint8_t section) noexcept nogil:
     cdef uint8_t kind = byte(c)
     cdef uint64_t found = NO_COMPONENT
     cdef uint64_t count
-    if kind > 1:
-        c.broken = True
+    c.broken |= kind > 1
     if kind == 0:
         found = index_of(c)
     count = index_of(c)
     while count and not c.broken:
         if kind == 1 and section == SECTION_INSTANCE:
-            if byte(c) > 1:
-                c.broken = True
+            c.broken |= byte(c) > 1
         skip(c, index_of(c))
         if section == SECTION_CORE_INSTANCE:
             byte(c)
@@ -488,8 +457,7 @@ cdef bint read_described(Cursor *c) noexcept nogil:
     """A type of an import or export. Returns: whether it is a component's."""
     cdef uint8_t kind = byte(c)
     if kind == 0:
-        if byte(c) != 0x11:
-            c.broken = True
+        c.broken |= byte(c) != 0x11
         index_of(c)
     elif kind == 3:
         if byte(c) == 0:
@@ -504,7 +472,7 @@ cdef bint read_described(Cursor *c) noexcept nogil:
 cdef bint read_name_of(Cursor *c, uint8_t section) noexcept nogil:
     """One alias, import or export. Returns: whether it is a component's."""
     cdef uint8_t sort, target
-    cdef bint component = False
+    cdef bint component
     if section == SECTION_ALIAS:
         sort = byte(c)
         if sort == 0:
@@ -518,8 +486,7 @@ cdef bint read_name_of(Cursor *c, uint8_t section) noexcept nogil:
         else:
             c.broken = True
         return sort == COMPONENT_SORT
-    if byte(c) > 1:
-        c.broken = True
+    c.broken |= byte(c) > 1
     skip(c, index_of(c))
     if section == SECTION_IMPORT:
         return read_described(c)
@@ -528,8 +495,6 @@ cdef bint read_name_of(Cursor *c, uint8_t section) noexcept nogil:
         byte(c)
     index_of(c)
     target = byte(c)
-    if target == 1:
-        component = read_described(c)
-    elif target > 1:
-        c.broken = True
+    c.broken |= target > 1
+    component = target == 1 and read_described(c)
     return component or sort == COMPONENT_SORT
