@@ -37,6 +37,7 @@ cdef enum:
     EVENTS_PER_TURN_MAX = 256
     ACCEPTS_PER_TURN_MAX = 64
     READS_PER_TURN_MAX = 256
+    READS_OF_ONE_MAX = 8          # of one connection in a turn: 128 KiB, before a PAUSE that waits for us is looked at
     SEND_RECORDS_MAX = 16         # records of one connection that go out by one sendmsg
     QUICKACK_READS = 4            # ClientHello (twice after a HelloRetryRequest), Finished, first request
     REFUSALS_MAX = 256            # answers to CONNECT that wait for room
@@ -157,6 +158,8 @@ cdef struct worker_t:
     int state
     bint ring_owed                # the enclave is owed a ring of its doorbell
     bint blocked                  # data.to_enclave is full
+    bint behind                   # a turn's frames were not all that data.to_host held: no socket is read, until
+    uint64_t behind_until         # data.to_host was consumed to here
     bint armed
     bint drain_owed               # DRAIN must still be put in the ring
     bint drain_sent

@@ -1,6 +1,6 @@
 # From the enclave to clients: draining data.to_host, sending straight from it, keeping what a slow client leaves.
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from enclave_os._codec cimport (
@@ -11,7 +11,7 @@ from enclave_os._limits cimport (
     CONN_ID_INGRESS_MAX, CONNECT_TARGET_SIZE_MAX, FRAME_HEADER_SIZE, FRAMES_PER_TURN_MAX,
 )
 from enclave_os._native cimport eos_load_relaxed
-from enclave_os._ring cimport LIE_FRAME, RING_READY, ring_advance, ring_peek
+from enclave_os._ring cimport LIE_FRAME, RING_POISONED, RING_READY, ring_advance, ring_look_for_records, ring_peek
 from host._connections cimport (
     count, deadline_set, deadline_touch, find, give_back_slot, owe, queue_ready, unsent_free, unsent_reserve,
     unsent_size,
@@ -224,6 +224,22 @@ cdef inline void frame_to_host(proxy_t *p, worker_t *worker, frame_t frame, cons
             connection.flags |= C_SHUT
             shutdown(connection.fd, SHUT_WR)
 
+cdef inline void look_behind(proxy_t *p, worker_t *worker, bint left_some) noexcept nogil:
+    # After a drain. What the enclave has said until now is heard before sockets are read again, and what it says meanwhile
+    # after that: one that never stops must not stop its clients.
+    if left_some:
+        p.more = True
+    if worker.behind:
+        worker.behind = <int64_t>(worker.to_host.consumed - worker.behind_until) < 0
+        return
+    if not left_some:
+        return
+    if ring_look_for_records(&worker.to_host) == RING_POISONED:
+        broke(p, worker)
+        return
+    worker.behind = worker.to_host.produced_seen != worker.to_host.consumed
+    worker.behind_until = worker.to_host.produced_seen
+
 cdef inline void drain_to_host(proxy_t *p, worker_t *worker) noexcept nogil:
     cdef int budget = FRAMES_PER_TURN_MAX, pieces_count, result
     cdef uint64_t release_above = worker.to_host.capacity // 8, word
@@ -276,8 +292,7 @@ cdef inline void drain_to_host(proxy_t *p, worker_t *worker) noexcept nogil:
         broke(p, worker)
         return
     release(worker)
-    if budget == 0:
-        p.more = True
+    look_behind(p, worker, budget == 0)
     if worker.drain_got and not worker.flushing:
         worker.drain_got = False
         tell(p, worker, EVENT_DRAINED)

@@ -266,15 +266,26 @@ cdef inline void await_header(proxy_t *p, worker_t *worker, connection_t *connec
     queue_ready(connection)
 
 cdef inline void read_sockets(proxy_t *p, worker_t *worker) noexcept nogil:
-    # One ring's worth a turn: a fast enclave empties the ring while we fill it, and a PAUSE among its frames waits until
-    # the turn's second half.
-    cdef int budget = READS_PER_TURN_MAX
+    # One ring's worth a turn, and of one connection less: a fast enclave empties the ring while we fill it, and a PAUSE
+    # among its frames waits until the turn's second half. So what comes after the enclave asked for a PAUSE is what was in
+    # the ring and what one turn adds; frames that a turn left behind would make it many turns, hence `behind`.
+    cdef int budget = READS_PER_TURN_MAX, rounds = READS_OF_ONE_MAX
     cdef uint64_t stop_at = worker.to_enclave.produced + worker.to_enclave.capacity
     cdef uint64_t publish_above = worker.to_enclave.capacity // 8
     cdef connection_t *connection
+    cdef connection_t *last = worker.ready.last
+    cdef bint round_over = False
     cdef uint8_t *payload = NULL
+    if worker.behind:
+        return
     while worker.ready.first != NULL and budget > 0 and worker.to_enclave.produced < stop_at:
+        if round_over:
+            rounds -= 1
+            if rounds == 0:
+                break
+            last = worker.ready.last
         connection = worker.ready.first
+        round_over = connection == last
         if connection.fd < 0 or not connection.flags & C_READABLE:
             pop_ready(connection)
             give_back_slot(p, connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Callable
 
@@ -110,6 +111,27 @@ def test_bodies_together_have_a_bound(start_server: StartServer) -> None:
         assert statuses.count(200) >= 4
     with Connection(server, seconds=SECONDS) as connection:
         assert len(connection.ask(request("POST", "/trial/echo", body=b"b" * size)).body) == size
+
+
+def test_who_sends_ahead_is_paused_and_loses_nothing(start_server: StartServer) -> None:
+    """More than a ring's worth behind a request that is not answered yet, of many at once: no flood, no loss."""
+    server = start_server({"rings": {"data_to_enclave": "64KiB", "data_to_host": "64KiB"}})
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for index in range(20):
+            raw = connect_plain(server)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # so that what follows blocks nobody
+            clients.append(stack.enter_context(Connection(server, raw=raw)))
+            clients[-1].send(get(f"/trial/wait/ahead-{index % 2}"))
+        bodies = [bytes([index]) * 300_000 for index in range(20)]
+        for client, body in zip(clients, bodies, strict=True):
+            client.send(request("POST", "/trial/echo", body=body))
+        opener = stack.enter_context(Connection(server))
+        for index in range(2):
+            assert opener.ask(request("POST", f"/trial/open/ahead-{index}")).status == 200
+        for client, body in zip(clients, bodies, strict=True):
+            assert client.answer().status == 200
+            assert client.answer("POST").body == body
 
 
 def test_a_stream_shows_its_head_before_its_first_piece(server: Server) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from enclave_os.http import Request, Response
-from enclave_os.wire.frames import FrameKind
+from enclave_os.wire.frames import CloseReason, FrameKind
 from tests.enclave.heap import heap
 from tests.enclave.heap import libc as libc  # a fixture
 from tests.enclave.ingress_harness import Client, IngressHarness, MakeIngress, ingresses, request
 
 IDLE_BYTES_MAX = 30 << 10
 HOLD_PAUSE = 16 << 10
+FLOOD_RINGS = 4
 
 
 @pytest.fixture
@@ -96,13 +97,40 @@ def test_what_waits_is_bounded(make: MakeIngress, libc: ctypes.CDLL) -> None:
     harness.pump()
     before = heap(libc)
     capacity = harness.host.layout.data.to_enclave.capacity
-    flood(harness, client, HOLD_PAUSE + capacity - 1000)
+    flood(harness, client, HOLD_PAUSE + FLOOD_RINGS * capacity - 1000)
     held = heap(libc) - before
     # Each growth takes half as much again as it needs.
-    assert capacity < held < 2 * (HOLD_PAUSE + capacity)
+    assert FLOOD_RINGS * capacity < held < 2 * (HOLD_PAUSE + FLOOD_RINGS * capacity)
+    assert harness.count("body_memory_bytes") == HOLD_PAUSE + FLOOD_RINGS * capacity - 1000
     flood(harness, client, 2000)
     assert harness.count("connections_flooded_total") == 1
+    assert harness.count("body_memory_bytes") == 0
     assert heap(libc) - before < 16 << 10
+
+
+def test_what_waits_is_bounded_for_all_together(make: MakeIngress) -> None:
+    async def never(_: Request) -> Response:
+        await asyncio.Event().wait()
+        return Response(200)
+
+    harness = make(never, limits={"body_bytes": 60_000, "body_memory_bytes": 100_000})
+    clients = [harness.connect() for _ in range(8)]
+    for client in clients:
+        client.write(request("GET /"))
+        harness.pump()
+    for client in clients[:4]:
+        flood(harness, client, 24_000)
+    assert harness.count("body_memory_bytes") == 96_000
+    flood(harness, clients[4], HOLD_PAUSE)  # as much as nobody is asked to stop for is always borne
+    assert harness.count("connections_flooded_total") == 0
+    flood(harness, clients[5], HOLD_PAUSE + 1)
+    assert harness.count("connections_flooded_total") == 1
+    assert harness.count("body_memory_bytes") == 96_000 + HOLD_PAUSE
+    harness.pump()
+    assert [client.closed for client in clients] == [None] * 5 + [CloseReason.FLOOD] + [None] * 2
+    for client in clients:
+        client.close()
+    harness.check_at_rest()
 
 
 def flood(harness: IngressHarness, client: Client, size: int) -> None:

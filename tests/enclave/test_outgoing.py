@@ -189,7 +189,7 @@ class TestPressure:
 
     def test_a_host_that_goes_on_after_pause_loses_that_connection(self, harness: IngressHarness) -> None:
         link, other = Link(harness).open(), Link(harness).open()
-        for _ in range((HOLD + 2 * CAPACITY) // (16 << 10) + 1):
+        for _ in range((HOLD + 4 * CAPACITY) // (16 << 10) + 1):
             link.host(FrameKind.DATA, bytes(16 << 10))
         assert (link.out.state, link.out.ended_by) == ("ended", "lie")
         assert link.count("egress_floods_total") == 1
@@ -202,11 +202,11 @@ class TestPressure:
         for make in ingresses(tmp_path):
             harness = make(egress_max=2)
             links = [Link(harness).open(), Link(harness).open()]
-            for _ in range((HOLD + 2 * CAPACITY) // (16 << 10)):
+            for _ in range((HOLD + 4 * CAPACITY) // (16 << 10)):
                 links[0].host(FrameKind.DATA, bytes(16 << 10))
             for _ in range(5):
                 links[1].host(FrameKind.DATA, bytes(16 << 10))
-            assert links[0].count("egress_held_bytes") <= 2 * HOLD + 2 * CAPACITY
+            assert links[0].count("egress_held_bytes") <= 2 * HOLD + 4 * CAPACITY
             assert links[1].out.ended_by == "lie"
 
     def test_a_paused_connection_keeps_its_bytes_until_resume(self, harness: IngressHarness) -> None:
@@ -397,7 +397,7 @@ class HostMachine(RuleBasedStateMachine):
         counters = self.harness.ingress.outgoings.counters() if self.harness.ingress.outgoings else {}
         live = [link for link in self.links if link.out.state != "ended"]
         assert counters["egress_connections_live"] == len(live)
-        assert counters["egress_held_bytes"] <= 4 * HOLD + 2 * CAPACITY
+        assert counters["egress_held_bytes"] <= 4 * HOLD + 4 * CAPACITY
         assert self.harness.stops == []
 
 

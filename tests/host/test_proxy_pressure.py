@@ -6,6 +6,7 @@ import hashlib
 import random
 import select
 import socket
+import threading
 from contextlib import suppress
 from statistics import median
 
@@ -103,6 +104,58 @@ def test_an_enclave_that_ignores_pause_loses_that_connection() -> None:
             read_all(client)
         other.sendall(b"untouched")
         assert rig.enclave.read(other_id, 9) == b"untouched"
+
+
+def test_a_pause_behind_many_frames_is_heard_before_more_is_read() -> None:
+    """What an enclave gets of a connection after PAUSE is bounded: a ring's worth, and the reads of a turn or two."""
+    data, small, count = random.Random(4).randbytes(8 * MIB), bytes(8), 9000
+    with Rig(capacity=256 * KIB) as rig:
+        client, conn_id = rig.open()
+        other, other_id = rig.open()
+        _, third_id = rig.open()
+        for index in range(count):  # of which a turn takes 256, and none goes out together with the one before
+            assert rig.enclave.put(FrameKind.DATA, (third_id, other_id)[index % 2], small)
+        assert rig.enclave.put(FrameKind.PAUSE, conn_id)
+        sender = threading.Thread(target=client.sendall, args=(data,))
+        sender.start()
+        digest = hashlib.sha256(rig.enclave.read(conn_id, 1))
+        while rig.enclave.frames:
+            digest.update(rig.enclave.frames.pop(0)[2])
+        rig.enclave.publish()
+        other.setblocking(False)
+        heard = after = 0
+        fence = b""
+        while fence != b"fence":
+            with suppress(BlockingIOError):
+                heard += len(other.recv(1 << 16))
+                if heard == count // 2 * len(small):  # the host has come to the PAUSE
+                    other.sendall(b"fence")
+            for _, whose, payload in rig.enclave.take():
+                if whose == other_id:
+                    fence += payload
+                else:
+                    after += len(payload)
+                    digest.update(payload)
+        assert after <= rig.capacity + 3 * 128 * KIB
+        rig.enclave.say(FrameKind.RESUME, conn_id)
+        expected = hashlib.sha256(data).digest()
+        while digest.digest() != expected:
+            digest.update(rig.enclave.wait_kind(FrameKind.DATA, conn_id)[2])
+        sender.join()
+
+
+def test_an_enclave_that_never_stops_talking_hears_its_clients() -> None:
+    with Rig(capacity=64 * KIB) as rig:
+        client, conn_id = rig.open()
+        other, other_id = rig.open()
+        other.setblocking(False)
+        client.sendall(b"here")
+        heard = b""
+        while heard != b"here":
+            while rig.enclave.put(FrameKind.DATA, other_id, b""):  # never less in the ring than a turn takes
+                continue
+            rig.enclave.publish()
+            heard += b"".join(frame[2] for frame in rig.enclave.take() if frame[:2] == (FrameKind.DATA, conn_id))
 
 
 def test_a_full_ring_stops_reading_and_not_answering() -> None:

@@ -73,6 +73,10 @@ cdef enum:
     # what they leave, so this is memory for good: 4 MiB, where 1024 of them took 10,000 idle connections over 15 KiB each.
     WARM_MAX = 128
     BODY_PIECE = 16384          # plaintext bytes of a body written at once: one full TLS record
+    # Rings' worth that an honest host may bring of a connection after we asked for PAUSE: what is in the ring; what it puts
+    # in during the turn in which it reads PAUSE; and in one turn more, where a turn's frames were not all that we had said
+    # before. And one to spare: who is cut off may be a client that did nothing but send ahead.
+    FLOOD_RINGS = 4
 
 cdef struct out_t:              # where every connection's ciphertext goes
     ring_producer_t *ring
@@ -296,7 +300,10 @@ cdef inline void connection_owe(conn_t *conn, uint8_t what) noexcept nogil:
         conn.owed &= ~other
     elif not out_control(conn.sink, FRAME_PAUSE if what == OWE_PAUSE else FRAME_RESUME, conn.conn_id, -1):
         conn.owed |= what
-        connection_block(conn)
+        if what == OWE_PAUSE and not conn.blocked:
+            connection_block_first(conn)    # every byte that goes before it lets more come in
+        else:
+            connection_block(conn)
 
 
 # -- ciphertext held back ---------------------------------------------------------------------------------------------

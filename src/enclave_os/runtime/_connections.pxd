@@ -29,7 +29,7 @@ cdef class Connections:
     cdef out_t out
     cdef deadlines_t deadlines
     cdef uint64_t now               # monotonic ns, read once a turn
-    cdef uint64_t body_memory       # bytes of request bodies, of all connections
+    cdef uint64_t body_memory       # bytes of request bodies and of what is held back, of all connections
     cdef bint draining
     cdef bint drained
     cdef bint drain_owed            # DRAIN found no room
@@ -37,6 +37,7 @@ cdef class Connections:
     cdef uint64_t accepted, rings
 
     cdef conn_t *add(self, uint32_t conn_id) except? NULL
+    cdef int hold(self, conn_t *conn, const uint8_t *data, size_t size, bint shared) except -1
     # ends
     cdef int finish(self, conn_t *conn, uint16_t reason) except -1
     cdef int say_close(self, conn_t *conn) except -1

@@ -9,7 +9,7 @@
 """
 
 from cpython.ref cimport Py_DECREF
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
@@ -76,6 +76,13 @@ cdef class Connections:
         self.live += 1
         return conn
 
+    cdef int hold(self, conn_t *conn, const uint8_t *data, size_t size, bint shared) except -1:
+        # Ciphertext that waits until the connection may read again: counted with the bodies, since it is most of one.
+        if connection_hold(conn, data, size, shared) != 0:
+            raise MemoryError
+        self.body_memory += size
+        return 0
+
     # -- ends -----------------------------------------------------------------------------------------------------
 
     cdef int finish(self, conn_t *conn, uint16_t reason) except -1:
@@ -88,7 +95,7 @@ cdef class Connections:
             self.drop_output(conn)          # it did not take these bytes in all its time
         conn.phase = PHASE_GONE
         deadline_clear(&self.deadlines, conn)
-        self.body_memory -= conn.body_counted
+        self.body_memory -= conn.body_counted + conn.held_size
         conn.body_counted = 0
         connection_empty(conn)
         self.live -= 1

@@ -11,8 +11,8 @@ Everything that the host says of them is an allegation: an address, a reason, by
   and says that the host did it: passing on the rest would pass on a stream with a hole.
 - A slot is used again when both CLOSE frames crossed, with its next generation, so no late frame meets a new owner. A
   host that never answers keeps its slots: it takes connections from us, never memory.
-- What the module does not take is bounded: PAUSE above HOLD_PAUSE bytes, and the end of the connection above what two
-  rings may bring after that; for all connections together likewise.
+- What the module does not take is bounded: PAUSE above HOLD_PAUSE bytes, and the end of the connection above what an
+  honest host may bring after that (FLOOD_RINGS); for all connections together likewise.
 - The way out is the clients': the same windows, the same queue, so uploads and answers take turns (_connection.pxd).
 """
 
@@ -356,8 +356,6 @@ cdef Outgoings make_outgoings(object owner, out_t *out, object publish, uint32_t
         raise UsageError(f"outgoing connections: {connections_max} is not in 1 .. {EGRESS_SLOTS}")
     made.owner, made.out, made.publish = owner, out, publish
     made.connections_max = connections_max
-    # An honest host brings at most two rings' worth after PAUSE, of all connections together: what was in the ring, and
-    # what it still puts in before it reads our frames.
-    made.held_max = HOLD_PAUSE + 2 * ring
-    made.held_total_max = <uint64_t>HOLD_PAUSE * connections_max + 2 * ring
+    made.held_max = HOLD_PAUSE + FLOOD_RINGS * ring
+    made.held_total_max = <uint64_t>HOLD_PAUSE * connections_max + FLOOD_RINGS * ring
     return made

@@ -390,14 +390,14 @@ cdef class Exchange:
             if conn.held_size:
                 # Taken out of the connection while OpenSSL reads it: what is left over is held again.
                 held, size = conn.held, conn.held_size
+                self.connections.body_memory -= size
                 conn.held, conn.held_size, conn.held_capacity = NULL, 0, 0
                 conn.tls.copy_in = copy_private
                 conn.tls.input, conn.tls.input_size = held, size
                 try:
                     self.read(conn)
                     if conn.phase != PHASE_GONE and conn.tls.input_size:
-                        if connection_hold(conn, conn.tls.input, conn.tls.input_size, False) != 0:
-                            raise MemoryError
+                        self.connections.hold(conn, conn.tls.input, conn.tls.input_size, False)
                         conn.tls.input_size = 0
                 finally:
                     if conn.tls != NULL:

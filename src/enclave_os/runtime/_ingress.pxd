@@ -26,7 +26,8 @@ cdef class Ingress:
     cdef uint64_t *_shutdown_word
     # limits
     cdef http_limits_t _limits
-    cdef uint64_t _held_max
+    cdef uint64_t _held_max         # bytes, of one connection
+    cdef uint64_t _held_total_max   # bytes, of all, with the bodies of their requests
     cdef uint32_t _connections_max
     cdef uint64_t _spin_ns
     # state

@@ -82,8 +82,8 @@ cdef class Ingress:
         self._limits.target_size_max = limits["target_bytes"]
         self._limits.body_size_max = limits["body_bytes"]
         self._connections_max = limits["connections"]
-        # A host that goes on sending after PAUSE has at most one ring's worth in flight.
-        self._held_max = HOLD_PAUSE + self._from_host.ring.capacity
+        self._held_max = HOLD_PAUSE + FLOOD_RINGS * self._from_host.ring.capacity
+        self._held_total_max = limits["body_memory_bytes"]
         self._spin_ns = spin_us * 1000
         self._connections = make_connections(tls, to_host, doorbell_out, self._again, timeouts)
         self._exchange = make_exchange(self._connections, respond, loop, http_date, report, limits["body_memory_bytes"])
@@ -345,11 +345,12 @@ cdef class Ingress:
             self._dropped += 1
             return 0
         if conn.phase > PHASE_READING or conn.held_size or conn.left != NULL:
-            if conn.held_size + size > self._held_max:
+            if conn.held_size + size > self._held_max or (
+                conn.held_size + size > HOLD_PAUSE and self._connections.body_memory + size > self._held_total_max
+            ):
                 self._flooded += 1
                 return self._connections.finish(conn, CLOSE_FLOOD)
-            if connection_hold(conn, payload, size, True) != 0:
-                raise MemoryError
+            self._connections.hold(conn, payload, size, True)
             if conn.held_size > HOLD_PAUSE and not conn.pause_sent:
                 conn.pause_sent = True
                 connection_owe(conn, OWE_PAUSE)
@@ -359,8 +360,7 @@ cdef class Ingress:
         conn.tls.input_size = size
         self._exchange.read(conn)
         if conn.phase != PHASE_GONE and conn.tls.input_size:
-            if connection_hold(conn, conn.tls.input, conn.tls.input_size, True) != 0:
-                raise MemoryError
+            self._connections.hold(conn, conn.tls.input, conn.tls.input_size, True)
             conn.tls.input_size = 0
         return 0
 

@@ -63,7 +63,11 @@ class EnclaveLimits:
     target_bytes: int = key(Size(64, 128 * KIB), "8KiB", "enclave", "The request target (path and query); then 414.")
     body_bytes: int = key(Size(0, GIB), "16MiB", "enclave", "One body; then 413.")
     body_memory_bytes: int = key(
-        Size(64 * KIB, 64 * GIB), "256MiB", "enclave", "All bodies of one worker that are in memory at once; then 503."
+        Size(64 * KIB, 64 * GIB),
+        "256MiB",
+        "enclave",
+        "All bodies of one worker that are in memory at once, and what clients send behind a request that is not yet "
+        "answered; then 503, or the end of who sends on.",
     )
 
 
