@@ -267,7 +267,8 @@ def test_without_descriptors_clients_are_shed_and_the_proxy_sleeps() -> None:
             stats = rig.wait_stats(lambda stats: stats["shed"] == len(waiting))
             client.sendall(b"served")
             assert rig.enclave.read(conn_id, 6) == b"served"
-            assert rig.proxy.stats()["turns"] - stats["turns"] < 10
+            # A few for the request, ten a second while it waits for a descriptor; one that spins makes 100,000.
+            assert rig.proxy.stats()["turns"] - stats["turns"] < 100
         finally:
             for descriptor in filled:
                 os.close(descriptor)
