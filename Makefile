@@ -160,6 +160,10 @@ guests: $(JCO) ## build the small components that the tests run, anew
 	$(or $(PYTHON),python3) sdk/flatten.py sdk/examples/probe-c/probe.wit build/guests/probe.wit
 	cp sdk/componentize.mjs build/guests/ && cd build/guests && node componentize.mjs probe.core.wasm \
 		$(CURDIR)/$(GUESTS)/probe.wasm probe probe.wit $(CURDIR)/$(JCO)/lib/wasi_snapshot_preview1.reactor.wasm
+	clang-14 --target=wasm32-wasi --sysroot=/usr -O2 -Wall -nostartfiles -Wl,--no-entry -Wl,--strip-all \
+		-o build/guests/tcp.core.wasm sdk/examples/tcp-c/tcp.c
+	$(or $(PYTHON),python3) sdk/flatten.py sdk/examples/tcp-c/tcp.wit build/guests/tcp.wit
+	cd build/guests && node componentize.mjs tcp.core.wasm $(CURDIR)/$(GUESTS)/tcp.wasm tcp-guest tcp.wit
 	cd $(GUESTS) && sha256sum *.wasm > SHA256SUMS
 
 guests-python: ## build sdk/examples/notes-py with componentize-py into build/guests (half a minute, 18 MB)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ import pytest
 from bench import load, plot, report
 from bench.load import LoadFailed, Plan
 from bench.peers import NGINX, NGINX_PROXIED, OURS, STARTERS, Running, Skipped, StartFailed, make_certificate, start
-from bench.processes import cpu_ns, memory
+from bench.processes import cpu_ns, memory, on_core
 from bench.report import IdleSample, Run, Sample
 
 if TYPE_CHECKING:
@@ -151,8 +152,19 @@ def measure_idle(server: Running, count: int, seconds: float) -> IdleSample:
     return sample
 
 
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Where the scheduler may put the servers, and where the load generator; None: anywhere."""
+
+    servers: int | None = None
+    load: int | None = None
+
+
+ANYWHERE: Final = Cores()
+
+
 @contextlib.contextmanager
-def servers(names: Iterable[str], run: Run) -> Iterator[list[Running]]:
+def servers(names: Iterable[str], run: Run, cores: Cores = ANYWHERE) -> Iterator[list[Running]]:
     """Start the named servers; peers that cannot run here are written to `run.skipped` with the reason.
 
     Raises: StartFailed: ours does not start, which is a failure and no reason to measure the others alone.
@@ -164,7 +176,8 @@ def servers(names: Iterable[str], run: Run) -> Iterator[list[Running]]:
             own = folder / name.replace(" ", "-")
             own.mkdir()
             try:
-                running.append(stack.enter_context(start(name, own, certificate)))
+                with on_core(cores.servers):
+                    running.append(stack.enter_context(start(name, own, certificate)))
             except Skipped as reason:
                 run.skipped[name] = str(reason)
             except StartFailed as reason:
@@ -185,12 +198,19 @@ def interleave(running: Sequence[Running], cases: Sequence[Case], rounds: int, s
 
 
 def run_all(
-    names: Sequence[str], cases: Sequence[Case], *, rounds: int, seconds: float, idle: int, idle_seconds: float
+    names: Sequence[str],
+    cases: Sequence[Case],
+    *,
+    rounds: int,
+    seconds: float,
+    idle: int,
+    idle_seconds: float,
+    cores: Cores = ANYWHERE,
 ) -> Run:
     """The whole measurement. `idle`: how many idle connections, 0 for none. Progress goes to stderr."""
     run = Run.begin(command=sys.argv, rounds=rounds, seconds=seconds)
     load.build()
-    with servers(names, run) as running:
+    with servers(names, run, cores) as running, on_core(cores.load):
         for sample in interleave(running, cases, rounds, seconds):
             run.samples.append(sample)
             print(report.progress(sample), file=sys.stderr)
@@ -198,7 +218,7 @@ def run_all(
     # A TCP proxy needs two descriptors a connection, and 10,000 of them are more than the usual limit.
     for name in [name for name in run.servers if idle and name != NGINX_PROXIED]:
         print(f"idle: {idle} connections to {name}", file=sys.stderr)
-        with servers([name], Run.begin(command=sys.argv, rounds=1, seconds=0)) as running:
+        with servers([name], Run.begin(command=sys.argv, rounds=1, seconds=0), cores) as running, on_core(cores.load):
             run.idle += [measure_idle(server, idle, idle_seconds) for server in running]
     return run
 
@@ -266,6 +286,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--servers", nargs="+", choices=tuple(STARTERS), default=list(STARTERS), metavar="NAME")
     parser.add_argument("--cases", nargs="+", choices=CASE_NAMES, default=list(CASE_NAMES), metavar="CASE")
     parser.add_argument("--idle", type=int, default=IDLE_COUNT, help="idle connections; 0 leaves this out")
+    parser.add_argument(
+        "--cores",
+        type=int,
+        nargs=2,
+        choices=sorted(os.sched_getaffinity(0)),
+        default=(None, None),
+        metavar=("SERVERS", "LOAD"),
+        help="keep all servers on one core and the load generator on another or the same one",
+    )
     parser.add_argument("--output", type=Path, default=Path("build/bench/serve"), help="folder for JSON, table, plot")
     return parser.parse_args(arguments)
 
@@ -277,7 +306,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         run = run_all(
             options.servers, cases, rounds=options.rounds, seconds=options.seconds, idle=options.idle,
-            idle_seconds=IDLE_SECONDS,
+            idle_seconds=IDLE_SECONDS, cores=Cores(*options.cores),
         )  # fmt: skip
     except (Skipped, StartFailed) as reason:
         print(f"bench_serve: {reason}", file=sys.stderr)

@@ -6,6 +6,8 @@ included, where /proc/PID/stat counts 10 ms ticks and /proc/PID/schedstat one th
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -28,6 +30,21 @@ class Memory:
     resident: int
     proportional: int
     own: int
+
+
+@contextlib.contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Run the block, and whatever process it starts, on this core alone; None: wherever the scheduler likes.
+
+    Raises: OSError: there is no such core, or it is not ours.
+    """
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def cpu_ns(pid: int) -> int:

@@ -80,7 +80,7 @@ EXAMPLE_TAIL: Final = """
 # Whom a module may call; without a table it calls nobody.
 # [[egress.allow]]
 # module = "vault"
-# hosts = ["issuer.example", "*.api.example:8443"]
+# hosts = ["issuer.example", "*.api.example:8443", "tcp://db.example:5432"]
 
 # A module's own keys, passed to the module as they are.
 # [module.helloworld]

@@ -19,6 +19,10 @@ START_SECONDS_MAX: Final = 30.0
 GRAMINE_START_SECONDS_MAX: Final = 240.0
 """The same under Gramine: it hashes every file that is opened, and on SGX without EDMM all of the enclave's memory is
 added page by page before the first instruction runs: minutes on a machine that pages its EPC."""
+END_SECONDS_MAX: Final = 5.0
+"""From `shutdown` to the end of a plain process."""
+GRAMINE_END_SECONDS_MAX: Final = 30.0
+"""The same under Gramine: on SGX the kernel takes the enclave apart page by page before the process is gone."""
 
 How = Literal["simulated", "direct", "sgx"]
 
@@ -31,11 +35,13 @@ class Launch:
         how: as `server.enclave` calls it.
         command: program by its path, and arguments.
         start_seconds_max: from the start to READY; beyond it the process is killed.
+        end_seconds_max: from `shutdown` to its end; beyond it, too.
     """
 
     how: How
     command: Sequence[str]
     start_seconds_max: float
+    end_seconds_max: float = END_SECONDS_MAX
 
     @property
     def gramine(self) -> bool:

@@ -56,7 +56,6 @@ from .shared_memory import Region, region_folder, region_label, region_layout, r
 from .state import StateError, StateFolder, StateTaken
 from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
 
-END_SECONDS_MAX: Final = 5.0  # from `shutdown` to the process's end
 STEADY_SECONDS: Final = 30.0  # a worker that served this long starts with a clean record
 DELAYS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before the n-th start in a row
 
@@ -382,7 +381,7 @@ class Supervisor:
         worker.life.region.call_shutdown()
         worker.life.doorbell.ring_enclave()
         worker.phase = Phase.ENDING
-        worker.due = time.monotonic() + END_SECONDS_MAX
+        worker.due = time.monotonic() + self._launch.end_seconds_max
 
     def _end_drained(self) -> None:
         """End those that are done; worker 0, whom the others ask, after them."""

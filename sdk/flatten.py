@@ -1,16 +1,27 @@
-"""One WIT text of a world and the platform's package, for tools that take a single one: flatten.py WORLD.wit OUT.wit"""
+"""One WIT text of a world and the packages that it names, for tools that take one: flatten.py WORLD.wit OUT.wit"""
 
 import sys
 from pathlib import Path
 
-PLATFORM = Path(__file__).parent / "wit" / "enclave-os.wit"
+PACKAGES = Path(__file__).parent / "wit"
 
 
 def flatten(world: str) -> str:
-    """The world, and the platform's package nested behind it."""
-    text = PLATFORM.read_text(encoding="utf-8")
-    head, _, body = text[text.index("package ") :].partition(";")
-    return f"{world}\n{head} {{{body}}}\n"
+    """The world, and behind it each package of `wit/` that it or another one of them names, nested."""
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGES.glob("*.wit"))}
+    wanted, flat, named = list(texts), world, world
+    while found := [path for path in wanted if _name(texts[path]) in named]:
+        for path in found:
+            wanted.remove(path)
+            head, _, body = texts[path][texts[path].index("package ") :].partition(";")
+            named += body
+            flat += f"\n{head} {{{body}}}\n"
+    return flat
+
+
+def _name(text: str) -> str:
+    """`namespace:name/`, as an import of one of its interfaces begins."""
+    return text[text.index("package ") :].removeprefix("package ").partition("@")[0] + "/"
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def linearizable(history: Iterable[Operation], initial: State = ABSENT) -> bool:
 
 class _Search:
     def __init__(self, history: list[Operation]) -> None:
-        learnt = {one.value: one.version for one in history if one.kind == "get" and one.value is not None}
+        learnt = {one.value: one.version for one in history if one.kind == "get"}
         self._operations = [
             one if one.sure or one.kind != "put" else replace(one, version=learnt.get(one.value, UNKNOWN))
             for one in sorted(history, key=lambda one: (one.start, one.end))

@@ -5,8 +5,8 @@
     enclave-os/lib/NAME.so.N    shared libraries under the name by which the loader asks for them
     enclave-os/modules.json     the modules that may be enabled
 
-Sources, never caches: what is read in there is what a person can read. The C library stays outside, since Gramine has
-one of its own that must stand in its place.
+Sources, never caches: `build.py` compiles them itself, so that the same source is the same file in every image. The C
+library stays outside, since Gramine has one of its own that must stand in its place.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ ALWAYS: Final = ("ld-linux-x86-64.so.2", "libc.so.6")
 # Of an installation, not of a program: how `pip install -e` and setuptools reach into every interpreter, and site.py,
 # which python._pth leaves out.
 INSTALLATION: Final = ("__editable__", "_distutils_hack", "_sitebuiltins", "_virtualenv", "site", "sitecustomize")
+# What libraries import for commands of their own where it happens to be installed (httpx has one), and do without.
+COMMANDS: Final = ("click", "pygments", "rich")
 # Never in an enclave.
 FOREIGN: Final = ("enclave_os_host", "enclave_os_client", "pytest", "tests", "pip", "setuptools", "Cython")
 
@@ -54,7 +56,7 @@ def collect(trace: Trace) -> tuple[dict[PurePosixPath, Path], frozenset[str]]:
     folders: dict[Path, PurePosixPath] = {}
     for name, file in sorted(trace.modules.items()):
         top = name.partition(".")[0]
-        if top.startswith(INSTALLATION[0]) or top in INSTALLATION:
+        if top.startswith(INSTALLATION[0]) or top in INSTALLATION or top in COMMANDS:
             continue
         if top in FOREIGN:
             raise CollectError(f"the enclave imported {name}, which has no business in it")

@@ -42,6 +42,7 @@ DESCRIPTORS: Final = 4096
 CONNECT_SECONDS: Final = 2.0
 COMMAND_SECONDS: Final = 10.0
 MIB: Final = 1 << 20
+AESM_SOCKET: Final = "var/run/aesmd/aesm.socket"
 QUOTE_PROVIDERS: Final = (
     "usr/lib/x86_64-linux-gnu/libdcap_quoteprov.so.1",
     "usr/lib64/libdcap_quoteprov.so.1",
@@ -63,6 +64,12 @@ def _connect(host: str, port: int) -> None:
     socket.create_connection((host, port), CONNECT_SECONDS).close()
 
 
+def _reach(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(CONNECT_SECONDS)
+        asking.connect(str(path))
+
+
 def _version(loader: str) -> str:
     return subprocess.run(
         [loader, "--version"], capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
@@ -75,13 +82,14 @@ class Machine:
 
     Attributes:
         root: in place of /; search: in place of $PATH.
-        connect, version: ask a server, and a loader.
+        connect, reach, version: ask a server by TCP, one by its socket, and a loader.
         descriptors: the hard limit.
     """
 
     root: Path = Path("/")
     search: str | None = None
     connect: Callable[[str, int], None] = _connect
+    reach: Callable[[Path], None] = _reach
     version: Callable[[str], str] = _version
     descriptors: int = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
@@ -181,20 +189,36 @@ def _epc(machine: Machine, settings: Settings) -> Check:
 
 
 def _quoting(machine: Machine) -> Iterator[Check]:
-    socket_path = machine.path("var/run/aesmd/aesm.socket")
-    if socket_path.exists() and stat.S_ISSOCK(socket_path.stat().st_mode):
-        yield Check("AESM", "ok", "/var/run/aesmd/aesm.socket", SGX)
-    else:
-        yield Check(
-            "AESM", "fail", "no /var/run/aesmd/aesm.socket", SGX,
-            "install sgx-aesm-service and libsgx-aesm-quote-ex-plugin (Intel's SGX packages), then: systemctl enable "
-            "--now aesmd",
-        )  # fmt: skip
+    yield _aesm(machine)
     if not any(machine.path(name).exists() for name in QUOTE_PROVIDERS):
         yield Check(
             "quote provider", "fail", "no libdcap_quoteprov.so.1", SGX, "install libsgx-dcap-default-qpl (Intel's)"
         )
     yield _pccs(machine)
+
+
+def _aesm(machine: Machine) -> Check:
+    path = machine.path(AESM_SOCKET)
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return Check(
+            "AESM", "fail", f"no /{AESM_SOCKET}", SGX,
+            "install sgx-aesm-service and libsgx-aesm-quote-ex-plugin (Intel's SGX packages), then: systemctl enable "
+            "--now aesmd",
+        )  # fmt: skip
+    try:
+        machine.reach(path)
+    except PermissionError:
+        return Check(
+            "AESM", "fail", f"/{AESM_SOCKET} may not be opened", SGX,
+            "let the user that serves reach it: Intel's package makes it for everybody (mode 0777), a unit of your own "
+            "must too",
+        )  # fmt: skip
+    except OSError as error:
+        return Check(
+            "AESM", "fail", f"/{AESM_SOCKET}: {error.strerror or error}", SGX,
+            "nobody answers there: systemctl restart aesmd; journalctl -u aesmd says why it ended",
+        )  # fmt: skip
+    return Check("AESM", "ok", f"/{AESM_SOCKET}", SGX)
 
 
 def _pccs(machine: Machine) -> Check:

@@ -8,7 +8,7 @@ from typing import Final
 
 from enclave_os.wire.setting_table import Settings
 
-from ..launch import GRAMINE_START_SECONDS_MAX, SIMULATED, How, Launch
+from ..launch import GRAMINE_END_SECONDS_MAX, GRAMINE_START_SECONDS_MAX, SIMULATED, How, Launch
 from .image import FOLDER, NAME, Image
 from .installed import LOADERS, find_gramine, missing
 
@@ -72,4 +72,4 @@ def _gramine(how: How, image: Image, search: str | None) -> Launch:
     loader = shutil.which(LOADERS[how], path=search)
     # The manifest's paths are relative to the image, so that its measurement does not depend on where that lies.
     command = ("/usr/bin/env", "-C", str(image.folder), str(loader), NAME)
-    return Launch(how, command, GRAMINE_START_SECONDS_MAX)
+    return Launch(how, command, GRAMINE_START_SECONDS_MAX, GRAMINE_END_SECONDS_MAX)

@@ -32,6 +32,8 @@ ENTRY_POINT_GROUP: Final = "enclave_os.modules"
 SCRIPT: Final = Path(__file__).with_name("traced_enclave.py")
 STANDARD_ERROR: Final = 2
 START_SECONDS_MAX: Final = 60.0
+END_SECONDS_MAX: Final = 60.0
+"""At its end the enclave imports what the trial did not: a second, or many on a machine that is busy."""
 ANSWER_SECONDS_MAX: Final = 10.0
 # One of each kind: an answer, a refusal, a page with evidence in it, what no module knows.
 REQUESTS: Final = (
@@ -92,7 +94,10 @@ def trace(settings: Settings) -> Trace:
         folder = Path(place)
         out = folder / "trace.json"
         command = (sys.executable, "-I", "-B", str(SCRIPT), str(out), *packages)
-        _run(_trial(settings, folder / "state"), Launch("simulated", command, START_SECONDS_MAX), folder / "log")
+        launch = Launch("simulated", command, START_SECONDS_MAX, END_SECONDS_MAX)
+        _run(_trial(settings, folder / "state"), launch, folder / "log")
+        if not out.is_file():
+            raise TraceError(f"the trial run's enclave took more than {END_SECONDS_MAX:g} s to end: try again")
         document: dict[str, Any] = json.loads(out.read_text("utf-8"))
     return Trace(
         modules={name: Path(found["file"]) for name, found in document["modules"].items() if found["file"]},

@@ -13,16 +13,20 @@ import contextlib
 import ctypes
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 OWN = "enclave_os"
 # Imported by the interpreter itself, or by the standard library, when something rare happens: a traceback is printed, a
 # name is not ASCII. Codecs are modules too, imported when they are first asked for.
 RARE = ("_strptime", "concurrent.futures.thread", "linecache", "stringprep", "tokenize", "traceback", "unicodedata")
+# What a package imports by a name that it makes up when it is used.
+MADE_UP = {"anyio": ("anyio._backends._asyncio",)}
 CODECS = ("ascii", "idna", "latin-1", "punycode", "raw-unicode-escape", "unicode-escape", "utf-8")
 
 
@@ -77,6 +81,16 @@ def codecs_named(path: Path) -> set[str]:
     return found
 
 
+def without_sources() -> None:
+    """Be as the image is, which has none: who reads the source of a module (anyio does) goes its other way here too."""
+
+    def find_no_source(_thing: Any) -> Any:
+        raise OSError("could not get source code")
+
+    replacement: Any = find_no_source
+    inspect.findsource = replacement
+
+
 def import_the_rest(packages: set[str]) -> None:
     """Import what the loaded sources of these top-level packages import in functions, until nothing new comes."""
     for name in RARE:
@@ -94,6 +108,9 @@ def import_the_rest(packages: set[str]) -> None:
                 with contextlib.suppress(LookupError):  # a word that is no codec's
                     codecs.lookup(wanted)
         read |= unread
+    for name, made_up in MADE_UP.items():
+        for wanted in made_up if name in sys.modules else ():
+            importlib.import_module(wanted)
 
 
 def main(out: Path, packages: set[str]) -> int:
@@ -107,6 +124,7 @@ def main(out: Path, packages: set[str]) -> int:
                 opened.add(arguments[0])
 
     sys.addaudithook(note)
+    without_sources()
     code = 0
     try:
         runpy.run_module(OWN, run_name="__main__", alter_sys=True)

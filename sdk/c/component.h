@@ -38,7 +38,7 @@ static void *error_text(const char *text) {
 }
 
 /* A C string of a WIT string. */
-static char *text_of(const uint8_t *data, uint32_t size) {
+__attribute__((unused)) static char *text_of(const uint8_t *data, uint32_t size) {
     char *text = malloc(size + 1);
     memcpy(text, data, size);
     text[size] = 0;

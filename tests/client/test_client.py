@@ -16,6 +16,7 @@ from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError
 from enclave_os.evidence.protocol import ATTEST_PATH, b64url
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.verifier import connect
+from enclave_os.verifier.tls_stream import TLSStream
 from enclave_os_client import client as attesting
 from enclave_os_client.client import AsyncClient, Client, Demands, Mode, attestation_of
 from enclave_os_client.examine import examine
@@ -153,15 +154,15 @@ def test_evidence_that_ages_between_the_pools_look_and_the_first_byte(
     use(monkeypatch, first, second)
     with Client(Demands(policy=POLICY, monotonic=lambda: clock[0])) as client:
         assert client.get(URL).text == "world"
-        look = connect.TLSStream.get_extra_info
+        look = TLSStream.get_extra_info
 
-        def aged(stream: connect.TLSStream, info: str) -> Any:
+        def aged(stream: TLSStream, info: str) -> Any:
             found = look(stream, info)
             if info == "is_readable" and not second.requests:
                 clock[0] = 301.0
             return found
 
-        monkeypatch.setattr(connect.TLSStream, "get_extra_info", aged)
+        monkeypatch.setattr(TLSStream, "get_extra_info", aged)
         assert client.post(URL, content=b"once").text == "world"
     assert first.requests == [ATTEST_PATH, "/hello"]
     assert second.requests == [ATTEST_PATH, "/hello"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ class Played:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: Path) -> Run:
     seconds = itertools.count()
-    monkeypatch.setattr(top.time, "sleep", lambda duration: None)
-    monkeypatch.setattr(top.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(time, "sleep", lambda duration: None)
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
 
     def made(server: Played, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(manage, "_client", lambda parser, parsed, mode: server.connect())
@@ -153,7 +154,7 @@ def test_metrics_that_are_none(run: Run) -> None:
 
 
 def test_a_token_that_takes_the_old_ones_place(run: Run, token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top.time, "sleep", lambda duration: token.write_text("f.r.E\n"))
+    monkeypatch.setattr(time, "sleep", lambda duration: token.write_text("f.r.E\n"))
     server = Played()
     run(server, "--count", "2")
     assert server.tokens[0] == "Bearer e.y.J"

@@ -18,7 +18,7 @@ def make_image(python: Path, folder: Path, more: str = "") -> Path:
         f'[server]\nstate_dir = "{folder / "state"}"\n[modules]\nenabled = [{enabled}]\n'
         f'[gramine]\nimage = "{image}"\n{more}'
     )
-    command = [python, "-I", "-m", "enclave_os_host", "gramine", "manifest", "--config", config]
+    command = [str(python), "-I", "-m", "enclave_os_host", "gramine", "manifest", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return image

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from enclave_os_client import token
-from tests.e2e.server import END_SECONDS, LOOPBACK, Overrides, Server, bare_environment, to_toml
+from tests.e2e.server import END_SECONDS, LOOPBACK, Overrides, Server, bare_environment, everywhere, merged, to_toml
 from tests.e2e.test_roles import COMMAND
 
 MODULES: Overrides = {"modules": {"enabled": ["kv"]}}
@@ -101,7 +101,7 @@ class KVSite:
         """Of a start that nobody waits for to serve."""
         config = self.folder / "alone.toml"
         made = _over({"listen": LOOPBACK, "state_dir": str(self.state)}, settings)
-        config.write_text(to_toml(made) + self.issuer)
+        config.write_text(to_toml(merged(everywhere, made)) + self.issuer)
         return [self.python, "-I", "-m", "enclave_os_host", "serve", "--config", config]
 
     @property
@@ -170,7 +170,4 @@ class KVSite:
 
 
 def _over(server: Mapping[str, object], settings: Overrides | None) -> Overrides:
-    made: dict[str, Mapping[str, object]] = {**MODULES, "server": server}
-    for section, keys in (settings or {}).items():
-        made[section] = {**made.get(section, {}), **keys}
-    return made
+    return merged(MODULES, {"server": server}, settings or {})

@@ -44,6 +44,15 @@ def to_toml(settings: Overrides) -> str:
 everywhere: dict[str, dict[str, object]] = {}
 
 
+def merged(*parts: Overrides) -> dict[str, dict[str, object]]:
+    """One configuration of several, each over those before it."""
+    sections: dict[str, dict[str, object]] = {}
+    for part in parts:
+        for section, keys in part.items():
+            sections.setdefault(section, {}).update(keys)
+    return sections
+
+
 def bare_environment() -> dict[str, str]:
     """Ours without what would reach into a server: it has its own installation, and its configuration in a file."""
     return {key: value for key, value in os.environ.items() if not key.startswith(("ENCLAVE_OS", "PYTHON"))}
@@ -81,12 +90,11 @@ class Server:
         self.folder = folder
         self._start_seconds = start_seconds
         folder.mkdir(parents=True)
-        sections: dict[str, dict[str, object]] = {
+        defaults: Overrides = {
             "server": {"listen": LOOPBACK, "state_dir": str(folder / "state")},
             "modules": {"enabled": ["helloworld", "trial"]},
         }
-        for section, keys in [*everywhere.items(), *(settings or {}).items()]:
-            sections.setdefault(section, {}).update(keys)
+        sections = merged(defaults, everywhere, settings or {})
         self.state = Path(str(sections["server"]["state_dir"]))
         self.config = folder / "site.toml"
         self.config.write_text(to_toml(sections) + more)

@@ -57,6 +57,7 @@ def test_a_module_calls_whom_the_operator_names(start_server: StartServer, tmp_p
     with TLSServer(tmp_path / "peer", CA.leaf("localhost")) as peer:
         server = start_server({"egress": {"ca_file": str(ca)}}, allow(f"localhost:{peer.port}"))
         assert fetch(server, url=peer.url(path="/asked"))["text"] == "GET /asked HTTP/1.1"
+        assert "/asked" not in server.log, "what is called is the module's, and the host reads the log"
         refused = fetch(server, url="https://elsewhere.example/")
         assert (refused["stage"], refused["fault"]) == ("policy", "operator")
         digest = hashlib.sha256(ca.read_bytes()).digest()

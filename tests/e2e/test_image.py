@@ -17,8 +17,11 @@ import pytest
 
 from tests.e2e.image import make_image
 from tests.e2e.server import Server, everywhere
+from tests.e2e.test_egress import CA, allow, fetch
 from tests.e2e.wire import HELLO, Connection, get
+from tests.modules.egress_servers import TLSServer
 
+DIRECT = {"enclave": "direct"}
 LOADER = """#!{python}
 import hashlib, os, sys, tomllib
 manifest = tomllib.load(open(sys.argv[1] + ".manifest", "rb"))
@@ -76,7 +79,7 @@ def direct(
     if everywhere:
         pytest.skip("this run is under Gramine itself")
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    running = Server(python, tmp_path / "server", {"server": {"enclave": "direct"}, "gramine": {"image": str(image)}})
+    running = Server(python, tmp_path / "server", {"server": DIRECT, "gramine": {"image": str(image)}})
     yield running
     running.stop()
 
@@ -105,6 +108,22 @@ def test_a_module_that_raises_is_logged_with_what_the_image_has(direct: Server) 
     direct.expected.append("module trial failed")
 
 
+def test_it_calls_out_with_what_the_image_has(
+    python: Path, image: Path, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """httpx and what it needs are loaded by the first call: the trial run made none."""
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    ca = tmp_path / "ca.pem"
+    ca.write_text(CA.pem)
+    with TLSServer(tmp_path / "peer", CA.leaf("localhost")) as peer:
+        settings = {"server": DIRECT, "gramine": {"image": str(image)}, "egress": {"ca_file": str(ca)}}
+        running = Server(python, tmp_path / "server", settings, allow(f"localhost:{peer.port}"))
+        try:
+            assert fetch(running, url=peer.url(path="/asked"))["text"] == "GET /asked HTTP/1.1"
+        finally:
+            running.stop()
+
+
 def test_a_changed_file_does_not_start(
     python: Path, image: Path, commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +137,7 @@ def test_a_changed_file_does_not_start(
             f'[server]\nlisten = ["127.0.0.1:0"]\nenclave = "direct"\nstate_dir = "{tmp_path / "state"}"\n'
             f'[modules]\nenabled = ["helloworld"]\n[gramine]\nimage = "{image}"\n'
         )
-        command = [python, "-I", "-m", "enclave_os_host", "serve", "--config", config]
+        command = [str(python), "-I", "-m", "enclave_os_host", "serve", "--config", str(config)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     finally:
         victim.write_bytes(before)

@@ -70,7 +70,7 @@ def can_mount(folder: Path) -> bool:
     """Whether a small disk of our own can be had: root may, outside of most containers."""
     if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("nsenter") is None:
         return False
-    mount = ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", folder]
+    mount = ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", str(folder)]
     return subprocess.run(mount, check=False, capture_output=True).returncode == 0
 
 

@@ -123,7 +123,7 @@ def test_top_shows_what_happens(guarded: Guarded, tmp_path: Path) -> None:
     url = f"https://localhost:{guarded.server.port}"
     known = ("--url", url, "--token", token, "--ca", guarded.server.ca_file)
     shown = enclave_os("top", *known, "--count", "2", "--interval", "0.2")
-    assert "SIMULATED, 1 worker" in shown
+    assert f"{mode().upper()}, 1 worker" in shown
     assert re.search(r"^connections +[1-9]", shown, re.MULTILINE), shown
     looks = [json.loads(line) for line in enclave_os("top", *known, "--count", "2", "--json").splitlines()]
     assert looks[1]["workers"]["0"]["requests_total"] > 0, "its own look is a request"

@@ -22,8 +22,9 @@ from cryptography import x509
 from enclave_os.evidence import oids
 from enclave_os.evidence.policy import Policy
 from enclave_os_client.client import Client, Demands, attestation_of
+from tests.e2e.image import make_image
 from tests.e2e.installation import install_changed
-from tests.e2e.server import END_SECONDS, Server, bare_environment
+from tests.e2e.server import END_SECONDS, Overrides, Server, bare_environment, merged, mode
 from tests.e2e.test_attestation import manifest
 from tests.e2e.test_sealing import Site, command
 from tests.e2e.test_sealing import site as site
@@ -38,25 +39,31 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """A site, and the changed code that is to take over there."""
+    """A site, and the changed code that is to take over there: under Gramine, the image made of it."""
 
     site: Site
     python: Path
+    image: Overrides
 
-    def take(self, port: int, giver: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def take(self, port: int, giver: str, settings: Overrides | None = None) -> subprocess.CompletedProcess[str]:
         """`enclave-os seal import` with the changed code."""
+        config = self.site.write(merged(settings or {}, self.image))
         return subprocess.run(
             [
                 self.python, "-I", "-m", "enclave_os_host", "seal", "import", "--from", f"https://localhost:{port}",
-                "--giver", giver, "--config", config or self.site.write(),
+                "--giver", giver, "--config", config,
             ],
             capture_output=True, text=True, timeout=END_SECONDS, check=False, env=bare_environment(),
         )  # fmt: skip
 
 
 @pytest.fixture
-def upgrade(site: Site, changed: Path) -> Upgrade:
-    return Upgrade(site, changed)
+def upgrade(site: Site, changed: Path, tmp_path: Path) -> Upgrade:
+    if mode() == "simulated":
+        return Upgrade(site, changed, {})
+    folder = tmp_path / "next"
+    folder.mkdir()
+    return Upgrade(site, changed, {"gramine": {"image": str(make_image(changed, folder))}})
 
 
 def status(server: Server, token: Path) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
     command(former, "seal", "approve", found[1], "--token", token)
     refused = upgrade.take(former.port, "77" * 32)  # another enclave stands where the operator meant this one
     assert "MRENCLAVE: other code than was asked for" in refused.stderr
-    refused = upgrade.take(former.port, giver, site.write({"seal": {"export": "signer"}}))
+    refused = upgrade.take(former.port, giver, {"seal": {"export": "signer"}})
     assert "seal.export: sealed is approved; the configuration says signer" in refused.stderr
     assert not (site.state / "sealed" / found[1] / "config.sealed").exists()
 
@@ -154,7 +161,8 @@ def test_an_upgrade_keeps_what_is_sealed(upgrade: Upgrade) -> None:
     before = status(former, site.token("monitoring"))
     former.stop()
 
-    latter = Server(upgrade.python, site.folder / "latter", {"server": {"state_dir": str(site.state)}}, site.issuer)
+    settings = merged({"server": {"state_dir": str(site.state)}}, upgrade.image)
+    latter = Server(upgrade.python, site.folder / "latter", settings, site.issuer)
     site.started.append(latter)
     latter.wait_for_log("copying the rows of the key-value store")
     assert (kept(latter, "before"), kept(latter, "after")) == (b"the transfer", b"it too")

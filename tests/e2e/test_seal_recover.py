@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from hashlib import sha256
 from pathlib import Path
@@ -37,8 +36,13 @@ def test_the_owner_brings_back_what_was_sealed(site: Site, tmp_path: Path) -> No
     master_key = site.sealed().master_key
     server.stop()
 
-    (site.state / "platform" / "seal.key").write_bytes(os.urandom(32))  # as a microcode update does
-    assert "enclave-os seal recover --help" in site.refused(owned)
+    platform = site.state / "platform" / "platform.json"  # a microcode update: no key is touched
+    made = json.loads(platform.read_text())
+    platform.write_text(json.dumps(made | {"cpu_svn": "06" * 16}))
+    said = site.refused(owned)
+    assert f"that was at CPUSVN {made['cpu_svn']}, and the processor is at {'06' * 16} now" in said
+    assert "enclave-os seal recover --help" in said
+    assert "enclave-os seal import --help" in said
     waiting = site.start(owned, recover=True)
     waiting.wait_for_log("waits for the owner")
     anybody = Demands(policy=Policy(any_identity=True, allow_simulated=True))
@@ -57,7 +61,7 @@ def test_the_owner_brings_back_what_was_sealed(site: Site, tmp_path: Path) -> No
     key.write_bytes(owner().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     shown = offline("seal", "unwrap", site.blob(), "--key", key, "--blob-key", before["blob_key"], "--grant", grant)
     assert f"boot                  {before['boot_count']}" in shown
-    bring = [COMMAND, "seal", "recover", "--url", waiting.url, "--grant", grant]
+    bring: list[str | Path] = [COMMAND, "seal", "recover", "--url", waiting.url, "--grant", grant]
     done = subprocess.run(bring, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "SIMULATED" in done.stderr) == (1, True)  # nothing was sent to what proves nothing
     done = subprocess.run([*bring, "--allow-simulated"], capture_output=True, text=True, timeout=60, check=False)

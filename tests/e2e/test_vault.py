@@ -19,7 +19,7 @@ from enclave_os.evidence.audit_chain import check_entries, genesis
 from enclave_os.wire.layout import REGION_FOLDER
 from enclave_os_client import token
 from enclave_os_client.client import Client, Demands, Mode, Policy
-from tests.e2e.server import Server
+from tests.e2e.server import Overrides, Server
 from tests.e2e.test_secrets import memory_of
 from tests.e2e.wire import Answer, Connection, get, request
 from tests.enclave.attested import CLIENT_MEASUREMENT, ClientEnclave
@@ -125,7 +125,8 @@ def test_the_host_finds_no_secret_anywhere(start_server: StartServer) -> None:
 
 def test_what_is_in_the_vault_outlives_the_server(python: Path, tmp_path: Path) -> None:
     """The same state: secrets and the audit's chain are there. Another issuer in the configuration: refused (KV13)."""
-    issuer, state = Issuer(), {"server": {"state_dir": str(tmp_path / "state")}, "modules": {"enabled": ["vault"]}}
+    issuer = Issuer()
+    state: Overrides = {"server": {"state_dir": str(tmp_path / "state")}, "modules": {"enabled": ["vault"]}}
     writer = issuer.bearer("alice", "vault-writer", "vault-auditor")
     first = Server(python, tmp_path / "first", state, issuer.table)
     with Connection(first) as connection:

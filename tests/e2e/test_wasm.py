@@ -20,7 +20,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from enclave_os.evidence import oids
 from enclave_os_client.client import Client, Demands, Policy, attestation_of
-from tests.e2e.server import Server
+from tests.e2e.server import Overrides, Server
 from tests.e2e.test_roles import COMMAND, enclave_os
 from tests.e2e.wire import client_context
 
@@ -44,11 +44,12 @@ class Site:
         key = folder / "issuer.key.pem"
         return cls(python, folder, key, enclave_os("token", "keygen", "--key", key))
 
-    def start(self) -> Server:
+    def start(self, **sections: Any) -> Server:
         number = len(list(self.folder.glob("start-*")))
-        settings = {
+        settings: Overrides = {
             "server": {"state_dir": str(self.folder / "state")},
             "modules": {"enabled": ["wasm", "helloworld"]},
+            **sections,
         }
         return Server(self.python, self.folder / f"start-{number}", settings, self.table)
 
@@ -56,7 +57,8 @@ class Site:
         """Run `enclave-os wasm` as a manager does."""
         token = self.folder / "token"
         token.write_text(enclave_os("token", "issue", "--key", self.key, "--role", "manager"))
-        address = ["--url", f"https://localhost:{server.port}", "--token", token, "--ca", server.ca_file]
+        url = f"https://localhost:{server.port}"
+        address: list[str | Path] = ["--url", url, "--token", token, "--ca", server.ca_file]
         done = subprocess.run(
             [COMMAND, "wasm", action, *arguments, *address], capture_output=True, text=True, timeout=60, check=False
         )

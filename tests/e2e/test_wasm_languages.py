@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import Overrides, Server
 from tests.e2e.test_roles import enclave_os
 from tests.e2e.test_wasm import PROBE
 from tests.e2e.wire import client_context
@@ -26,7 +26,7 @@ LOAD_SECONDS = 400.0  # tenfold what compiling 19 MB takes on a busy machine
 def test_three_toolchains_one_server(python: Path, tmp_path: Path) -> None:
     key = tmp_path / "key.pem"
     table = enclave_os("token", "keygen", "--key", key)
-    settings = {
+    settings: Overrides = {
         "modules": {"enabled": ["wasm"]},
         "limits": {"body_bytes": "32MiB"},
         "module.wasm": {"component_bytes": 33_554_432},

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.e2e.server import Server
+from tests.e2e.server import Overrides, Server
 from tests.e2e.test_wasm import PROBE, Site, client
 
 CONNECTIONS = 24  # with two workers, all of them reach one worker once in 2**23 runs
@@ -23,7 +23,10 @@ def site(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def server(site: Site) -> Iterator[Server]:
-    settings = {"server": {"workers": 2, "state_dir": str(site.folder / "state")}, "modules": {"enabled": ["wasm"]}}
+    settings: Overrides = {
+        "server": {"workers": 2, "state_dir": str(site.folder / "state")},
+        "modules": {"enabled": ["wasm"]},
+    }
     running = Server(site.python, site.folder / "start", settings, site.table)
     running.wait_for_log("worker 1 serves")
     yield running

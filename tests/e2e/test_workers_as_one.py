@@ -15,12 +15,12 @@ import pytest
 
 from enclave_os_client.meter import read_metrics
 from tests.e2e.kv_site import KVSite
-from tests.e2e.server import Server
+from tests.e2e.server import Overrides, Server
 from tests.e2e.test_kv_workers import connections
 from tests.e2e.wire import Answer, Connection, get, request
 
 WORKERS = 3
-SETTINGS = {"modules": {"enabled": ["kv", "trial"]}, "server": {"workers": WORKERS}}
+SETTINGS: Overrides = {"modules": {"enabled": ["kv", "trial"]}, "server": {"workers": WORKERS}}
 BODIES = {
     "/attestation-servers": b'{"servers":["https://verify.example"]}',
     "/seal/policy": b'{"policy":"?"}',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from enclave_os._tls import ClientHello, TLSContext, TLSEngine
 from enclave_os._x509 import Identity, LeafMinter
@@ -64,14 +64,14 @@ class Enclave:
         self.quotes = 0
         self.time_fails: Exception | None = None
         settings = AttestationSettings(
-            **{"client_mr_enclaves": (CLIENT_MEASUREMENT.hex(),), "quotes_per_second": rate} | attestation
+            **{"client_mr_enclaves": (CLIENT_MEASUREMENT.hex(),), "quotes_per_second": rate, **attestation}
         )
         self.judge = ClientJudge(
             settings, simulated=True, simulated_root_der=forge.root_der,
             own_collateral=lambda: forge.collateral, trusted_ns=self.trusted_ns, monotonic=lambda: self.monotonic,
         )  # fmt: skip
         self.sessions = SessionAttestation(
-            self, self.tree, self.judge, trusted_ns=self.trusted_ns, monotonic=lambda: self.monotonic,
+            cast(Any, self), self.tree, self.judge, trusted_ns=self.trusted_ns, monotonic=lambda: self.monotonic,
             random=lambda size: bytes(self.counted(size)), quotes_per_second=rate, state=lambda: self.state,
         )  # fmt: skip
         self.minter = LeafMinter(authority.certificate_der, authority.key_der, ["enclave.example"])

@@ -19,6 +19,7 @@ class FakePlatform:
 
     measurement: bytes = b"m" * 32
     key: bytes = b"k" * 32
+    cpu_svn: bytes = b"5" * 16
 
     def sealing_key(self) -> bytes:
         return self.key

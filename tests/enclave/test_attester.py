@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +40,7 @@ class Device:
         (folder / "quote").write_bytes(b"")
         (folder / "report").write_bytes(encode_body(forge.attester.body) + bytes(48))
         (folder / "keys" / "_sgx_mrenclave").write_bytes(bytes(range(16)))
-        whole = Path.open
+        whole: Callable[..., IO[Any]] = Path.open
 
         def open_file(path: Path, *arguments: Any, **options: Any) -> IO[Any]:
             if path == folder / "quote":
@@ -144,6 +145,14 @@ class TestSimulated:
         other = SimulatedAttester("simulated", forge.folder, IDENTITY, bytes(32))
         assert len({forge.attester.sealing_key(), other.sealing_key()}) == 2
         assert other.sealing_key() == SimulatedAttester("direct", forge.folder, IDENTITY, bytes(32)).sealing_key()
+
+    def test_the_sealing_key_changes_with_the_microcode(self, forge: Forge, tmp_path: Path) -> None:
+        for file in ("collateral.json", "seal.key"):
+            (tmp_path / file).write_bytes((forge.folder / file).read_bytes())
+        (tmp_path / "platform.json").write_text(json.dumps(forge.platform | {"cpu_svn": "06" * 16}))
+        updated = SimulatedAttester("simulated", tmp_path, IDENTITY, MEASUREMENT)
+        assert updated.body.cpu_svn == b"\x06" * 16
+        assert updated.sealing_key() != forge.attester.sealing_key()
 
     @pytest.mark.parametrize("name", ["platform.json", "collateral.json", "seal.key"])
     @pytest.mark.parametrize("content", [None, b"", b"{}", b"null", b"x" * 1_000_000, b"[" * 60_000])

@@ -68,8 +68,8 @@ class TestHarden:
             def prctl(self, *_: int) -> int:
                 return -1
 
-        monkeypatch.setattr(hardening.ctypes, "CDLL", Refusing)
-        monkeypatch.setattr(hardening.resource, "setrlimit", lambda *_: None)
+        monkeypatch.setattr(ctypes, "CDLL", Refusing)
+        monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
         with pytest.raises(InternalError, match="PR_SET_DUMPABLE"):
             hardening.harden()
 
@@ -81,6 +81,6 @@ class TestHarden:
             def prctl(self, *_: int) -> int:
                 return -1
 
-        monkeypatch.setattr(hardening.ctypes, "CDLL", Absent)
-        monkeypatch.setattr(hardening.resource, "setrlimit", lambda *_: None)
+        monkeypatch.setattr(ctypes, "CDLL", Absent)
+        monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
         hardening.harden()

@@ -316,7 +316,8 @@ def test_ht6_no_value_breaks_a_line(text: str) -> None:
 
 @given(st.text(max_size=8))
 def test_ht6_no_name_or_type_breaks_a_line(text: str) -> None:
-    for arguments in ((200, b"x", None, [(text, "v")]), (200, b"x", text, [])):
+    readings: list[tuple[Any, ...]] = [(200, b"x", None, [(text, "v")]), (200, b"x", text, [])]
+    for arguments in readings:
         try:
             raw = encode_response(Response(*arguments))
         except ValueError:

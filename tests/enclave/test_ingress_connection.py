@@ -236,7 +236,7 @@ class TestTags:
         harness = make()
         (client, connection), (other, _) = connected(harness), connected(harness)
         for tag in ("none", "deterministic", "challenge", "mutual", "none"):
-            connection.tag = tag  # type: ignore[assignment]
+            connection.tag = tag
             assert connection.tag == tag
             assert client.ask("GET /").fields[TAG] == tag
             assert client.ask("HEAD /").fields[TAG] == tag

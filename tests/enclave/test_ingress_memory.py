@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ def quiet(client: Client) -> None:
 
 @pytest.mark.parametrize(("count", "asked"), [(2000, False), (500, True)], ids=["handshake done", "asked once"])
 def test_an_idle_connection_is_small(
-    make: MakeIngress, libc: ctypes.CDLL, count: int, asked: bool, record_property: pytest.RecordProperty
+    make: MakeIngress, libc: ctypes.CDLL, count: int, asked: bool, record_property: Callable[[str, object], None]
 ) -> None:
     harness = make(timeouts={"head": 3600.0, "idle": 3600.0})  # however long a busy machine takes to make them
     warm = harness.connect()

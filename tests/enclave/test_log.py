@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import unicodedata
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave_os.runtime.log import LINES_PER_SECOND_MAX, LogHandler, escape_line, set_up_logging
+from enclave_os.runtime.log import LINES_PER_SECOND_MAX, OWN, LogHandler, escape_line, set_up_logging
 from enclave_os.wire.rpc import LOG_LINE_SIZE_MAX, METHODS, LogLevel, Method
 
 
@@ -84,11 +86,12 @@ def sink() -> Sink:
 @pytest.fixture
 def handler(sink: Sink) -> Iterator[LogHandler]:
     root = logging.getLogger()
-    before = root.handlers[:], root.level, logging.getLogger("asyncio").level
+    before = root.handlers[:], root.level
     handler = set_up_logging("info", sink.monotonic)
     yield handler
-    root.handlers[:], root.level = before[:2]
-    logging.getLogger("asyncio").setLevel(before[2])
+    root.handlers[:], root.level = before
+    for name in OWN:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 class TestHandler:
@@ -104,7 +107,7 @@ class TestHandler:
         self, handler: LogHandler, sink: Sink, number: int, level: int
     ) -> None:
         handler.send_by(sink.send)
-        logging.getLogger("x").log(number, "y")
+        logging.getLogger("kv").log(number, "y")
         assert sink.lines[0][0] == level
 
     def test_an_error_is_named_without_its_traceback(self, handler: LogHandler, sink: Sink) -> None:
@@ -117,8 +120,26 @@ class TestHandler:
 
     def test_levels_below_the_configured_one_do_not_leave(self, handler: LogHandler, sink: Sink) -> None:
         handler.send_by(sink.send)
-        logging.getLogger("x").debug("secret detail")
+        logging.getLogger("kv").debug("secret detail")
         assert sink.lines == []
+
+    @pytest.mark.parametrize("name", ["httpx", "httpcore.http11", "asyncio", "somebody", "modules"])
+    def test_what_libraries_tell_a_log_does_not_leave_whatever_the_host_configures(
+        self, handler: LogHandler, sink: Sink, name: str
+    ) -> None:
+        """httpx logs each URL at info, httpcore each answer's fields at debug; the level is the host's to choose."""
+        set_up_logging("debug", sink.monotonic).send_by(sink.send)
+        logging.getLogger(name).info("HTTP Request: GET https://a.example/?secret")
+        logging.getLogger(name).debug("receive_response_headers.complete [(b'Set-Cookie', b'secret')]")
+        assert sink.lines == []
+        logging.getLogger(name).warning("something is wrong")
+        logging.getLogger("module.x").debug("ours")
+        assert [line[1:] for line in sink.lines] == [f"{name}: something is wrong".encode(), b"module.x: ours"]
+
+    def test_every_logger_of_ours_is_in_the_table(self) -> None:
+        sources = Path(set_up_logging.__code__.co_filename).parents[1].rglob("*.py")
+        found = {name for path in sources for name in re.findall(r'getLogger\(f?"([a-z]+)', path.read_text())}
+        assert found == set(OWN)
 
     def test_every_line_is_one_that_the_method_takes(self, handler: LogHandler, sink: Sink) -> None:
         handler.send_by(sink.send)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -92,7 +92,7 @@ def test_an_http_error_is_an_answer(
 
 
 def test_json_of_the_client_is_the_clients_fault(caplog: pytest.LogCaptureFixture) -> None:
-    made = registry(Made("a", Route("POST", "/x", lambda request: Response(200, request.json()))))
+    made = registry(Made("a", Route("POST", "/x", lambda request: Response(200, cast(dict[str, Any], request.json())))))
     assert ask(made, "POST", "/x", b'{"a":1}').body == b'{"a":1}'
     assert ask(made, "POST", "/x", b"{").status == 400
     assert caplog.records == []

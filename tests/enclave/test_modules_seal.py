@@ -110,10 +110,13 @@ def test_who_may(service: FakeService) -> None:
     assert service.told == []
 
 
+WRONG_POLICIES: tuple[object, ...] = (None, 1, {}, [], True)
+
+
 @pytest.mark.parametrize(
     ("target", "member", "bad"),
     [
-        *[("/seal/policy", "policy", bad) for bad in (None, 1, {}, [], True)],
+        *[("/seal/policy", "policy", bad) for bad in WRONG_POLICIES],
         *[("/seal/clock", "time", bad) for bad in (None, "1", 1.0, True, 0, -1, SECONDS_MAX + 1, [1])],
         *[
             ("/seal/exports", "mr_enclave", bad)

@@ -229,7 +229,7 @@ def test_an_ended_connection_is_forgotten(rig: Rig) -> None:
     rig.tree.set("limits", b"other")
     rig.sessions.refresh_tags()
     with pytest.raises(ConnectionGone):
-        rig.sessions.peer(Gone(session.connection))  # type: ignore[arg-type]
+        rig.sessions.peer(Gone(session.connection))
 
 
 # -- the client's evidence ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_os.errors import AttestationError, ServerProtocolError
-from enclave_os.evidence import exchange
+from enclave_os.evidence import exchange, quote
 from enclave_os.evidence.exchange import read_presented, read_reply
 from enclave_os.evidence.protocol import b64url
 from enclave_os.evidence.store_state import StoreState
@@ -84,7 +84,7 @@ def test_any_members_are_read_or_a_typed_error(changes: dict[str, Any]) -> None:
         reply = read(**changes)
     except ServerProtocolError:
         return
-    assert len(reply.quote) <= exchange.QUOTE_SIZE_MAX
+    assert len(reply.quote) <= quote.QUOTE_SIZE_MAX
     assert reply.client_context is None or len(reply.client_context) == 32
 
 

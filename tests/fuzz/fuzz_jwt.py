@@ -43,7 +43,7 @@ RAW = signature(KEY, f"{HEAD}.{BODY}")
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 # Leaves, and what holds them; drawn a thousand times a second, so the deep ones are given.
-json_values = st.one_of(
+json_values: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(
         [
             *(None, True, False, 0, 1, -1, 2**53, 2**53 + 1, 2**63, 1.0, 0.5, 1e22, float("inf"), "", "0", "ES256"),

@@ -52,7 +52,7 @@ def _one(state: Path, sync: str, acks: int) -> list[int]:
     assert process.stdout.readline() == "ready\n"
     process.stdin.write("many\n")
     process.stdin.flush()
-    lines = []
+    lines: list[str] = []
     while len(lines) < acks and (line := process.stdout.readline()):
         lines.append(line)
     process.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enclave_os_host import cli, supervisor
+from enclave_os_host import cli, config, supervisor
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_the_flags_are_keys() -> None:
     assert len(set(paths)) == len(paths)
     for path in paths:
         section, _, name = path.partition(".")
-        assert cli.config.kind_of(section, name)
+        assert config.kind_of(section, name)
 
 
 def test_as_a_module() -> None:

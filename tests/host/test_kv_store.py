@@ -138,7 +138,7 @@ def test_what_follows_shares_a_group_with_what_it_follows_or_its_refusal(tmp_pat
 def test_writes_that_wait_share_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {}
     for sync in ("always", "group"):
-        rig = Rig(tmp_path / sync, sync)  # type: ignore[arg-type] # one of the three
+        rig = Rig(tmp_path / sync, sync)
         assert rig.write(put(b"first", b"")) == Status.OK
         done: queue.SimpleQueue[Status] = queue.SimpleQueue()
         with rig.store._changed:  # nobody takes any before all wait

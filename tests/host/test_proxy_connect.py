@@ -11,7 +11,6 @@ import pytest
 from enclave_os.wire.egress_settings import EGRESS_CONNECTIONS_MAX
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.frames import CloseReason, FrameKind
-from enclave_os_host import connector
 from enclave_os_host._proxy import Proxy
 from enclave_os_host.connector import split_target
 from tests.host.rig import KIB, SECONDS_MAX, Rig, read_all
@@ -118,7 +117,7 @@ def test_the_second_address_is_tried_when_the_first_one_fails(
     with socket.create_server(("127.0.0.2", 0)) as closed:
         nobody = closed.getsockname()
     found = [(socket.AF_INET, 0, 0, "", nobody), (socket.AF_INET, 0, 0, "", ("127.0.0.1", port))]
-    monkeypatch.setattr(connector.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with Rig(egress_max=8) as rig:
         ask(rig, FIRST, b"two.example:443")
         listening.accept()[0].close()
@@ -133,7 +132,7 @@ class StalledNames:
         self.asked: list[str] = []
         self.answer = threading.Event()
         self._true: Callable[..., object] = socket.getaddrinfo
-        monkeypatch.setattr(connector.socket, "getaddrinfo", self._look_up)
+        monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
 
     def _look_up(self, host: str, port: int, **options: object) -> object:
         if host.endswith(".example"):

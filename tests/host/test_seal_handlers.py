@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from enclave_os.wire.rpc import SEALED_SIZE_MAX, SealLoadFlag, Status
 from enclave_os_host.ca import open_development_ca
+from enclave_os_host.certificates import write_whole
 from enclave_os_host.handlers import Later, Refused, seal
 from enclave_os_host.handlers.ca import CertificateDesk
 from enclave_os_host.handlers.peers import LETTERS_MAX, Mailboxes
@@ -79,12 +80,12 @@ class TestSealStore:
     def test_writes_land_in_the_order_of_their_calls(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The enclave gave up on the first, and the disk was slow: it must not replace what came after it."""
         store = SealStore(tmp_path, print)
-        go, order, write = threading.Event(), [], seal.write_whole
+        go, order = threading.Event(), list[bytes]()
 
         def write_slowly(path: Path, data: bytes, mode: int) -> None:
             assert go.wait(30)
             order.append(data)
-            write(path, data, mode)
+            write_whole(path, data, mode)
 
         monkeypatch.setattr(seal, "write_whole", write_slowly)
         before = threading.active_count()

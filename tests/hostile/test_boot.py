@@ -320,7 +320,7 @@ class TestEnvironment:
     def test_a_lie_is_one_line_and_the_code_of_the_host(
         self, shared_host: FakeHost, word: str, value: str | None
     ) -> None:
-        code, lines = Enclave(shared_host, **{word: value}).wait()
+        code, lines = Enclave(shared_host, (), **{word: value}).wait()
         assert code == ExitCode.PROTOCOL
         assert len(lines) == 1
         assert lines[0].startswith("enclave[")
@@ -369,7 +369,7 @@ class TestEnvironment:
         self, shared_host: FakeHost, tmp_path: Path, name: str, value: str
     ) -> None:
         (tmp_path / "openssl.cnf").write_text("openssl_conf = init\n[init]\nengines = nowhere\n")
-        enclave = Enclave(shared_host, **{name: value.format(tmp_path)}).ready()
+        enclave = Enclave(shared_host, (), **{name: value.format(tmp_path)}).ready()
         assert enclave.end() == (ExitCode.HOST_GONE, [])
         assert not (tmp_path / "keys").exists()
 

@@ -66,8 +66,8 @@ def forbidden() -> Iterator[tuple[str, bytes]]:
     yield "NEW with an egress id", record(FrameKind.NEW, EGRESS, PEER)
     yield "NEW with the highest id", record(FrameKind.NEW, 2**32 - 1, PEER)
     yield "CONNECTED with an ingress id", record(FrameKind.CONNECTED, 1, PEER)
-    for kind in (0, 11, 99, 255):
-        yield f"kind {kind}", record(kind, 1)
+    for number in (0, 11, 99, 255):
+        yield f"kind {number}", record(number, 1)
     for at, bit in ((1, 1), (1, 128), (2, 1), (3, 128)):
         frame = bytearray(record(FrameKind.DATA, 1, b"x"))
         frame[at] |= bit

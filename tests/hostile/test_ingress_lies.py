@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -232,7 +232,7 @@ class TestUnderItsHands:
     """Another process flips bits of the incoming ring's data, ever others, while the ingress reads."""
 
     def test_every_outcome_is_an_honest_answer_or_a_typed_end(
-        self, make: MakeIngress, record_property: pytest.RecordProperty
+        self, make: MakeIngress, record_property: Callable[[str, object], None]
     ) -> None:
         choose = random.Random(7)
         outcomes = {"answered": 0, "cut": 0, "poisoned": 0}

@@ -196,7 +196,7 @@ def _write_leaf(authority: Authority, folder: Path) -> None:
             ),
             critical=False,
         )
-        .sign(authority.key, hashes.SHA256())  # type: ignore[arg-type] # an EC key
+        .sign(authority.key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
     (folder / "leaf.pem").write_bytes(leaf.public_bytes(pem))

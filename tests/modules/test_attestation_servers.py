@@ -89,8 +89,11 @@ def test_the_list_is_hashed_sorted_and_whole() -> None:
     text = b"https://a.example\nhttps://b.example"
     assert module.config_leaves() == {"servers": text}
     assert module.custom_oids() == {oids.ATTESTATION_SERVERS: hashlib.sha256(text).digest()}
-    for wrong in ([], {}, {"servers": "https://a.example"}, {"servers": [], "more": 1}, {"servers": [{"url": "x"}]},
-                  {"servers": [f"https://{n}.example" for n in range(SERVERS_MAX + 1)]}):  # fmt: skip
+    mistakes: tuple[object, ...] = (
+        [], {}, {"servers": "https://a.example"}, {"servers": [], "more": 1}, {"servers": [{"url": "x"}]},
+        {"servers": [f"https://{n}.example" for n in range(SERVERS_MAX + 1)]},
+    )  # fmt: skip
+    for wrong in mistakes:
         assert put(wrong)[0] == 400
     assert module.config_leaves() == {"servers": text}
     assert put({"servers": []}) == (200, {"servers": []})

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +54,7 @@ class Fake:
                 made.bind("aesm.socket")
         finally:
             os.chdir(here)
+        self.reached: list[Path] = []
         for name in ("gramine-direct", "gramine-sgx"):
             self.write(f"usr/bin/{name}", "#!/bin/sh\n").chmod(0o755)
         self.write("usr/lib/x86_64-linux-gnu/gramine/libsysdb.so", "")
@@ -65,7 +68,8 @@ class Fake:
         signature[:16] = bytes.fromhex("06000000E10000000000010000000000")
         self.image.signature.write_bytes(signature)
         self.machine = Machine(
-            self.root, str(self.root / "usr/bin"), connect, lambda loader: "Gramine 1.9 (abc)\n", 65536
+            self.root, str(self.root / "usr/bin"), connect, self.reached.append,
+            lambda loader: "Gramine 1.9 (abc)\n", 65536,
         )
 
     def write(self, name: str, text: str) -> Path:
@@ -151,6 +155,38 @@ def test_a_pccs_that_does_not_answer(fake: Fake) -> None:
     assert "systemctl start pccs" in remedy
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), "systemctl restart aesmd"),
+        (TimeoutError("timed out"), "journalctl -u aesmd"),
+        (PermissionError(13, "Permission denied"), "let the user that serves reach it"),
+    ],
+)
+def test_an_aesm_that_does_not_answer(fake: Fake, error: OSError, remedy: str) -> None:
+    """Its socket stays behind when it ends."""
+
+    def refuse(path: Path) -> None:
+        raise error
+
+    assert fake.found()["AESM"] == ("ok", "")
+    assert fake.reached == [fake.root / "var/run/aesmd/aesm.socket"]
+    status, told = fake.found(reach=refuse)["AESM"]
+    assert status == "fail"
+    assert remedy in told
+    assert fake.ways(reach=refuse) == ["simulated", "direct"]
+
+
+def test_a_real_socket_that_nobody_listens_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("aesm.socket")
+        with pytest.raises(ConnectionRefusedError):
+            Machine().reach(Path("aesm.socket"))
+        made.listen()
+        Machine().reach(Path("aesm.socket"))
+
+
 @pytest.mark.parametrize("said", ["Gramine 1.7\n", "", "what?"])
 def test_a_gramine_that_is_too_old(fake: Fake, said: str) -> None:
     assert fake.ways(version=lambda loader: said) == ["simulated"]
@@ -189,6 +225,29 @@ def test_nobody_can_serve_without_shared_memory(fake: Fake) -> None:
     (fake.root / "dev" / "shm").rmdir()
     assert fake.found()["shared memory"][0] == "fail"
     assert fake.ways() == []
+
+
+def test_shared_memory_that_is_too_small_says_what_to_lower(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=100, f_frsize=4096))
+    status, remedy = fake.found()["shared memory"]
+    assert status == "fail"
+    assert "mount -o remount" in remedy
+    assert "server.workers" in remedy
+
+
+def test_every_finding_that_is_not_fine_says_what_to_do(fake: Fake) -> None:
+    """A machine that has nothing at all."""
+    for name in ("usr", "proc", "etc", "var", "sys", "dev"):
+        shutil.rmtree(fake.root / name, ignore_errors=True)
+    shutil.rmtree(fake.image.folder)
+    found = fake.found(search="/nonexistent", descriptors=256)
+    fine = {name for name, (status, _) in found.items() if status == "ok"}
+    assert fine == set()
+    assert all(remedy for _, remedy in found.values())
+    assert set(found) == {
+        "processor", "kernel", "SGX device", "provisioning device", "enclave memory", "AESM", "quote provider", "PCCS",
+        "gramine-direct", "gramine-sgx", "enclave image", "shared memory", "open files",
+    }  # fmt: skip
 
 
 def test_few_descriptors_are_worth_a_look(fake: Fake) -> None:

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import pytest
 
 from enclave_os.errors import EgressError
-from enclave_os_host import connector
 from tests.modules.egress_rig import EgressRig
 from tests.modules.egress_servers import SECONDS_MAX, Answer, Authority, TLSServer, says
 
@@ -361,7 +360,7 @@ class TestReaching:
 
     def test_silent_name_servers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stop = threading.Event()
-        monkeypatch.setattr(connector.socket, "getaddrinfo", lambda *_, **__: stop.wait(SECONDS_MAX) and [])
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: stop.wait(SECONDS_MAX) and [])
         with EgressRig(tmp_path, ["slow.example"], CA.pem, connect=0.2) as rig:
             error = rig.fails("https://slow.example/")
             assert (error.stage, error.fault) == ("connect", "network")
@@ -371,7 +370,11 @@ class TestReaching:
 def test_a_hundred_stalled_servers_hold_up_nobody(tmp_path: Path) -> None:
     """Of the calls that are answered, and of clients that we serve: one stalled server delays neither."""
     stop = threading.Event()
-    stalled = TLSServer(tmp_path / "stalled", LEAF, lambda connection: stop.wait(SECONDS_MAX) and None)
+
+    def stall(_: ssl.SSLSocket) -> None:
+        stop.wait(SECONDS_MAX)
+
+    stalled = TLSServer(tmp_path / "stalled", LEAF, stall)
     live = TLSServer(tmp_path / "live", LEAF)
     hosts = [f"localhost:{stalled.port}", f"localhost:{live.port}"]
     (tmp_path / "rig").mkdir()

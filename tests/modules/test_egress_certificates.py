@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from enclave_os.errors import ConfigError
-from enclave_os_host import connector
 from tests.modules.egress_rig import EgressRig
 from tests.modules.egress_servers import DAY, Authority, Leaf, TLSServer, says
 
@@ -56,7 +55,7 @@ BAD: dict[str, tuple[Callable[[Path], Leaf], str]] = {
 def by_a_leaf() -> Leaf:
     between = CA.leaf("between.example")
     forger = Authority("forger")
-    forger.key, forger.certificate = between.key, between.certificate  # type: ignore[assignment]
+    forger.key, forger.certificate = between.key, between.certificate
     made = forger.leaf("localhost")
     return Leaf(made.certificate, made.key, [between.certificate])
 
@@ -120,8 +119,8 @@ def test_an_address_is_checked_as_one(tmp_path: Path) -> None:
 def test_a_name_led_elsewhere_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """EG2: the host answers with any address; whoever is there has no certificate of that name."""
     with TLSServer(tmp_path / "server", CA.leaf("other.example")) as server:
-        true = connector.socket.getaddrinfo
-        monkeypatch.setattr(connector.socket, "getaddrinfo", lambda _, port, **more: true("127.0.0.1", port, **more))
+        true = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, **more: true("127.0.0.1", port, **more))
         with EgressRig(tmp_path, [f"api.example:{server.port}"], CA.pem) as rig:
             error = rig.fails(server.url("api.example"), headers={"Authorization": "Bearer secret"})
             assert (error.stage, error.reason) == ("tls", "hostname_mismatch")

@@ -8,12 +8,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from enclave_os.errors import ConfigError, EgressError
 from enclave_os.http import HTTPError, Request, make_request
+from enclave_os.modules.api import Egress
 from enclave_os.modules.egress import EgressRoutes
 from tests.enclave.module_services import make_services
 
@@ -37,7 +38,7 @@ class FakeEgress:
 
 def started(egress: FakeEgress, config: Mapping[str, Any] | None = None) -> EgressRoutes:
     module = EgressRoutes()
-    module.start(dataclasses.replace(make_services(config=config), egress=egress))
+    module.start(dataclasses.replace(make_services(config=config), egress=cast(Egress, egress)))
     return module
 
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave_os.egress.rules import Rules, host_of, is_public_name
+from enclave_os.egress.rules import Rules, host_of
 from enclave_os.egress.service import EgressService
 from enclave_os.errors import EgressError
 from enclave_os.evidence.policy import Policy
+from enclave_os.wire.addresses import is_public_name
 from enclave_os.wire.egress_settings import EgressTarget
 from tests.modules.egress_rig import MODULE, EgressRig, Nobody, egress_settings
 from tests.modules.egress_servers import Authority, TLSServer, says

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import marshal
 import os
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ import pytest
 from enclave_os.runtime.frozen import parse_frozen
 from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import check
-from enclave_os_host.gramine.build import FileList, ImageError, Listed, digest_of, make_image, read_image
+from enclave_os_host.gramine.build import COMPILER, FileList, ImageError, Listed, digest_of, make_image, read_image
 from enclave_os_host.gramine.collect import C_LIBRARY, CollectError, collect
 from enclave_os_host.gramine.image import Image
 from enclave_os_host.gramine.installed import Gramine
@@ -97,9 +100,9 @@ class TestList:
         paths = {str(file.path) for file in files.files}
         for wanted in (
             "enclave-os/python", "enclave-os/python._pth", "enclave-os/modules.json", "enclave-os/lib/libssl.so.3",
-            f"{HOME}/os.py", f"{HOME}/encodings/utf_8.py", f"{HOME}/traceback.py",
-            f"{HOME}/site-packages/enclave_os/__main__.py", f"{HOME}/site-packages/enclave_os/modules/helloworld.py",
-            f"{HOME}/site-packages/uvloop/__init__.py",
+            f"{HOME}/os.pyc", f"{HOME}/encodings/utf_8.pyc", f"{HOME}/traceback.pyc",
+            f"{HOME}/site-packages/enclave_os/__main__.pyc", f"{HOME}/site-packages/enclave_os/modules/helloworld.pyc",
+            f"{HOME}/site-packages/uvloop/__init__.pyc",
         ):  # fmt: skip
             assert wanted in paths
         loaded = {name for name in traced.modules if name.startswith("enclave_os")}
@@ -109,7 +112,7 @@ class TestList:
     def test_it_has_no_cache_no_host_no_test_and_no_c_library(self, made: tuple[Image, FileList]) -> None:
         _, files = made
         for file in files.files:
-            assert file.path.suffix in (".py", ".so", ".json", "._pth", "") or ".so." in file.path.name, file.path
+            assert file.path.suffix in (".pyc", ".so", ".json", "._pth", "") or ".so." in file.path.name, file.path
             assert file.path.name not in C_LIBRARY
             for part in file.path.parts:
                 assert part not in ("__pycache__", "enclave_os_host", "enclave_os_client", "tests", "pytest", "host")
@@ -143,11 +146,60 @@ class TestList:
         assert frozen.files_sha256.hex() == digest_of(others)
 
 
+class TestBytecode:
+    def test_it_is_that_of_its_source_and_nothing_is_held_against_one(
+        self, traced: Trace, made: tuple[Image, FileList]
+    ) -> None:
+        image, files = made
+        compiled = [file.path for file in files.files if file.path.suffix == ".pyc"]
+        sources = json.loads(image.files.read_bytes())["sources"]
+        assert {str(path.with_suffix(".py")) for path in compiled} == set(sources)
+        for name in ("os", "enclave_os.modules.helloworld"):
+            source = traced.modules[name].read_bytes()
+            place = next(path for path in compiled if str(path).endswith(f"/{name.replace('.', '/')}.pyc"))
+            assert sources[str(place.with_suffix(".py"))] == hashlib.sha256(source).hexdigest()
+            data = (image.root / place).read_bytes()
+            assert data[:4] == importlib.util.MAGIC_NUMBER
+            assert data[4:8] == b"\1\0\0\0"  # by hash, unchecked: PEP 552
+            assert data[8:16] == importlib.util.source_hash(source)
+            code = marshal.loads(data[16:])
+            assert code.co_filename == f"/{place.with_suffix('.py')}"
+
+    def test_no_folder_of_ours_is_named(self, made: tuple[Image, FileList]) -> None:
+        image, files = made
+        for file in files.files:
+            if file.path.suffix == ".pyc":
+                assert str(Path(__file__).parents[2]).encode() not in (image.root / file.path).read_bytes()
+
+    def test_it_does_not_depend_on_the_process_that_compiled_it(self, tmp_path: Path) -> None:
+        """marshal's present format writes down who else refers to a constant, and sets come in the order of a hash."""
+        source = tmp_path / "source.py"
+        source.write_text("X = {'-', 'ab', 'c d'}\ndef f(a, b=('-', 'c d')):\n    return a in {'x', 'y', '-', 2.5}\n")
+        made = set()
+        for number in range(4):
+            target = tmp_path / f"{number}.pyc"
+            work = json.dumps([[str(source), "/enclave-os/source.py", str(target)]])
+            before = f"import sys\nkept = [sys.intern(text) for text in ('-', 'ab', 'c d')][:{number}]\n"
+            run = f"{before}import runpy\nrunpy.run_path({str(COMPILER)!r}, run_name='__main__')"
+            environment = {"PYTHONHASHSEED": str(number)}
+            command = [sys.executable, "-S", "-B", "-c", run]
+            subprocess.run(command, input=work, env=environment, text=True, check=True, timeout=60)
+            made.add(target.read_bytes())
+        assert len(made) == 1
+
+    def test_a_source_that_does_not_compile_is_said(self, small: Trace, tmp_path: Path) -> None:
+        bad = tmp_path / "os.py"
+        bad.write_text("def f(:\n")
+        wrong = dataclasses.replace(small, modules={**small.modules, "os": bad})
+        with pytest.raises(ImageError, match=r"cannot be compiled: .*SyntaxError"):
+            make_image(Image(tmp_path / "image"), wrong, MODULES)
+
+
 class TestGuards:
     def test_a_changed_file_is_found(self, small: Trace, tmp_path: Path) -> None:
         image = Image(tmp_path / "image")
         make_image(image, small, MODULES)
-        victim = image.root / HOME / "os.py"
+        victim = image.root / HOME / "os.pyc"
         victim.write_bytes(victim.read_bytes() + b"\n")
         with pytest.raises(ImageError, match=r"1 files of the image are not what its list says"):
             read_image(image)

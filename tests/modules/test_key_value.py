@@ -57,7 +57,7 @@ class Rig:
 
     async def start(self, anchor: Callable[[bytes], Anchor] | None = None) -> KeyValue:
         made = KeyValue(
-            self.rows, cast(SealKeeper, self.keeper), Clock(), LOGGER,
+            cast(Any, self.rows), cast(SealKeeper, self.keeper), Clock(), LOGGER,
             keep=self.keep, checkpoint_seconds=self._seconds, memory=1 << 20,
         )  # fmt: skip
         await made.open(anchor)

@@ -7,7 +7,8 @@ import base64
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import CoroutineType
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -360,7 +361,10 @@ def test_whatever_is_answered_to_a_swap_is_success_or_a_typed_error(answer: dict
     etcd = FakeEtcd()
     etcd.answer = 200, json.dumps({"header": {}, **answer}).encode()
     anchor = EtcdAnchor(Exchange(etcd), MASTER, name="etcd")
-    for call in (anchor.known(new=True), anchor.claim(1, bytes(32))):
+    calls: tuple[CoroutineType[Any, Any, object], ...] = (
+        cast(Any, anchor.known(new=True)), cast(Any, anchor.claim(1, bytes(32))),
+    )  # fmt: skip
+    for call in calls:
         try:
             asyncio.run(call)
         except (SealBroken, HostRefused):

@@ -194,7 +194,7 @@ def test_nothing_is_told_or_shown_before_the_anchor_knows_it() -> None:
         assert site.anchored() == version
         site.exchange.open.set()
         await asyncio.gather(*writes)
-        found = await asyncio.gather(*asked, return_exceptions=True)
+        found: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
         assert found[:2] == [b"new", None]
         assert [item and item.value for item in found[2]] == [b"same", None]
         assert [item.name for item in found[3]] == [name for name, _ in found[4]] == [b"beside", b"key"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Coroutine
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -220,11 +221,12 @@ def test_who_has_no_scope_learns_nothing() -> None:
     async def work() -> None:
         rig = await Rig.open()
         await rig.ask("PUT", "/kv/ns/there", b"1")
+        conditions: list[dict[str, Any]] = [{}, {"If-Match": '"1"'}, {"If-None-Match": "*"}]
         requests = [
             (method, target, fields)
             for method in ("GET", "PUT", "DELETE")
             for target in ("/kv/ns/there", "/kv/ns/none", "/kv/other/there", "/kv/ns?key=", "/kv/.*/a", "/kv/ns?x=1")
-            for fields in ({}, {"If-Match": '"1"'}, {"If-None-Match": "*"})
+            for fields in conditions
         ]
         for scopes in ("", "kv", "kv:ns", "kv:*:read", "kv:n:read kv:n:write", "kv:ns:READ", "kv:nss:write"):
             for method, target, fields in requests:

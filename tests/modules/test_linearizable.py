@@ -135,9 +135,9 @@ def recorded(seed: int, clients: int, calls: int) -> list[Operation]:
         end = start + chosen.random() * 4
         free[client] = end
         events.append((start + (end - start) * chosen.random(), start, end, client, number))
-    value, held, version = None, 0, 0
+    value: bytes | None = None
+    held, version = 0, 0
     made: list[Operation] = []
-    value: bytes | None
     for _, start, end, client, number in sorted(events):
         what = chosen.random()
         expected = chosen.choice([None, held, max(0, held - 1)])

@@ -173,7 +173,7 @@ def test_a_wrap_to_another_key_than_the_policys_owner() -> None:
     der = host.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     config = first(OWNED)
     forged = blob.seal(
-        sealed_config.encode(config), measurement=BEFORE.measurement, sealing_key=BEFORE.key,
+        sealed_config.encode(config), platform=blob.PlatformKey(BEFORE.measurement, BEFORE.cpu_svn, BEFORE.key),
         owner_key=base64.b64encode(der).decode(), signer=blob.signing_key(config.master_key),
     )  # fmt: skip
     waiting = Waiting(forged)
@@ -297,10 +297,11 @@ def test_the_route_reads_strictly() -> None:
     asyncio.run(made.start(lambda module: make_services(modules=made.names)))
     right = {"data_key": b64url(b"k" * 32), "signature": b64url(b"s" * 384)}
     connection = cast(Any, object())
-    for document in (
+    documents: tuple[object, ...] = (
         [], {}, right | {"more": 1}, right | {"data_key": None}, right | {"signature": "a b"},
         right | {"data_key": right["data_key"] + "="},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for document in documents:
         request = make_request("POST", RECOVER_PATH, body=json.dumps(document).encode(), connection=connection)
         refusal = answer(made, request)
         assert refusal.status == 400

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 import enclave_os
-from enclave_os.border import region as border
 from enclave_os.border.region import Region
 from tests.enclave.fake_host import FakeHost
 
@@ -43,8 +42,8 @@ def test_it_is_opened_and_mapped_as_gramine_wants_it(tmp_path: Path, monkeypatch
         opened.append(flags)
         return real_open(path, flags)
 
-    monkeypatch.setattr(border.os, "open", open_and_note)
-    monkeypatch.setattr(border.mmap, "mmap", Recorded)
+    monkeypatch.setattr(os, "open", open_and_note)
+    monkeypatch.setattr(mmap, "mmap", Recorded)
     region = Region(host.name, str(tmp_path))
     assert [flags & os.O_ACCMODE for flags in opened] == [os.O_RDWR]
     assert mapped == [(region.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)]

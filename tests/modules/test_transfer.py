@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -104,8 +104,8 @@ def test_a_debug_enclave_is_given_nothing(forge: Forge, giver: Giving) -> None:
     receiver.attester.body = replace(
         receiver.attester.body, attributes=bytes([attributes[0] | ATTRIBUTE_DEBUG]) + attributes[1:]
     )
-    receiver.attester.quote = lambda data: forge.quote(  # type: ignore[method-assign]
-        data, mr_enclave=NEXT, attributes=receiver.attester.body.attributes
+    receiver.attester.quote = lambda report_data: forge.quote(  # type: ignore[method-assign]
+        report_data, mr_enclave=NEXT, attributes=receiver.attester.body.attributes
     )
     with pytest.raises(AttestationError, match=r"(?i)debug"):
         receiver.run()
@@ -254,7 +254,7 @@ def test_bytes_that_were_spoiled_on_their_way(
     whole = Carrier(giver.accept)
     receiving(forge, whole, giver).run()
     for turn in range(1, whole.turns + 1):
-        carrier = Carrier(giver.accept, **{way: nth(turn, spoil)})
+        carrier = Carrier(giver.accept, **{way: cast(Any, nth(turn, spoil))})
         try:
             taken = receiving(forge, carrier, giver).run()
         except EnclaveError:

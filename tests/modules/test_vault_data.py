@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any, cast
 
 import pytest
 
@@ -47,8 +48,8 @@ def test_the_first_vaults_operations() -> None:
         (b"hello", 404),
         (json.dumps({"StoreSecret": {"jwt": token(new_key(), CLAIMS)}}).encode(), 401),
         (json.dumps({"StoreSecret": {"jwt": Rig.bearer()}}).encode(), 400),
-        (json.dumps({"GetSecret": {"jwt": Rig.bearer(**{"secret_hash": "x"})}}).encode(), 400),
-        (json.dumps({"StoreSecret": {"jwt": Rig.bearer(**{"secret": "!"})}}).encode(), 400),
+        (json.dumps({"GetSecret": {"jwt": Rig.bearer(**cast(dict[str, Any], {"secret_hash": "x"}))}}).encode(), 400),
+        (json.dumps({"StoreSecret": {"jwt": Rig.bearer(**cast(dict[str, Any], {"secret": "!"}))}}).encode(), 400),
     ],
 )
 def test_data_that_is_not_for_us_or_wrong(body: bytes, status: int) -> None:
@@ -62,10 +63,10 @@ def test_data_that_is_not_for_us_or_wrong(body: bytes, status: int) -> None:
 
 def test_nobody_takes_the_places_of_post_data() -> None:
     async def work(rig: Rig) -> None:
-        squatter = {"sub": "data"}
+        squatter: dict[str, Any] = {"sub": "data"}
         assert (await rig.ask("PUT", "/vault/secrets/data/x", b"x", **squatter)).status == 403
         assert (await rig.ask("PUT", "/vault/secrets/data/x/y", b"x", **squatter)).status == 403
-        stored = Rig.bearer(roles=(), **{"secret": "c2VjcmV0"})
+        stored = Rig.bearer(roles=(), **cast(dict[str, Any], {"secret": "c2VjcmV0"}))
         await rig.ask("POST", "/data", {"StoreSecret": {"jwt": stored}}, bearer="")
         path = said(await rig.ask("GET", "/vault/secrets"))["secrets"][0]["path"]
         assert (await rig.ask("PUT", f"/vault/secrets/{path}", b"new")).status == 200  # its owner may

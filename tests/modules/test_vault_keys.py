@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_policies_are_per_operation() -> None:
         ]}  # fmt: skip
         assert (await rig.ask("PUT", f"{URL}/policy", document)).status == 200
         assert said(await rig.ask("GET", f"{URL}/policy"))["rules"] == document["rules"]
-        app = {"sub": "app", "roles": ("app",)}
+        app: dict[str, Any] = {"sub": "app", "roles": ("app",)}
         wrapped = said(await use(rig, "wrap", {"plaintext": encoded(PLAIN)}, **app))["ciphertext"]
         assert (await use(rig, "unwrap", {"ciphertext": wrapped}, **app)).status == 403
         assert (await use(rig, "rewrap", {"ciphertext": wrapped}, **app)).status == 403
@@ -248,13 +249,14 @@ def test_a_ciphertext_opens_as_it_is_or_not_at_all(plain: bytes, context: bytes,
     text = transit.wrap(key, "n", version, plain, context, random.Random(1).randbytes)
     assert transit.wrapped_version(text) == version
     assert transit.unwrap(key, "n", text, context) == plain
-    for spoilt in (
+    mistakes: tuple[Callable[[], object], ...] = (
         lambda: transit.unwrap(other, "n", text, context),
         lambda: transit.unwrap(key, "m", text, context),
         lambda: transit.unwrap(key, "n", text, context + b"x"),
         lambda: transit.unwrap(key, "n", text.replace(f":{version}:", f":{version + 1}:", 1), context),
         lambda: transit.unwrap(key, "n", flipped(text, at), context),
-    ):
+    )
+    for spoilt in mistakes:
         with pytest.raises(transit.WrongKey):
             spoilt()
 

@@ -200,7 +200,7 @@ def model(documents: list[dict[str, Any]], caller: Caller, action: str, path: st
                 )
             if not found:
                 return False
-        facts = {
+        facts: dict[str, set[Any]] = {
             "issuers": {caller.issuer},
             "subjects": {(caller.issuer, caller.subject)} if caller.subject else set(),
             "roles": set(caller.roles),

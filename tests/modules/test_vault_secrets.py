@@ -167,7 +167,8 @@ def test_policies_give_and_take() -> None:
         assert (await rig.ask("PUT", URL, b"x", sub="bob", roles=("readers",))).status == 403
         assert (await rig.ask("PUT", URL, b"x", sub="ci", roles=(), scope="secrets:write")).status == 200
         assert (await rig.ask("PUT", f"{URL}/policy", document, sub="bob", roles=("readers",))).status == 403
-        for mistake in ({}, {"owners": []}, {"owners": ["alice"], "x": 1}, []):
+        mistakes: list[object] = [{}, {"owners": []}, {"owners": ["alice"], "x": 1}, []]
+        for mistake in mistakes:
             assert (await rig.ask("PUT", f"{URL}/policy", json.dumps(mistake).encode())).status == 422
         again = await rig.again()
         assert (await again.ask("GET", URL, sub="bob", roles=("readers",))).status == 200

@@ -30,7 +30,8 @@ def test_the_envelope_of_the_family() -> None:
         assert await data(site, {"wasm_call": call}, None) == {"status": "ok", "returns": [{"type": "u32", "value": 4}]}
         call = {"app": "demo", "function": "echo", "params": [{"type": "bytes", "value": [1, 2]}]}
         assert (await data(site, {"wasm_call": call}))["returns"] == [{"type": "bytes", "value": [1, 2]}]
-        for name in ([], {}, 1, None):
+        names: tuple[object, ...] = ([], {}, 1, None)
+        for name in names:
             call = {"app": "demo", "function": "length", "params": [{"type": "record", "value": [[name, 1]]}]}
             assert await data(site, {"wasm_call": call}) == {"status": "error", "message": "text is text"}
         connect = {"app": "demo", "function": "length", "body": {"text": "abc"}}

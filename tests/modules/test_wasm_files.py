@@ -47,9 +47,9 @@ class MemoryTable:
         there = self.rows.get(name)
         if expected is not None and self.conflicts:
             self.conflicts -= 1
-            raise VersionConflict("another was first")
+            raise VersionConflict(there.version if there else 0)
         if expected is not None and (0 if there is None else there.version) != expected:
-            raise VersionConflict("another was first")
+            raise VersionConflict(there.version if there else 0)
         self.version += 1
         self.rows[name] = Entry(name, value, self.version)
         return self.version

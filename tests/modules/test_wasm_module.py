@@ -20,6 +20,7 @@ from enclave_os.evidence import oids
 from enclave_os.http import HTTPError
 from enclave_os.modules.wasm import multipart
 from enclave_os.modules.wasm.settings import WasmSettings
+from enclave_os.wasm.engine import Engine
 from tests.modules import wasm_guests as guests
 from tests.modules.storage import ModuleStorage
 from tests.modules.wasm_rig import Site, json_of, on_site
@@ -218,18 +219,16 @@ def Wasm_with_other_fingerprint() -> Any:
 
     class Other(Wasm):
         async def start(self, services: Any) -> None:
-            original = module.Engine
+            original = Engine
 
             def engine() -> Any:
                 made = original()
                 made.fingerprint = bytes(32)
                 return made
 
-            module.Engine = engine  # type: ignore[misc,assignment]
-            try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, "Engine", engine)
                 await super().start(services)
-            finally:
-                module.Engine = original  # type: ignore[misc]
 
     return Other()
 

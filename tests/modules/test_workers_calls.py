@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -276,9 +277,8 @@ class TestSealed:
             async with Workers(4) as workers:
                 first = workers.now[0]
                 for number in range(5):
-                    changed = await first.keeper.change(
-                        lambda config, number=number: replace(config, exports=(bytes([number]) * 32,))
-                    )
+                    exports = (bytes([number]) * 32,)
+                    changed = await first.keeper.change(partial(replace, exports=exports))
                     first.group.config_changed(changed)
                     await first.calls.heard()
                     assert [worker.keeper.config for worker in workers.now] == [changed] * 4

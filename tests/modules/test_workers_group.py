@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from enclave_os.errors import (
     StoreFull,
     VersionConflict,
 )
-from enclave_os.modules.api import Write
+from enclave_os.modules.api import Storage, Table, Write
 from enclave_os.wire.errors import UsageError
 from enclave_os.workers.store_calls import encode_refusal, open_reply
 from tests.modules.group_rig import Workers, until
@@ -56,14 +56,15 @@ class TestForwarding:
                     assert sorted([one.name async for one in table.iterate()]) == [b"a", b"b"]
                     await table.delete(b"a")
                     assert await table.get(b"a") is None
-                    for bad in (
-                        lambda table=table: table.put(b"", b""),
-                        lambda table=table: table.put(b"n" * 1025, b""),
-                        lambda storage=storage: storage.write([]),
-                        lambda table=table, storage=storage: storage.write([Write(table, b"d", b"")] * 2),
-                    ):
+                    calls: tuple[Callable[[Storage, Table], Awaitable[object]], ...] = (
+                        lambda _, table: table.put(b"", b""),
+                        lambda _, table: table.put(b"n" * 1025, b""),
+                        lambda storage, _: storage.write([]),
+                        lambda storage, table: storage.write([Write(table, b"d", b"")] * 2),
+                    )
+                    for bad in calls:
                         with pytest.raises(UsageError):
-                            await bad()
+                            await bad(storage, table)
                     with pytest.raises(UsageError):
                         storage.table("")
                     with pytest.raises(UsageError):

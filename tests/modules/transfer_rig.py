@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from enclave_os._tls import TLSContext, TLSEngine
 from enclave_os.errors import ClientProtocolError
+from enclave_os.evidence.protocol import EXPORT_PATH
 from enclave_os.http import NEED_DATA, REFUSED, REQUEST, HTTPError, RequestParser, Response, error_response
-from enclave_os.modules.seal import EXPORT_PATH
 from enclave_os.ratls.attester import SimulatedAttester
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.exporting import Exporting

@@ -233,7 +233,7 @@ def test_our_own_values_are_held_to_the_bounds() -> None:
     long = bytes(kv.KV_KEY_SIZE_MAX + 1)
     put = Operation(OperationKind.PUT, NS, b"k", bytes(20_000))
     much = [put] * 7
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: kv.encode_get(NS[1:], b"k"),
         lambda: kv.encode_get(NS, b""),
         lambda: kv.encode_get(NS, long),
@@ -248,7 +248,8 @@ def test_our_own_values_are_held_to_the_bounds() -> None:
         lambda: kv.encode_multi_get(NS, []),
         lambda: kv.encode_scan(Scan(NS, long, b"", 1)),
         lambda: kv.encode_scan(Scan(NS, b"", b"", 0)),
-    ):
+    )
+    for call in calls:
         with pytest.raises(UsageError):
             call()
 

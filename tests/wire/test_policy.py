@@ -16,6 +16,7 @@ from enclave_os.wire.setting_table import EXPORTS
 from enclave_os.wire.settings import CertificateAuthority, check, enclave_document, parse_enclave_document
 
 KEY = "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n"
+NO_OCCASION: tuple[object, ...] = ("never", None, [])
 ISSUERS = [
     {"issuer": "b", "audience": "x", "public_key_pem": KEY.format("AAAA\nBBBB")},
     {"issuer": "a", "audience": "x", "public_key_pem": KEY.format("CCCC")},
@@ -229,7 +230,7 @@ class TestAnchor:
             {"adopt": 0, "ca_sha256": "", "every": "commit", "url": ""},
             {"adopt": False, "ca_sha256": "x", "every": "commit", "url": ""},
             {"adopt": False, "ca_sha256": "", "every": "commit", "url": None},
-            *({"adopt": False, "ca_sha256": "", "every": every, "url": ""} for every in ("never", None, [])),
+            *({"adopt": False, "ca_sha256": "", "every": every, "url": ""} for every in NO_OCCASION),
         ],
     )
     def test_a_policy_that_says_something_else_is_none(self, anchor: Any) -> None:

@@ -43,11 +43,11 @@ class Dialer:
         self._slots = asyncio.Semaphore(settings.connections)
         self._reclaim = reclaim
 
-    async def dial(self, host: str, port: int) -> RingStream:
-        """Connect. Raises: EgressError."""
+    async def dial(self, host: str, port: int, timeout: float | None = None) -> RingStream:
+        """Connect, within `egress.connect` or less. Raises: EgressError."""
         target = host_port(host, port)
         loop = asyncio.get_running_loop()
-        due = loop.time() + self._seconds
+        due = loop.time() + (self._seconds if timeout is None else min(timeout, self._seconds))
         if self._slots.locked():
             await self._reclaim()
         try:

@@ -1,7 +1,8 @@
 """Whom a module may call, and what a request may look like: checked before a byte leaves, for every hop.
 
-The host looks names up and says what it reached, and may lie: so addresses are never judged, names are. That a name was
-led to another machine is harmless, since that machine cannot show a certificate for it (threat-model.md EG2).
+The host looks names up and says what it reached, and may lie: so for HTTPS addresses are never judged, names are. That
+a name was led to another machine is harmless, since that machine cannot show a certificate for it (threat-model.md
+EG2). Plain TCP has no certificates: there the address is judged too, see `tcp`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Final, NamedTuple, NoReturn
 import httpx
 
 from enclave_os.errors import EgressError
-from enclave_os.wire.egress_settings import HTTPS_PORT, Target
+from enclave_os.wire.addresses import is_disguised, is_public_name, read_address
+from enclave_os.wire.egress_settings import HTTPS_PORT, TCP, Target
 from enclave_os.wire.setting_kinds import ServerName, host_port, shown
+from enclave_os.wire.tcp_targets import TcpRules, TcpTarget
 
 TARGET_SIZE_MAX: Final = 8 << 10  # path and query, as our own server takes them
 HEAD_SIZE_MAX: Final = 64 << 10
@@ -26,9 +29,6 @@ TARGET: Final = re.compile(rb"[\x21-\x7e]+")
 ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
 # They say how the message or the connection is made, which is not the caller's.
 HOP: Final = frozenset({b"upgrade", b"keep-alive", b"te", b"trailer", b"http2-settings", b"expect"})
-# Names that mean something else on each machine or network (RFC 6761, 6762, 8375, 9476, ICANN's .internal).
-LOCAL: Final = ("localhost", "local", "internal", "intranet", "private", "corp", "home", "lan", "arpa", "alt", "onion")
-NUMBER: Final = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)", re.ASCII)
 
 
 class Origin(NamedTuple):
@@ -44,8 +44,9 @@ class Origin(NamedTuple):
 class Rules:
     """Whom one module may call."""
 
-    def __init__(self, module: str, targets: Iterable[Target]) -> None:
+    def __init__(self, module: str, targets: Iterable[Target], tcp: Iterable[TcpTarget] = ()) -> None:
         self._module = module
+        self.tcp = TcpRules(tcp)
         targets = tuple(targets)
         self._exact = frozenset((target.host, target.port) for target in targets if not target.wildcard)
         self._below = tuple((target.host, target.port) for target in targets if target.wildcard)
@@ -67,12 +68,17 @@ class Rules:
         if not TARGET.fullmatch(url.raw_path) or len(url.raw_path) > TARGET_SIZE_MAX:
             refuse("a path or query that is no request target, or too long")
         if not self.allows(origin):
-            raise EgressError(
-                f"{origin}: the operator does not let module {self._module!r} call it ([[egress.allow]])",
-                "policy",
-                "operator",
-                "not_allowed",
-            )
+            raise self._not_allowed(str(origin))
+        return origin
+
+    def check_tcp(self, host: str, port: int) -> Origin:
+        """Where plain TCP goes. Raises: EgressError: stage `policy`."""
+        if type(port) is not int or not 1 <= port <= 65535:
+            refuse(f"{shown(port)} is no port")
+        address = read_address(host)
+        origin = Origin(host_of(host.encode("ascii", "replace")) if address is None else str(address), port)
+        if not self.tcp.allows(origin.host, port):
+            raise self._not_allowed(f"{TCP}{origin}")
         return origin
 
     def allows(self, origin: Origin) -> bool:
@@ -85,22 +91,24 @@ class Rules:
             origin.port == port and (not below or origin.host.endswith(f".{below}")) for below, port in self._below
         )
 
+    def _not_allowed(self, whom: str) -> EgressError:
+        return EgressError(
+            f"{whom}: the operator does not let module {self._module!r} call it ([[egress.allow]])",
+            "policy",
+            "operator",
+            "not_allowed",
+        )
+
 
 def host_of(raw: bytes) -> str:
     """A URL's host in its one form. Raises: EgressError: it is none, or an address in disguise."""
     text = raw.decode("ascii", "replace").lower()
-    if NUMBER.fullmatch(text.removesuffix(".").rpartition(".")[2]) and not re.fullmatch(r"[0-9]+(\.[0-9]+){3}", text):
+    if is_disguised(text):
         refuse(f"{shown(text)} looks like an address, in a form that is read in different ways")
     try:
         return str(ServerName().read(text))
     except ValueError as error:
         refuse(f"the host of the URL: {error}")
-
-
-def is_public_name(host: str) -> bool:
-    """Whether it is a DNS name of more than one label that means the same everywhere: no address, no local name."""
-    labels = host.split(".")
-    return ":" not in host and len(labels) > 1 and not labels[-1].isdecimal() and labels[-1] not in LOCAL
 
 
 def check_head(request: httpx.Request) -> None:

@@ -16,6 +16,7 @@ import httpx
 
 from enclave_os.egress.backend import Backend, Connect, Dialer, Trust
 from enclave_os.egress.rules import Rules
+from enclave_os.egress.tcp import TCPStream, checked_address
 from enclave_os.egress.transport import LIMITS, Transport
 from enclave_os.errors import EgressError
 from enclave_os.evidence.policy import Policy
@@ -59,7 +60,7 @@ class EgressService:
         self.modules: dict[str, ModuleEgress] = {}
         self.dialer = Dialer(connect, settings, self._reclaim)
         for entry in settings.allow:
-            self.modules[entry.module] = ModuleEgress(self, Rules(entry.module, entry.hosts))
+            self.modules[entry.module] = ModuleEgress(self, Rules(entry.module, entry.https, entry.tcp))
 
     async def aclose(self) -> None:
         """Close every connection of every module."""
@@ -85,6 +86,8 @@ class ModuleEgress:
         self._turns = asyncio.Semaphore(service.settings.requests_per_module)
         self._pools: OrderedDict[object, _Pool] = OrderedDict()
         self._lent: set[Transport] = set()
+        self._dialing = 0
+        self._streams: set[TCPStream] = set()
 
     async def request(
         self,
@@ -126,6 +129,31 @@ class ModuleEgress:
         self._lent.add(transport)
         return _client(_Lent(transport, self._lent.discard))
 
+    async def connect(self, host: str, port: int, *, timeout: float | None = None) -> TCPStream:
+        """See `modules.api.Egress.connect`."""
+        origin = self._rules.check_tcp(host, port)
+        settings = self._service.settings
+        self._streams = {stream for stream in self._streams if not stream.ended}
+        if len(self._streams) + self._dialing >= settings.requests_per_module:
+            raise EgressError(
+                f"{origin}: the module has {settings.requests_per_module} TCP connections open already",
+                "limit",
+                "caller",
+                "connections",
+            )
+        self._dialing += 1
+        try:
+            plain = await self._service.dialer.dial(origin.host, origin.port, timeout)
+        finally:
+            self._dialing -= 1
+        try:
+            stream = TCPStream(plain, checked_address(plain, origin, self._rules.tcp), settings.idle)
+        except EgressError:
+            plain.finish(b"", cut=True)
+            raise
+        self._streams.add(stream)
+        return stream
+
     async def reclaim(self) -> None:
         """Close the connections that wait for another request."""
         for transport in (*(pool.transport for pool in self._pools.values()), *self._lent):
@@ -136,6 +164,8 @@ class ModuleEgress:
         for transport in (*(pool.transport for pool in self._pools.values()), *self._lent):
             await transport.aclose()
         self._pools.clear()
+        for stream in self._streams:
+            stream.close(cut=True)
 
     async def _pool(self, attested: Policy | None) -> _Pool:
         key = None if attested is None else _key(attested)

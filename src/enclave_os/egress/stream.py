@@ -25,6 +25,9 @@ class Link(Protocol):
     def write(self, data: bytes) -> None:
         """Send all of it. Raises: ConnectionGone."""
 
+    def finish_writing(self) -> None:
+        """Nothing more will be written. Raises: ConnectionGone."""
+
     def close(self, reason: int = 0) -> None:
         """End it."""
 
@@ -61,7 +64,8 @@ class RingStream(httpcore.AsyncNetworkStream):
                 await self._wait(timeout, httpcore.ConnectTimeout)
         except httpcore.ConnectTimeout:
             self._link.close(CloseReason.TIMEOUT)
-            raise EgressError(f"{self.target}: no connection within {timeout:g} s", "connect", "network") from None
+            late = f"{self.target}: no connection within {timeout:g} s"
+            raise EgressError(late, "connect", "network", "timeout") from None
         except BaseException:
             self._link.close(CloseReason.TIMEOUT)
             raise
@@ -91,6 +95,22 @@ class RingStream(httpcore.AsyncNetworkStream):
     async def aclose(self) -> None:
         """End the connection; what was written still goes out."""
         self._link.close()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, whoever ended it."""
+        return self._link.state == "ended"
+
+    def end(self) -> None:
+        """Say that nothing more will be written; what was still goes out."""
+        if not self.ended:
+            self._link.finish_writing()
+
+    def finish(self, last: bytes, *, cut: bool) -> None:
+        """End the connection, with `last` if it is open; `cut`: without, and without what waits to go out."""
+        if last and self._link.state == "open" and not cut:
+            self._link.write(last)
+        self._link.close(CloseReason.PEER_GONE if cut else CloseReason.NORMAL)
 
     async def start_tls(self, *_: Any, **__: Any) -> NoReturn:
         """TLS is not this stream's: see `backend`."""
@@ -139,5 +159,5 @@ def _unreached(target: str, link: Link) -> EgressError:
         case CloseReason.LIMIT | CloseReason.REFUSED:
             return EgressError(f"{target}: the host has no room for another connection", "limit", "host")
         case CloseReason.TIMEOUT:
-            return EgressError(f"{target}: the host got no connection in time", "connect", "network")
+            return EgressError(f"{target}: the host got no connection in time", "connect", "network", "timeout")
     return EgressError(f"{target}: the host got no connection", "connect", "network")

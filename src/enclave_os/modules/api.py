@@ -6,14 +6,14 @@ measured with the rest; a mistake in it costs its own request (500), never the e
 
 import logging
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, NoReturn, Protocol
 
-from enclave_os.errors import ConfigError, EgressError
+from enclave_os.errors import ConfigError
 from enclave_os.evidence.identity import PeerIdentity
-from enclave_os.evidence.policy import Policy
 from enclave_os.http import Connection, Request, Response
+from enclave_os.modules.outside import Egress, EgressResponse, EgressStream, NoEgress
 from enclave_os.modules.peers import NoPeers, Peers, WorkerReport, no_reports
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Connection",
     "Egress",
     "EgressResponse",
+    "EgressStream",
     "Handler",
     "Item",
     "Module",
@@ -240,91 +241,6 @@ class NoStorage:
         raise ConfigError(self._reason)
 
 
-class EgressResponse(Protocol):
-    """What a server answered, whole and within the limits; an `httpx.Response`."""
-
-    @property
-    def content(self) -> bytes:
-        """The body, decompressed."""
-
-    @property
-    def text(self) -> str:
-        """The body, decoded as its Content-Type says."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Header fields; names in any case."""
-
-    @property
-    def url(self) -> object:
-        """Where it came from in the end; `str()` of it is the text."""
-
-    status_code: int
-
-    def json(self) -> Any:
-        """The body as JSON. Raises: ValueError."""
-
-
-class Egress(Protocol):
-    """HTTPS to whom the operator lets this module call (docs/egress.md); made for it alone.
-
-    TLS ends in the enclave, so the host learns addresses, sizes and times, nothing else. Every call is checked against
-    `[[egress.allow]]` before a byte leaves, and every server's certificate against the operator's CAs, its name and the
-    enclave's clock. Whatever goes wrong is an EgressError, which says how far it came and who can mend it.
-    """
-
-    async def request(
-        self,
-        method: str,
-        url: str,
-        *,
-        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
-        content: bytes | AsyncIterable[bytes] | None = None,
-        timeout: float | None = None,
-        redirects: int = 0,
-        size_max: int | None = None,
-        attested: Policy | None = None,
-    ) -> EgressResponse:
-        """Call once, and return the whole answer, whatever its status. Connections are kept for the next call.
-
-        Args:
-            url: https://host[:port]/path?query, of an allowed host and port.
-            timeout: seconds for all of it; at most, and by default, `egress.total`.
-            redirects: how many to follow, at most `egress.redirects`; each is checked like the call itself. To another
-                origin goes nothing that the caller put into `headers`, but for Accept, Accept-Language and User-Agent.
-            size_max: bytes of the body after decompression; at most, and by default, `egress.body_bytes`.
-            attested: the server must prove over this TLS session that it is such an enclave, before a byte of the
-                request leaves. We prove what we are, if it asks.
-        Raises: EgressError. ClockUntrusted is one too: stage `tls`, fault `host`.
-        """
-
-    def client(self, *, attested: Policy | None = None) -> Any:
-        """An `httpx.AsyncClient` under the same rules, for streams and for many calls to one server; close it.
-
-        It keeps no cookies and follows no redirects; its timeouts and limits are those of `[egress]`, and what it
-        raises is EgressError.
-        """
-
-
-class NoEgress:
-    """The egress of a module that may call nobody. Nothing of httpx is loaded for it."""
-
-    async def request(self, method: str, url: str, **_: Any) -> NoReturn:
-        """Raises: EgressError: always, stage `policy`."""
-        self._refuse()
-
-    def client(self, **_: Any) -> NoReturn:
-        """Raises: EgressError: always, stage `policy`."""
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise EgressError(
-            "the operator lets this module call nobody: name its hosts in an [[egress.allow]] table",
-            "policy",
-            "operator",
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Status:
     """How this worker runs, for the routes that say so.
@@ -369,7 +285,8 @@ class Services:
         storage: the module's own part of the sealed key-value store.
         workers: how every worker of the server does, by index; waits a second at most for those that do not answer.
         peers: the same module in the other workers.
-        egress: HTTPS to the outside, for whom `[[egress.allow]]` names this module; else every call is refused.
+        egress: HTTPS and plain TCP to the outside, for whom `[[egress.allow]]` names this module; else every call is
+            refused.
     """
 
     clock: Clock

@@ -287,8 +287,8 @@ class SimulatedAttester:
         self._collateral = collateral
 
     def sealing_key(self) -> bytes:
-        """See `Attester`."""
-        return _derive_seal_key(self._seal_key, self.body.mr_enclave)
+        """See `Attester`. As EGETKEY's, it changes with CPUSVN."""
+        return _derive_seal_key(self._seal_key + self.body.cpu_svn, self.body.mr_enclave)
 
 
 _ECDSA: Final = ec.ECDSA(hashes.SHA256())

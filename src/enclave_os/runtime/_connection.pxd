@@ -14,7 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
 
-from enclave_os._codec cimport FRAME_CLOSE, FRAME_DATA, FRAME_PAUSE, FRAME_RESUME, frame_word
+from enclave_os._codec cimport FRAME_CLOSE, FRAME_DATA, FRAME_EOF, FRAME_PAUSE, FRAME_RESUME, frame_word
 from enclave_os._limits cimport FRAME_HEADER_SIZE
 from enclave_os._native cimport eos_copy_in, eos_copy_out, eos_fence, eos_store_relaxed
 from enclave_os._ring cimport (
@@ -43,11 +43,12 @@ cdef enum:
     DEADLINE_WRITE
     DEADLINE_COUNT
 
-# Control frames that a full ring made us owe; sent before anything else of the connection, CLOSE after its bytes.
+# Control frames that a full ring made us owe; sent before anything else of the connection, EOF and CLOSE after its bytes.
 cdef enum owed_t:
     OWE_CLOSE = 1
     OWE_PAUSE = 2
     OWE_RESUME = 4
+    OWE_EOF = 8
 
 # Why a connection ends: wire.frames.CloseReason.
 cdef enum:
@@ -284,6 +285,10 @@ cdef inline int connection_flush(conn_t *conn) noexcept nogil:
         free(conn.out)
         conn.out = NULL
     conn.out_size = conn.out_used = 0
+    if conn.owed & OWE_EOF:
+        if not out_control(conn.sink, FRAME_EOF, conn.conn_id, -1):
+            return FLUSH_NO_ROOM
+        conn.owed &= ~OWE_EOF
     if conn.owed & OWE_CLOSE:
         if not out_control(conn.sink, FRAME_CLOSE, conn.conn_id, conn.close_reason):
             return FLUSH_NO_ROOM

@@ -18,6 +18,7 @@ cdef class Outgoing:
     cdef readonly str address       # reached, alleged by the host; None before
     cdef readonly str state         # connecting, open, ended
     cdef readonly str ended_by      # ours, host, lie; None before
+    cdef bint finished              # our half has ended
     cdef readonly int reason        # of the host's CLOSE, alleged; -1: there was none
     cdef public object wake         # callable(): something changed; None
     cdef void drop(self) noexcept

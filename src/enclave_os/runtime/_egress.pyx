@@ -96,7 +96,7 @@ cdef class Outgoing:
     @property
     def writable(self):
         """Whether all that was written is on its way, so that more may be."""
-        return self.state == "open" and not connection_blocked(self.conn)
+        return self.state == "open" and not self.finished and not connection_blocked(self.conn)
 
     def write(self, const uint8_t[::1] data not None):
         """Send all of `data`; to be called while `writable`, with at most what may wait in memory.
@@ -105,16 +105,31 @@ cdef class Outgoing:
         """
         if self.state == "ended":
             raise ConnectionGone("the connection has ended")
-        if self.state != "open":
-            raise UsageError("written to before it was connected")
+        if self.state != "open" or self.finished:
+            raise UsageError("written to before it was connected, or after its end")
         if data.shape[0] and connection_sink(self.conn, &data[0], <size_t>data.shape[0]) != 0:
             raise MemoryError
         self.owner.publish()
 
-    def close(self, uint16_t reason=CLOSE_NORMAL):
-        """End it, if it has not ended: what was written still goes out, unless the reason is CloseReason.TIMEOUT.
+    def finish_writing(self):
+        """Nothing more will be written: the host ends its half once all that was written is out. Once.
 
-        What was not taken is gone.
+        Raises: ConnectionGone: the connection has ended. UsageError: it is not open yet, or this was said before.
+        """
+        if self.state == "ended":
+            raise ConnectionGone("the connection has ended")
+        if self.state != "open" or self.finished:
+            raise UsageError("finished before it was connected, or twice")
+        self.finished = True
+        self.conn.owed |= OWE_EOF
+        if self.conn.blocked or connection_flush(self.conn) != FLUSHED:
+            connection_block(self.conn)
+        self.owner.publish()
+
+    def close(self, uint16_t reason=CLOSE_NORMAL):
+        """End it, if it has not ended: what was written still goes out if the reason is CloseReason.NORMAL.
+
+        With CloseReason.PEER_GONE the host resets the connection. What was not taken is gone.
         """
         self.drop()
         if self.state != "ended":
@@ -322,7 +337,7 @@ cdef class Outgoings:
             outgoing.drop()     # what it brought is as little worth as the rest
         if by != "host":
             outgoing.reason = -1
-        if by == "lie" or reason == CLOSE_TIMEOUT:
+        if by == "lie" or reason != CLOSE_NORMAL:
             free(conn.out)
             conn.out = NULL
             conn.out_size = conn.out_used = 0

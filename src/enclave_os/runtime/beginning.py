@@ -39,6 +39,11 @@ class Platform:
         """MRENCLAVE."""
         return self._attester.body.mr_enclave
 
+    @property
+    def cpu_svn(self) -> bytes:
+        """Of the processor, as it says itself."""
+        return self._attester.body.cpu_svn
+
     def sealing_key(self) -> bytes:
         """The platform's key for this measurement."""
         return self._attester.sealing_key()

@@ -2,7 +2,7 @@
 
 A log line may carry bytes that a client or the host chose, so control characters, line ends and the Unicode characters
 that turn the reading direction are escaped (threat-model.md SE5). What the host does with a line is its own affair:
-nothing secret may be in one.
+nothing secret may be in one, and a library that knows of no host may not write one (`set_up_logging`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Final
 from enclave_os.wire.rpc import LOG_LINE_SIZE_MAX, LogLevel
 
 LINES_PER_SECOND_MAX: Final = 200  # an error in every request must not become the enclave's main work
+OWN: Final = ("attestation", "auth", "enclave", "kv", "module", "seal", "workers")
+"""Roots of the loggers whose lines were written for the host to read; `module` has one for each module below it."""
 _ESCAPED_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _CUT: Final = " [cut]"
 
@@ -76,10 +78,16 @@ class LogHandler(logging.Handler):
 
 
 def set_up_logging(level: str, monotonic: Callable[[], float]) -> LogHandler:
-    """Make the one handler of this process. `level`: debug, info, warning or error."""
+    """Make the one handler of this process. `level`: debug, info, warning or error; of our own loggers.
+
+    Libraries tell a log what they do: httpx the URL of each call, httpcore the fields of each answer. The host chooses
+    the level, so it would choose to read them; of what is not ours only warnings and errors leave.
+    """
     handler = LogHandler(monotonic)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    wanted = logging.getLevelName(level.upper())
+    root.setLevel(max(wanted, logging.WARNING))
+    for name in OWN:
+        logging.getLogger(name).setLevel(wanted)
     return handler

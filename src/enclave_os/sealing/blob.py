@@ -15,6 +15,14 @@ The platform's wrap: AES-256-GCM under HKDF-SHA256(sealing key, a fresh salt), t
 platform's key changes with its microcode (Gramine uses the current CPUSVN), so a second wrap can go to the owner's RSA
 key (OAEP with SHA-256: what every HSM can undo); whoever holds that one reads everything.
 
+So that a changed key is not taken for damage, the key id of the platform's wrap says which key it was, and on what:
+
+    0       16    check value: HKDF-SHA256 of the sealing key under a label of its own, cut short
+    16      16    CPUSVN of the processor that sealed it, as its report had it
+
+Like every byte before the body it is authenticated, once the body opens; until then it is the host's word, which can
+choose between two refusals and nothing else.
+
 The owner's public key is public, so anybody can wrap a data key to it, and seal what he likes under that: the wrap
 says nothing of who made the blob. The signature does, to an owner who noted the blob key while the enclave attested it
 (leaf `seal.blob_key`, `seal status`): only who knows the master key can sign. The enclave that the owner lets open a
@@ -46,6 +54,7 @@ from enclave_os.wire.rpc import MEASUREMENT_SIZE, SEALED_SIZE_MAX
 
 MAGIC: Final = b"EOSSEAL1"
 KEY_SIZE: Final = 32
+CPU_SVN_SIZE: Final = 16
 TAG_SIZE: Final = 16
 PLATFORM: Final = 1
 OWNER_RSA_OAEP_SHA256: Final = 2
@@ -58,6 +67,8 @@ _SALT_SIZE: Final = 32
 _NONCE: Final = bytes(12)  # of keys that encrypt once
 _PLATFORM_WRAP_SIZE: Final = _SALT_SIZE + KEY_SIZE + TAG_SIZE
 _INFO: Final = b"enclave-os seal: key that wraps the data key, v1"
+_CHECK_INFO: Final = b"enclave-os seal: check value of the platform's key, v1"
+_CHECK_SIZE: Final = 16
 _OAEP: Final = padding.OAEP(padding.MGF1(hashes.SHA256()), hashes.SHA256(), None)
 
 BLOB_KEY_SIZE: Final = 32
@@ -67,8 +78,50 @@ _SIGNED_AS: Final = b"enclave-os sealed configuration, v1\0"
 _GRANTED_AS: Final = b"enclave-os seal recover, v1\0"
 _PSS: Final = padding.PSS(padding.MGF1(hashes.SHA256()), hashes.SHA256().digest_size)
 
-OTHER_KEY: Final = "the platform's key does not open it: other microcode, another machine, or damage"
 NOT_WHOLE: Final = "it is cut short, or not a sealed configuration"
+
+
+class OtherPlatformKey(SealBroken):
+    """It was sealed under another key of the platform's than this start has: it may be whole, and opens elsewhere.
+
+    Attributes: microcode: by its own word the processor had another CPUSVN; else it was another machine.
+    """
+
+    def __init__(self, sealed_svn: bytes, svn: bytes) -> None:
+        self.microcode = sealed_svn != svn
+        text = "the platform's key is not the one that sealed it: "
+        if self.microcode:
+            text += f"that was at CPUSVN {sealed_svn.hex()}, and the processor is at {svn.hex()} now"
+        else:
+            text += f"that was on another machine, or the owner epoch was changed; the CPUSVN is the same, {svn.hex()}"
+        super().__init__(text)
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformKey:
+    """What the platform gives to seal under.
+
+    Attributes:
+        measurement: MRENCLAVE, 32 bytes. cpu_svn: the processor's security version, 16 bytes, which the key contains.
+        key: 32 bytes, of this measurement.
+    """
+
+    measurement: bytes
+    cpu_svn: bytes
+    key: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if (len(self.measurement), len(self.cpu_svn), len(self.key)) != (MEASUREMENT_SIZE, CPU_SVN_SIZE, KEY_SIZE):
+            raise UsageError("a measurement and a sealing key have 32 bytes each, a CPUSVN 16")
+
+    def check_value(self) -> bytes:
+        """By which a blob tells its key from another; public."""
+        info = _CHECK_INFO + self.measurement
+        return HKDF(hashes.SHA256(), _CHECK_SIZE, salt=None, info=info).derive(self.key)
+
+    def wrapping_key(self, salt: bytes) -> bytes:
+        """The key that wraps one data key."""
+        return HKDF(hashes.SHA256(), KEY_SIZE, salt=salt, info=_INFO + self.measurement).derive(self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +129,7 @@ class Wrap:
     """One way to the data key.
 
     Attributes:
-        key_id: SHA-256 of the owner's public key (DER); zero for the platform.
+        key_id: SHA-256 of the owner's public key (DER); for the platform check value and CPUSVN.
     """
 
     kind: int
@@ -114,26 +167,24 @@ def blob_key_of(master_key: bytes) -> bytes:
 
 
 def seal(
-    content: bytes, *, measurement: bytes, sealing_key: bytes, owner_key: str | None, signer: Ed25519PrivateKey
+    content: bytes, *, platform: PlatformKey, owner_key: str | None, signer: Ed25519PrivateKey
 ) -> bytes:
     """Seal `content` under a fresh data key.
 
     Args:
-        sealing_key: the platform's, 32 bytes, of this measurement.
         owner_key: base64 of the owner's RSA public key (DER), None for no second wrap.
         signer: `signing_key` of the content's master key.
     Raises:
         ConfigError: the owner's key is none, or too weak. UsageError: too much content for one blob.
     """
-    _check_sizes(measurement, sealing_key)
     data_key = os.urandom(KEY_SIZE)
-    wraps = [Wrap(PLATFORM, bytes(32), _wrap_for_platform(data_key, measurement, sealing_key))]
+    wraps = [_wrap_for_platform(data_key, platform)]
     if owner_key is not None:
         public_key, key_id = load_owner_key(owner_key)
         wraps.append(Wrap(OWNER_RSA_OAEP_SHA256, key_id, public_key.encrypt(data_key, _OAEP)))
     body_size = len(content) + TAG_SIZE
     blob_key = signer.public_key().public_bytes_raw()
-    aad = _HEAD.pack(MAGIC, measurement, len(wraps), bytes(3), body_size, blob_key) + b"".join(
+    aad = _HEAD.pack(MAGIC, platform.measurement, len(wraps), bytes(3), body_size, blob_key) + b"".join(
         _WRAP.pack(wrap.kind, 0, len(wrap.wrapped), wrap.key_id) + wrap.wrapped for wrap in wraps
     )
     size = len(aad) + body_size + SIGNATURE_SIZE
@@ -165,22 +216,25 @@ def parse(data: bytes) -> Blob:
     return Blob(measurement, blob_key, hashlib.sha256(data).digest(), wraps, data[:end], data[end:signed])
 
 
-def open_with_platform(blob: Blob, *, measurement: bytes, sealing_key: bytes) -> bytes:
+def open_with_platform(blob: Blob, platform: PlatformKey) -> bytes:
     """The content, by the platform's wrap.
 
-    Raises: SealBroken: another measurement's, another machine's or microcode's, or changed in any bit.
+    Raises:
+        OtherPlatformKey: by its own word another machine's, or the processor's before its microcode was changed.
+        SealBroken: another measurement's, or changed in any bit.
     """
-    _check_sizes(measurement, sealing_key)
-    if blob.measurement != measurement:
+    if blob.measurement != platform.measurement:
         raise SealBroken(f"it was sealed by measurement {blob.measurement.hex()}, which is not ours")
-    wrapped = blob.wraps[0].wrapped
-    if blob.wraps[0].key_id != bytes(32) or len(wrapped) != _PLATFORM_WRAP_SIZE:
+    wrap = blob.wraps[0]
+    if len(wrap.wrapped) != _PLATFORM_WRAP_SIZE:
         raise SealBroken(NOT_WHOLE)
-    key = _platform_key(sealing_key, wrapped[:_SALT_SIZE], measurement)
+    if wrap.key_id[:_CHECK_SIZE] != platform.check_value():
+        raise OtherPlatformKey(wrap.key_id[_CHECK_SIZE:], platform.cpu_svn)
+    key = platform.wrapping_key(wrap.wrapped[:_SALT_SIZE])
     try:
-        data_key = AESGCM(key).decrypt(_NONCE, wrapped[_SALT_SIZE:], _platform_aad(measurement))
+        data_key = AESGCM(key).decrypt(_NONCE, wrap.wrapped[_SALT_SIZE:], _platform_aad(platform.measurement))
     except InvalidTag as error:
-        raise SealBroken(OTHER_KEY) from error
+        raise SealBroken("it was changed: it does not open under the key that sealed it") from error
     return open_with_data_key(blob, data_key)
 
 
@@ -283,20 +337,11 @@ def _parse_wraps(data: bytes, count: int) -> tuple[tuple[Wrap, ...], int]:
     return tuple(wraps), offset
 
 
-def _wrap_for_platform(data_key: bytes, measurement: bytes, sealing_key: bytes) -> bytes:
+def _wrap_for_platform(data_key: bytes, platform: PlatformKey) -> Wrap:
     salt = os.urandom(_SALT_SIZE)
-    key = _platform_key(sealing_key, salt, measurement)
-    return salt + AESGCM(key).encrypt(_NONCE, data_key, _platform_aad(measurement))
-
-
-def _platform_key(sealing_key: bytes, salt: bytes, measurement: bytes) -> bytes:
-    return HKDF(algorithm=hashes.SHA256(), length=KEY_SIZE, salt=salt, info=_INFO + measurement).derive(sealing_key)
+    sealed = AESGCM(platform.wrapping_key(salt)).encrypt(_NONCE, data_key, _platform_aad(platform.measurement))
+    return Wrap(PLATFORM, platform.check_value() + platform.cpu_svn, salt + sealed)
 
 
 def _platform_aad(measurement: bytes) -> bytes:
     return MAGIC + measurement
-
-
-def _check_sizes(measurement: bytes, sealing_key: bytes) -> None:
-    if len(measurement) != MEASUREMENT_SIZE or len(sealing_key) != KEY_SIZE:
-        raise UsageError("a measurement and a sealing key have 32 bytes each")

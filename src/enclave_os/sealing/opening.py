@@ -7,7 +7,7 @@ no loss, damage or lie ends in an empty enclave that looks like a healthy one (t
     none                   none     first boot: a new master key, with the policy of this configuration
     none                   there    refused: something is lost that the store needs
     opens                  any      its policy must be this configuration's, or the one that a manager accepted
-    does not open          any      refused: damage, another measurement's, or another platform key
+    does not open          any      refused: damage, another measurement's, or another platform key, and which
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ FOLDER: Final = "<state folder>/sealed/<measurement>"
 
 
 class Platform(Protocol):
-    """Who we are to the processor; `ratls.attester` has the ones there are."""
+    """Who we are to the processor; `runtime.beginning` has it from the attester."""
 
     @property
     def measurement(self) -> bytes:
         """MRENCLAVE, 32 bytes."""
+
+    @property
+    def cpu_svn(self) -> bytes:
+        """The processor's security version, 16 bytes: other microcode, another one, and then another key."""
 
     def sealing_key(self) -> bytes:
         """32 bytes that only this measurement gets, on this machine with this microcode."""
@@ -82,20 +86,19 @@ def open_blob(data: bytes, platform: Platform) -> SealedConfig:
     try:
         parsed = blob.parse(data)
     except SealBroken as error:
-        raise SealBroken(_refusal(str(error), None)) from error
+        raise SealBroken(_refusal(error, None)) from error
     try:
-        content = blob.open_with_platform(parsed, measurement=platform.measurement, sealing_key=platform.sealing_key())
+        content = blob.open_with_platform(parsed, _key_of(platform))
         return _decode(parsed, content)
     except SealBroken as error:
-        raise SealBroken(_refusal(str(error), blob.owner_wrap(parsed))) from error
+        raise SealBroken(_refusal(error, blob.owner_wrap(parsed))) from error
 
 
 def seal_config(config: SealedConfig, platform: Platform) -> bytes:
     """The blob of `config` for this platform, with the second wrap that its policy names."""
     return blob.seal(
         sealed_config.encode(config),
-        measurement=platform.measurement,
-        sealing_key=platform.sealing_key(),
+        platform=_key_of(platform),
         owner_key=owner_key_of(config.policy),
         signer=blob.signing_key(config.master_key),
     )
@@ -179,17 +182,33 @@ def _check_owner_key(policy: bytes) -> None:
         blob.load_owner_key(owner_key)
 
 
-def _refusal(reason: str, second_wrap: blob.Wrap | None) -> str:
+def _key_of(platform: Platform) -> blob.PlatformKey:
+    return blob.PlatformKey(platform.measurement, platform.cpu_svn, platform.sealing_key())
+
+
+def _refusal(reason: SealBroken, second_wrap: blob.Wrap | None) -> str:
+    """The whole text: what is wrong, what brings the data back, what was done. `--recover` reads its first line."""
     lines = [f"the sealed configuration does not open: {reason}."]
-    if reason == blob.OTHER_KEY:
+    if isinstance(reason, blob.OtherPlatformKey):
+        if reason.microcode:
+            lines.append(
+                "the sealing key contains that version, so a microcode update changes it; the file may be whole"
+            )
+        if second_wrap is not None:
+            lines.append(
+                f"it has a second wrap, for the owner's key {second_wrap.key_id.hex()[:16]}..., which still opens it: "
+                "enclave-os seal recover --help"
+            )
+        else:
+            lines.append("it has no second wrap, so enclave-os seal recover cannot help here")
         lines.append(
-            "the processor's sealing key contains its security version (CPUSVN), so a microcode update changes it: "
-            "where an enclave still opens this, on the former microcode say, it can give it on: enclave-os seal import"
+            "where an enclave still opens it, on the former microcode or the former machine, that one can give it to "
+            "this one: enclave-os seal import --help"
         )
-    if second_wrap is not None:
+    elif second_wrap is not None:
         lines.append(
-            f"it has a second wrap, for the owner's key {second_wrap.key_id.hex()[:16]}...: if the platform's key "
-            "changed, that key still opens it: enclave-os seal recover --help"
+            f"it has a second wrap, for the owner's key {second_wrap.key_id.hex()[:16]}...: if the file is whole, that "
+            "key opens it: enclave-os seal recover --help"
         )
     lines.append(
         f"put an undamaged {FOLDER}/config.sealed back, or start with another --state-dir for an empty enclave; "

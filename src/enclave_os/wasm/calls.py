@@ -65,6 +65,7 @@ def run(
     subject: Any,
     look_up: Callable[[], None],
     monotonic: Callable[[], float],
+    failed: Callable[[BaseException], None] = lambda failure: None,
 ) -> Outcome:
     """Make a store and an instance, call one export, and let everything go. Blocks; on a thread of the pool.
 
@@ -72,6 +73,7 @@ def run(
         values: the arguments, as `_component.Plan` says.
         subject: what every host function is called with.
         look_up: called on each tick of the epoch, on this thread; what it raises ends the call.
+        failed: told what ended the call, before the resources that it left open are closed.
     Returns: also for a call that failed: by a trap, a limit, or what a host function raised.
     """
     component = linker.component
@@ -96,6 +98,7 @@ def run(
         answer = call.call(export.address, export.function.param_plans, export.function.result_plan, values)
     except Exception as error:  # noqa: BLE001  # the outcome has it: the caller decides what of it is told to whom
         failure = error
+        failed(error)
     finally:
         engine.end()
         left = call.fuel_left()

@@ -16,7 +16,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -74,6 +74,7 @@ class Turn:
         self._since = 0.0
         self._granted = False
         self._gate = threading.Condition(pool._lock)
+        self._awaited: Future[Any] | None = None
         self.future: asyncio.Future[Any] | None = None
 
     def remaining(self) -> float:
@@ -91,11 +92,14 @@ class Turn:
     def wait_for(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Do `work` on the event loop and wait for it here, without a core. For host functions.
 
-        Raises: GuestTrap: the deadline passed first; and what `work` raises.
+        Raises: GuestTrap: the deadline passed first, or the call was given up; and what `work` raises.
         """
         self._pool.leave_core(self)
         try:
             waiting = asyncio.run_coroutine_threadsafe(work, self._pool.loop)
+            self._awaited = waiting
+            if self.cancelled:  # after it can be seen: who gives the call up says so first and looks then
+                waiting.cancel()
             try:
                 return waiting.result(self.remaining())
             except TimeoutError:
@@ -106,7 +110,19 @@ class Turn:
             except CancelledError:
                 raise GuestTrap("the call was given up", "cancelled") from None
         finally:
+            self._awaited = None
             self._pool.take_core(self)
+
+    def post(self, work: Callable[[], None]) -> None:
+        """Have the event loop call `work`, and do not wait for it."""
+        self._pool.loop.call_soon_threadsafe(work)
+
+    def give_up(self) -> None:
+        """End the call at its next tick, or now if it waits for the loop. From any thread."""
+        self.cancelled = True
+        awaited = self._awaited
+        if awaited is not None:
+            awaited.cancel()
 
 
 class Pool:
@@ -186,7 +202,7 @@ class Pool:
                     self._answer(turn, None, GuestTrap("the server is ending", "cancelled"))
                 known.waiting.clear()
             for turn in self._running:
-                turn.cancelled = True
+                turn.give_up()
             self._work.notify_all()
             threads = list(self._threads)
         for thread in threads:
@@ -304,7 +320,7 @@ class Pool:
 
     def _given_up(self, turn: Turn) -> None:
         with self._lock:
-            turn.cancelled = True
+            turn.give_up()
             known = self._apps[turn.app]
             if turn in known.waiting:
                 known.waiting.remove(turn)

@@ -26,10 +26,12 @@ from enclave_os.wire.setting_kinds import (
     key,
     shown,
 )
+from enclave_os.wire.tcp_targets import TcpTarget, TcpTargetKind
 
 BUNDLE_SIZE_MAX: Final = 512 * KIB
 """Mozilla's list has 230 KiB; the whole document of a worker has 1 MiB."""
 HTTPS_PORT: Final = 443
+TCP: Final = "tcp://"
 TLS_VERSIONS: Final = ("1.3", "1.2")
 CERTIFICATE_LINE: Final = "-----BEGIN CERTIFICATE-----"
 EGRESS_CONNECTIONS_MAX: Final = 4096
@@ -83,6 +85,21 @@ class EgressTarget(Kind):
         return '"host", "host:port", "*.host:port" or "*:port"'
 
 
+class EgressEntry(Kind):
+    """Whom an entry means: an `EgressTarget` for HTTPS, or behind `tcp://` a `TcpTargetKind` for plain TCP."""
+
+    def read(self, value: object) -> Target | TcpTarget:
+        if isinstance(value, str) and value.startswith(TCP):
+            return TcpTargetKind().read(value.removeprefix(TCP))
+        return value if isinstance(value, TcpTarget) else EgressTarget().read(value)
+
+    def dump(self, value: object) -> Json:
+        return f"{TCP}{value}" if isinstance(value, TcpTarget) else str(value)
+
+    def describe(self) -> str:
+        return f'{EgressTarget().describe()}; "{TCP}host:port" or "{TCP}network/bits:port" for plain TCP'
+
+
 def _split(text: str) -> tuple[str, str]:
     if text.startswith("["):
         inner, bracket, rest = text[1:].partition("]")
@@ -109,13 +126,24 @@ class EgressAllowance:
     """One `[[egress.allow]]` table: what one module may call."""
 
     module: str = key(Text("a module's name", 64), ..., "enclave", "The module, as `modules.enabled` names it.")
-    hosts: tuple[Target, ...] = key(
-        ListOf(EgressTarget(), 1, 256),
+    hosts: tuple[Target | TcpTarget, ...] = key(
+        ListOf(EgressEntry(), 1, 256),
         ...,
         "enclave",
         "Hosts and ports. Addresses, `localhost` and names that are no public DNS name count only where they are named "
-        "themselves, never by a wildcard.",
+        "themselves, never by a wildcard. Plain TCP, which the host can read and change, is an entry of its own; its "
+        "names lead to public addresses and to those that are entries too.",
     )
+
+    @property
+    def https(self) -> tuple[Target, ...]:
+        """The entries for HTTPS."""
+        return tuple(target for target in self.hosts if isinstance(target, Target))
+
+    @property
+    def tcp(self) -> tuple[TcpTarget, ...]:
+        """The entries for plain TCP."""
+        return tuple(target for target in self.hosts if isinstance(target, TcpTarget))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from enclave_os.wire.egress_settings import TLS_VERSIONS, EnclaveEgress
+from enclave_os.wire.egress_settings import TLS_VERSIONS, EgressEntry, EnclaveEgress
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.jwks import canonical_jwks
 from enclave_os.wire.kv_settings import ANCHOR_EVERY, EnclaveKV
@@ -30,6 +30,7 @@ MEMBERS: Final = ("anchor", "clients", "egress", "export", "format", "issuers", 
 CLIENT_KEYS: Final = tuple(sorted(name for name in keys_of(Attestation) if name.startswith("client_")))
 """Whose evidence is accepted: what an attested caller may read, they decide."""
 ANCHOR_MEMBERS: Final = ("adopt", "ca_sha256", "every", "url")
+ENTRY: Final = EgressEntry()
 EGRESS_MEMBERS: Final = ("allow", "ca_sha256", "tls_min")
 ISSUER_MEMBERS: Final = tuple(("audience", "issuer", keys, "roles_claim") for keys in ("key", "jwks", "jwks_url"))
 """With a key of its own, with a set of them, or with the place where the issuer publishes it."""
@@ -173,7 +174,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Dif
 def _egress_of(egress: EnclaveEgress) -> Json:
     """Who may be sent data, and who vouches for them. The bundle by its hash: it is far bigger than all the rest."""
     return {
-        "allow": {entry.module: sorted(str(target) for target in entry.hosts) for entry in egress.allow},
+        "allow": {entry.module: sorted(str(ENTRY.dump(target)) for target in entry.hosts) for entry in egress.allow},
         "ca_sha256": _bundle_sha256(egress.ca_pem),
         "tls_min": egress.tls_min,
     }

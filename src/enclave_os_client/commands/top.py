@@ -181,7 +181,7 @@ def table(url: str, status: Mapping[str, Any], before: Mapping[int, Reading], no
     mode, count = printable(str(status.get("mode", "?"))), len(now)
     said = worker_count(status)
     workers = f"{count} worker{'' if count == 1 else 's'}" if count >= said else f"{count} of {said} workers reached"
-    words = f"{url}   {mode.upper() if mode == 'simulated' else mode}, {workers}"
+    words = f"{url}   {mode if mode == 'sgx' else mode.upper()}, {workers}"
     warnings = status.get("warnings")
     lines = [words, *[f"warning: {printable(str(text))}" for text in (warnings if isinstance(warnings, list) else [])]]
     lines += ["", _row("", ["all", *[f"worker {index}" for index in now]] if count > 1 else ["now"])]

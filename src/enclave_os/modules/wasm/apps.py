@@ -25,6 +25,7 @@ from enclave_os.modules.api import MANAGER, MONITORING, AppIdentity, Services, T
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.wasm import host
 from enclave_os.modules.wasm.host.context import AppMeans
+from enclave_os.modules.wasm.host.socket_grants import SocketGrants
 from enclave_os.modules.wasm.meter import AppMeter
 from enclave_os.modules.wasm.settings import WasmSettings
 from enclave_os.modules.wasm.spec import AppSpec, key_source
@@ -456,6 +457,7 @@ class Apps:
             clock=services.clock,
             random=services.random,
             egress=services.egress,
+            sockets=SocketGrants(spec.permissions.sockets, self._settings.app_sockets),
             log=log.append,
             file_bytes=self._settings.file_bytes,
             response_bytes=self._settings.response_bytes,

@@ -11,7 +11,7 @@ from enclave_os.errors import EnclaveError
 from enclave_os.http import HTTPError, Response
 from enclave_os.modules.api import Services, Token
 from enclave_os.modules.wasm.apps import App
-from enclave_os.modules.wasm.host.context import CallContext, GuestExit
+from enclave_os.modules.wasm.host.context import CallContext, ended_well
 from enclave_os.modules.wasm.meter import FunctionMeter
 from enclave_os.modules.wasm.permissions import authorize, token_of
 from enclave_os.wasm import Export, GuestTrap, Outcome, Pool, PoolFull, Turn, ValueMismatch, run
@@ -101,8 +101,8 @@ class Caller:
 
         def work(turn: Turn) -> tuple[Outcome, bytes]:
             values = take(export)
-            context = CallContext(means, turn.wait_for, turn.remaining, caller)
-            outcome = run(linker, export, values, app.limits, context, turn.look_up, now)
+            context = CallContext(means, turn.wait_for, turn.post, turn.remaining, caller)
+            outcome = run(linker, export, values, app.limits, context, turn.look_up, now, context.failed)
             outcome = _finish(context, outcome)
             kind = export.function.result
             text = b"" if outcome.failure is not None else _json(None if kind is None else encode(kind, outcome.answer))
@@ -160,9 +160,8 @@ class Caller:
 
 def _finish(context: CallContext, outcome: Outcome) -> Outcome:
     """Store what was written if the call ended well, by its own word; a store that refuses is the call's failure."""
-    exited = isinstance(outcome.failure, GuestExit) and outcome.failure.succeeded
     try:
-        context.finish(keep=outcome.failure is None or exited)
+        context.finish(keep=outcome.failure is None or ended_well(outcome.failure))
     except EnclaveError as error:
         return Outcome(None, outcome.failure or error, outcome.fuel, outcome.seconds)
     return outcome

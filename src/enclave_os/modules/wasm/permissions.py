@@ -4,23 +4,28 @@
      "oidc": {"issuer": ..., "audience": ..., "public_key_pem": ..., "roles_claim": "roles"},
      "default_policy": "public" | "authenticated" | "role", "default_roles": [...],
      "functions": {"<function>": {"policy": ..., "roles": [...]}},
-     "schema_policy": ..., "schema_roles": [...]}
+     "schema_policy": ..., "schema_roles": [...],
+     "sockets": ["db.example:5432", "10.0.0.0/8:6379"]}
 
 Without permissions every function is public. With an issuer of its own, an app takes that issuer's tokens and no other;
 without one, those of the server's issuers. Tokens come as `Authorization: Bearer`, or as `app_auth` in POST /data.
+Sockets are the one thing that the app itself is permitted here: whom it may reach by TCP, where the operator lets it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from ipaddress import IPv4Network
+from typing import Any, Final, cast
 
 from enclave_os.errors import ConfigError
 from enclave_os.http import HTTPError
 from enclave_os.modules.api import Clock, Token, Tokens
 from enclave_os.modules.auth import Authenticator
 from enclave_os.wire.setting_issuers import Issuer
+from enclave_os.wire.setting_kinds import ListOf
+from enclave_os.wire.tcp_targets import TcpTarget, TcpTargetKind
 
 PUBLIC: Final = "public"
 AUTHENTICATED: Final = "authenticated"
@@ -31,9 +36,13 @@ FUNCTIONS_MAX: Final = 1000
 ROLES_MAX: Final = 64
 TEXT_SIZE_MAX: Final = 256
 PEM_SIZE_MAX: Final = 4096
+SOCKETS: Final = ListOf(TcpTargetKind(), 0, 64)
+NAMES: Final = IPv4Network("198.18.0.0/15")
+"""Addresses that stand for names within a call (`host.sockets`): for tests of networks alone (RFC 2544), so nobody has
+them elsewhere."""
 
 MEMBERS: Final = frozenset(
-    ("version", "oidc", "default_policy", "default_roles", "functions", "schema_policy", "schema_roles")
+    ("version", "oidc", "default_policy", "default_roles", "functions", "schema_policy", "schema_roles", "sockets")
 )
 OIDC_MEMBERS: Final = frozenset(("issuer", "audience", "public_key_pem", "roles_claim"))
 
@@ -59,12 +68,14 @@ class Permissions:
         default: for functions without a rule.
         functions: by the function's name.
         schema: for the app's descriptions.
+        sockets: whom the app may reach by TCP; the operator's list has to name them as well.
     """
 
     issuer: Issuer | None = None
     default: Rule = field(default_factory=Rule)
     functions: tuple[tuple[str, Rule], ...] = ()
     schema: Rule = field(default_factory=Rule)
+    sockets: tuple[TcpTarget, ...] = ()
 
     @classmethod
     def read(cls, document: object) -> Permissions:
@@ -90,6 +101,7 @@ class Permissions:
             default=_rule(document, "default_policy", "default_roles", "permissions."),
             functions=tuple(rules),
             schema=_rule(document, "schema_policy", "schema_roles", "permissions."),
+            sockets=_sockets(document.get("sockets")),
         )
 
     def document(self) -> dict[str, Any]:
@@ -105,6 +117,7 @@ class Permissions:
             "functions": {name: rule.document() for name, rule in self.functions},
             "schema_policy": self.schema.policy,
             "schema_roles": list(self.schema.roles),
+            "sockets": [str(target) for target in self.sockets],
         }
 
     def rule(self, function: str) -> Rule:
@@ -169,6 +182,19 @@ def _issuer(document: object) -> Issuer | None:
     if not isinstance(pem, str) or len(pem) > PEM_SIZE_MAX or not _is_text(claim):
         raise HTTPError(400, "permissions.oidc.public_key_pem is a P-256 public key in PEM")
     return Issuer(issuer=document["issuer"], audience=document["audience"], public_key_pem=pem, roles_claim=claim)
+
+
+def _sockets(entries: object) -> tuple[TcpTarget, ...]:
+    if entries is None:
+        return ()
+    try:
+        targets = cast(tuple[TcpTarget, ...], SOCKETS.read(entries))
+    except ValueError as error:
+        raise HTTPError(400, f"permissions.sockets: {error}") from error
+    for target in targets:
+        if isinstance(target.network, IPv4Network) and target.network.subnet_of(NAMES):
+            raise HTTPError(400, f"permissions.sockets: {target}: addresses of {NAMES} stand for names here")
+    return targets
 
 
 def _only(document: Mapping[str, Any], known: frozenset[str], where: str) -> None:

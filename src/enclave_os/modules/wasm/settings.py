@@ -33,6 +33,8 @@ class WasmSettings:
         seconds: of a call from its arrival to its answer, where the app says nothing, and the most.
         file_bytes: of one file of an app; one row of the store holds it.
         response_bytes: of what an app's HTTPS request may bring back.
+        app_sockets: TCP sockets of one app that are open at once, over all its calls: each may hold 128 KiB of bytes on
+            their way, and one of `egress.connections`, of which the module has `egress.requests_per_module`.
     """
 
     apps_max: int = 100
@@ -49,6 +51,7 @@ class WasmSettings:
     seconds: int = 10
     file_bytes: int = 8 * MIB
     response_bytes: int = 4 * MIB
+    app_sockets: int = 16
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> WasmSettings:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from enclave_os.modules.api import Clock, Egress, Table
 from enclave_os.modules.wasm.host.files import FileSystem
+from enclave_os.modules.wasm.host.socket_grants import CallSockets, SocketGrants
 from enclave_os.wasm import GuestTrap
 
 _T = TypeVar("_T")
@@ -28,6 +30,7 @@ class AppMeans:
         keys: the table of its persisted keys.
         values: the table of `privasys:enclave-os/kv`.
         memory_keys: keys that were made or loaded since the app was, by name; gone with it.
+        sockets: whom it may reach by TCP, and how many sockets its calls have open.
         log: takes one line of the app's.
         file_bytes, response_bytes: the most of a file, and of an answer from outside.
     """
@@ -41,10 +44,37 @@ class AppMeans:
     clock: Clock
     random: Callable[[int], bytes]
     egress: Egress
+    sockets: SocketGrants
     log: Callable[[str], None]
     file_bytes: int
     response_bytes: int
     memory_keys: dict[str, Any] = field(default_factory=dict)
+
+
+class CallEvents:
+    """What one call waits for, on the event loop: there is one thread of it, so one waiter."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+
+    def changed(self) -> None:
+        """Something may be ready. On the loop."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def until(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait until `ready` says so, which is asked after each change, or so long."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        while not ready() and loop.time() < due:
+            self._waiter = loop.create_future()
+            timer = loop.call_at(due, self.changed)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
 
 
 class CallContext:
@@ -52,16 +82,18 @@ class CallContext:
 
     Args:
         wait: does a coroutine on the event loop and waits for it on this thread, at most to the call's deadline.
+        post: has the event loop call something, from this thread.
         remaining: seconds to the deadline.
         caller: subject and roles of the caller's token; None: nobody is known.
     """
 
-    __slots__ = ("_logged", "_parts", "caller", "files", "means", "remaining", "wait")
+    __slots__ = ("_logged", "_parts", "caller", "events", "files", "means", "remaining", "sockets", "wait")
 
     def __init__(
         self,
         means: AppMeans,
         wait: Callable[[Coroutine[Any, Any, Any]], Any],
+        post: Callable[[Callable[[], None]], None],
         remaining: Callable[[], float],
         caller: tuple[str, tuple[str, ...]] | None = None,
     ) -> None:
@@ -69,6 +101,8 @@ class CallContext:
         self.wait = wait
         self.remaining = remaining
         self.caller = caller
+        self.events = CallEvents()
+        self.sockets = CallSockets(means.sockets, means.egress, means.log, post, self.events.changed, remaining)
         self.files = FileSystem(means.files, wait, means.random, means.file_bytes)
         self._logged = 0
         self._parts = {"stdout": b"", "stderr": b""}
@@ -85,8 +119,14 @@ class CallContext:
         if self._logged >= LOG_BYTES_MAX:
             self.means.log(f"{stream}: what else this call writes is dropped: {LOG_BYTES_MAX} bytes is the most")
 
+    def failed(self, failure: BaseException) -> None:
+        """The call has failed: no server may take what it was told for all that was to be said."""
+        if not ended_well(failure):
+            self.sockets.close(cut=True)
+
     def finish(self, *, keep: bool) -> None:
-        """The call is over: what was written to files is stored if `keep`; unfinished lines are logged."""
+        """The call is over: its sockets end, files are stored if `keep`, unfinished lines are logged."""
+        self.sockets.close(cut=not keep)
         for stream, rest in self._parts.items():
             if rest:
                 self._log_line(stream, rest)
@@ -104,6 +144,11 @@ class GuestExit(GuestTrap):
     def __init__(self, succeeded: bool) -> None:
         super().__init__("the app ended itself instead of answering", "exit")
         self.succeeded = succeeded
+
+
+def ended_well(failure: BaseException) -> bool:
+    """Whether the app ended itself, and said that all is well."""
+    return isinstance(failure, GuestExit) and failure.succeeded
 
 
 def ok(value: Any = None) -> tuple[str, Any]:

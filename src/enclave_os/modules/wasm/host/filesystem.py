@@ -239,7 +239,7 @@ def _directories(context: CallContext) -> list[tuple[Descriptor, str]]:
 
 
 def _error_code(context: CallContext, error: IOError_) -> str | None:
-    return error.code
+    return None if error.network else error.code
 
 
 RESOURCES: Final = {
