@@ -43,6 +43,9 @@ CONNECT_SECONDS: Final = 2.0
 COMMAND_SECONDS: Final = 10.0
 MIB: Final = 1 << 20
 AESM_SOCKET: Final = "var/run/aesmd/aesm.socket"
+FEATURES: Final = ("avx", "fsgsbase")
+OTHER_DRIVERS: Final = ("dev/isgx", "dev/sgx/enclave")
+"""Devices of Intel's drivers from before the kernel had one; distributions' Gramine does not use them."""
 QUOTE_PROVIDERS: Final = (
     "usr/lib/x86_64-linux-gnu/libdcap_quoteprov.so.1",
     "usr/lib64/libdcap_quoteprov.so.1",
@@ -135,6 +138,12 @@ def _processor(machine: Machine) -> Iterator[Check]:
             "launch control", "fail", "no flexible launch control", SGX,
             "DCAP needs it: set SGX Launch Control to Unlocked in the firmware",
         )  # fmt: skip
+    if lacking := [name for name in FEATURES if name not in words]:
+        yield Check(
+            "processor features", "fail", f"no {', '.join(lacking)}", SGX,
+            "Gramine needs fsgsbase, and the manifest asks for avx: take nofsgsbase and clearcpuid= off the kernel's "
+            "command line; in a virtual machine the hypervisor must pass both through",
+        )  # fmt: skip
 
 
 def _kernel(machine: Machine, settings: Settings) -> Check:
@@ -152,7 +161,13 @@ def _kernel(machine: Machine, settings: Settings) -> Check:
 
 def _devices(machine: Machine) -> Iterator[Check]:
     enclave = machine.path("dev/sgx_enclave")
-    if not enclave.exists():
+    others = [f"/{name}" for name in OTHER_DRIVERS if machine.path(name).exists()]
+    if not enclave.exists() and others:
+        yield Check(
+            "SGX device", "fail", f"{others[0]}, which is not the kernel's", SGX,
+            "Gramine's packages use the kernel's own driver: remove Intel's (dkms remove), and restart",
+        )  # fmt: skip
+    elif not enclave.exists():
         yield Check(
             "SGX device", "fail", "no /dev/sgx_enclave", SGX,
             "the kernel's driver (CONFIG_X86_SGX) makes it when processor and firmware have SGX",

@@ -36,7 +36,7 @@ class Fake:
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "machine"
-        self.write("proc/cpuinfo", "processor : 0\nflags\t\t: fpu avx2 sgx sgx_lc aes\n")
+        self.write("proc/cpuinfo", "processor : 0\nflags\t\t: fpu avx avx2 fsgsbase sgx sgx_lc aes\n")
         self.write("proc/sys/kernel/osrelease", "6.8.0-45-generic\n")
         self.write("dev/sgx_enclave", "")
         self.write("dev/sgx_provision", "")
@@ -124,6 +124,8 @@ def test_what_sgx_lacks_is_named_with_what_to_do(fake: Fake, taken: str, name: s
     [
         ("proc/cpuinfo", "flags : fpu sgxx notsgx\n", "processor"),
         ("proc/cpuinfo", "flags : fpu sgx\n", "launch control"),
+        ("proc/cpuinfo", "flags : fpu avx sgx sgx_lc\n", "processor features"),
+        ("proc/cpuinfo", "flags : fpu avx2 fsgsbase sgx sgx_lc\n", "processor features"),
         ("proc/sys/kernel/osrelease", "5.10.0\n", "kernel"),
         ("etc/sgx_default_qcnl.conf", '{"other": 1}', "PCCS"),
     ],
@@ -132,6 +134,16 @@ def test_what_is_there_and_is_not_enough(fake: Fake, name: str, text: str, check
     fake.write(name, text)
     assert fake.found()[check_name][0] == "fail"
     assert "sgx" not in fake.ways()
+
+
+@pytest.mark.parametrize("device", ["dev/isgx", "dev/sgx/enclave"])
+def test_a_driver_from_before_the_kernel_had_one(fake: Fake, device: str) -> None:
+    fake.write(device, "")
+    assert fake.found()["SGX device"][0] == "ok"
+    (fake.root / "dev/sgx_enclave").unlink()
+    status, remedy = fake.found()["SGX device"]
+    assert status == "fail"
+    assert "kernel's own driver" in remedy
 
 
 def test_edmm_wants_a_newer_kernel(fake: Fake) -> None:
