@@ -338,4 +338,6 @@ class TestManifest:
         assert f"{files.count + len(files.c_library)} files" in self.text(made, gramine)
         document = json.loads(image.files.read_bytes())
         assert (document["count"], document["size"], document["sha256"]) == (files.count, files.size, files.sha256)
-        assert files.count < 600
+        # What the least server has; a step over it is worth a look at what was imported, and why.
+        assert files.count < 650
+        assert files.size < 100 << 20
