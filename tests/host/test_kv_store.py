@@ -120,13 +120,13 @@ def test_what_follows_shares_a_group_with_what_it_follows_or_its_refusal(tmp_pat
     rig = Rig(tmp_path / "store", "group")
     assert rig.write(put(b"first", b""), number=4) == Status.OK
     done: queue.SimpleQueue[tuple[int, Status]] = queue.SimpleQueue()
+
+    def write(number: int) -> kv_store._Write:
+        row = [put(bytes((number,)), b"x")]
+        return kv_store._Write(row, 2, False, lambda status: done.put((number, status)), number, True)
+
     with rig.store._changed:  # all wait before the first is taken
-        for number in (5, 6, 8, 7, 8):
-            write = kv_store._Write(
-                [put(bytes((number,)), b"x")], 2, False, lambda status, number=number: done.put((number, status)),
-                number, True,
-            )  # fmt: skip
-            rig.store._queue.append(write)
+        rig.store._queue.extend(map(write, (5, 6, 8, 7, 8)))
         rig.store._changed.notify()
     told = [done.get(timeout=20) for _ in range(5)]
     ok, refused = Status.OK, Status.OUT_OF_TURN

@@ -65,7 +65,7 @@ async def opened(store: MemoryStore, checkpoint: MemoryCheckpoint) -> tuple[Seal
 async def under_way(store: SlowStore, kv: SealedKV, place: Namespace, count: int) -> list[asyncio.Future[int]]:
     """So many batches, one write each, none of them answered."""
     store.slow = True
-    writers = []
+    writers: list[asyncio.Future[int]] = []
     for number in range(count):
         writers.append(asyncio.ensure_future(kv.put(place, b"%d" % number, b"x")))
         await turns()
