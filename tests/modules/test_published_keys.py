@@ -11,7 +11,8 @@ import pytest
 
 from enclave_os.errors import EgressError
 from enclave_os.modules.auth import Authenticator
-from enclave_os.runtime.published_keys import KEPT_SECONDS, SIZE_MAX, PublishedKeys
+from enclave_os.modules.fetched_keys import KEPT_SECONDS, SIZE_MAX
+from enclave_os.runtime.published_keys import PublishedKeys
 from enclave_os.wire.policy import differences, policy_of
 from enclave_os.wire.setting_issuers import Auth, Issuer
 from enclave_os.wire.setting_table import Settings
@@ -47,7 +48,7 @@ class Rig:
         self.published = PublishedKeys([self.issuer], egress, self.keeper, lambda: self.now)
 
     def refresh(self) -> bool:
-        return asyncio.run(self.published.refresh(self.issuer))
+        return asyncio.run(self.published.refresh())
 
     def takes(self, key: Any, kid: str | None = None) -> bool:
         return self.keeper.judge(token(key, header=HEADER | ({"kid": kid} if kid else {}))) is not None

@@ -226,6 +226,14 @@ class Authenticator:
                 del self._kept[next(iter(self._kept))]
         return found
 
+    def lacks_key_of(self, token: str) -> bool:
+        """Whether a token names an issuer that is known and, by `kid`, a key that is not. Nothing of it is verified."""
+        header, claims = _read(token)
+        issuer, key_id = claims.get("iss"), header.get("kid")
+        if not _header_is_ours(header) or type(issuer) is not str or type(key_id) is not str:
+            return False
+        return issuer in self._keys and all(key_id not in trusted.names for trusted in self._keys[issuer])
+
     def _judge(self, token: str, moments: Sequence[int]) -> Token | None:
         header, claims = _read(token)
         shaped = _header_is_ours(header)

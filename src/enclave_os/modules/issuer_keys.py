@@ -41,7 +41,7 @@ def keys_of(entry: Issuer) -> list[IssuerKey]:
     if entry.jwks:
         return read_jwks(entry.jwks, whose)
     if entry.jwks_url:
-        return []  # fetched later: runtime.published_keys
+        return []  # fetched later: modules.fetched_keys
     key = load_es256_key(entry.public_key_pem, whose)
     return [IssuerKey(key, frozenset({thumbprint(key)}))]
 

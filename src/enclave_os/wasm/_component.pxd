@@ -98,6 +98,15 @@ cdef extern from "wasm/_wasmtime.h" nogil:
     void wt_spread_bytes(wt_val *to, const uint8_t *from_, size_t size, uint8_t kind)
     bint wt_gather_bytes(uint8_t *to, const wt_val *from_, size_t size, uint8_t kind)
 
+cdef extern from "wasm/_memory.h" nogil:
+    ctypedef struct wt_linear_memory
+    ctypedef struct wt_memory_creator:
+        void *env
+        void *(*make)(void *, const void *, size_t, size_t, size_t, size_t, wt_linear_memory *) noexcept nogil
+        void (*finalizer)(void *) noexcept nogil
+    void *wt_memory_make(void *, const void *, size_t, size_t, size_t, size_t, wt_linear_memory *)
+    size_t *wt_counted              # of this thread: where the memories that it makes are counted
+
 # The kinds of a value as wasmtime numbers them, and what only a plan tells apart.
 cdef enum:
     KIND_BOOL = 0
@@ -160,6 +169,7 @@ cdef class Call:
     cdef wt_instance instance
     cdef object anchors                 # what the store points into
     cdef readonly uint64_t fuel
+    cdef readonly size_t memory_used    # bytes of all its linear memories; they only grow
 
     cdef int fail(self, void *error) except -1
     cdef void *keep(self, object failure) noexcept

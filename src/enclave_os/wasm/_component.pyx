@@ -485,6 +485,16 @@ cdef void *_on_epoch(void *context, void *data, uint64_t *delta, uint8_t *kind) 
     return NULL
 
 
+def count_memories(uintptr_t config):
+    """Let an engine of this configuration, an address, take linear memories from us, counted for each call."""
+    cdef wt_memory_creator creator
+    creator.env = <void *>WT.error_new
+    creator.make = <void *(*)(void *, const void *, size_t, size_t, size_t, size_t, wt_linear_memory *) noexcept nogil>wt_memory_make
+    creator.finalizer = NULL
+    (<void (*)(void *, wt_memory_creator *) noexcept nogil>_address("wasmtime_config_host_memory_creator_set"))(
+        <void *>config, &creator)
+
+
 def define_function(uintptr_t linker_instance, bytes name, HostFunction host not None):
     """Let a linker's instance, an address that wasmtime-py gave, have a function. The linker keeps `host`."""
     Py_INCREF(host)
@@ -571,7 +581,10 @@ cdef class Call:
             raise InternalError("the call is closed")
         self.anchors = anchors
         with nogil:
+            global wt_counted
+            wt_counted = &self.memory_used
             error = WT.linker_instantiate(<void *>linker, self.context, <void *>component, &self.instance)
+            wt_counted = NULL
         self.fail(error)
 
     def call(self, uintptr_t export_index, tuple params not None, Plan result, tuple values not None):

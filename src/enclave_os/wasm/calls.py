@@ -48,12 +48,14 @@ class Outcome:
         answer: the function's result.
         failure: why there is none.
         fuel: used.
+        memory: bytes of all its linear memories, at the most.
         seconds: on its thread, without the queue.
     """
 
     answer: Any
     failure: BaseException | None
     fuel: int
+    memory: int
     seconds: float
 
 
@@ -103,7 +105,9 @@ def run(
         engine.end()
         left = call.fuel_left()
         call.close()
-    return Outcome(answer, _explain(failure, left, limits), limits.fuel - left, monotonic() - began)
+    return Outcome(
+        answer, _explain(failure, left, limits), limits.fuel - left, call.memory_used, monotonic() - began
+    )
 
 
 def _explain(failure: BaseException | None, left: int, limits: CallLimits) -> BaseException | None:

@@ -19,6 +19,7 @@ import wasmtime
 from wasmtime import Config
 
 from enclave_os.errors import InternalError
+from enclave_os.wasm._component import count_memories
 
 SETTINGS: Final[Mapping[str, bool | int | str]] = MappingProxyType(
     {
@@ -92,7 +93,9 @@ class Engine:
 
     def __init__(self) -> None:
         self._libc = keep_blocks()
-        self.raw = wasmtime.Engine(make_config())
+        config = make_config()
+        count_memories(ctypes.addressof(config.ptr().contents))
+        self.raw = wasmtime.Engine(config)
         self.address: int = ctypes.addressof(self.raw.ptr().contents)
         text = f"wasmtime {version('wasmtime')}\n" + "".join(f"{name}={value}\n" for name, value in SETTINGS.items())
         self.fingerprint = hashlib.sha256(text.encode()).digest()

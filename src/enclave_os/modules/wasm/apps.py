@@ -22,11 +22,11 @@ from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.merkle import root
 from enclave_os.http import HTTPError
 from enclave_os.modules.api import MANAGER, MONITORING, AppIdentity, Services, Token
-from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.wasm import host
 from enclave_os.modules.wasm.host.context import AppMeans
 from enclave_os.modules.wasm.host.socket_grants import SocketGrants
 from enclave_os.modules.wasm.meter import AppMeter
+from enclave_os.modules.wasm.permissions import AppTokens
 from enclave_os.modules.wasm.settings import WasmSettings
 from enclave_os.modules.wasm.spec import AppSpec, key_source
 from enclave_os.modules.wasm.store import CONSENTS_MAX, AppRecord, AppStore, erase
@@ -55,7 +55,7 @@ class App:
     record: AppRecord
     linker: Linker | None = None
     means: AppMeans | None = None
-    authenticator: Authenticator | None = None
+    tokens: AppTokens | None = None
     state: str = "ready"
     why: str = ""
     meter: AppMeter = field(default_factory=AppMeter)
@@ -271,11 +271,11 @@ class Apps:
             other = self.by_hostname.get(spec.hostname)
             if spec.hostname and other is not None and other.name != spec.name:
                 raise HTTPError(409, "the host name is another app's")
-            authenticator = spec.permissions.authenticator(self._services.clock)
+            tokens = self._tokens(spec)
             linker, digest, size = await self._take_code(known, code, manager=manager)
             spec.permissions.check_functions(linker.component.exports)
             record, key = self._record(spec, known, digest, size, caller)
-            app = self._made(record, linker, key, authenticator)
+            app = self._made(record, linker, key, tokens)
             await self._put(app, known)
             if known is not None:
                 await self._after_replacing(known.record, app.record)
@@ -442,7 +442,7 @@ class Apps:
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
-    def _made(self, record: AppRecord, linker: Linker, key: bytes, authenticator: Authenticator | None = None) -> App:
+    def _made(self, record: AppRecord, linker: Linker, key: bytes, tokens: AppTokens | None = None) -> App:
         services, spec = self._services, record.spec
         known = self.by_name.get(spec.name)
         log: deque[str] = deque(maxlen=LOG_LINES_MAX) if known is None else known.log
@@ -464,7 +464,17 @@ class Apps:
         )
         if known is not None and known.means is not None and known.record.namespace == record.namespace:
             means.memory_keys = known.means.memory_keys
-        return App(record, linker, means, authenticator or spec.permissions.authenticator(services.clock), log=log)
+        return App(record, linker, means, tokens or self._tokens(spec), log=log)
+
+    def _tokens(self, spec: AppSpec) -> AppTokens | None:
+        """Raises: HTTPError: 400: its issuer's key is none."""
+
+        def report(line: str) -> None:
+            app = self.by_name.get(spec.name)
+            if app is not None:
+                app.write_log(line)
+
+        return spec.permissions.tokens(self._services.clock, self._services.egress, report)
 
     def _take(self, app: App) -> None:
         known = self.by_name.get(app.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from enclave_os.errors import EnclaveError
@@ -30,13 +30,17 @@ TRAPS: Final[dict[str, tuple[int, str]]] = {
 }
 
 
-SERIES_MAX: Final = 500
+SERIES_MAX: Final = 250
 """Functions with figures of their own in /metrics; all are in the app's own metrics."""
 
 FIGURES: Final = {
     "wasm_function_calls_total": "calls",
     "wasm_function_errors_total": "errors",
     "wasm_function_fuel_total": "fuel",
+    "wasm_function_fuel_min": "fuel_min",
+    "wasm_function_fuel_max": "fuel_max",
+    "wasm_function_memory_bytes_total": "memory",
+    "wasm_function_memory_bytes_max": "memory_max",
     "wasm_function_seconds_total": "seconds",
 }
 
@@ -70,13 +74,13 @@ class Caller:
         self.fuel = 0
         self._by_function: dict[tuple[str, str], FunctionMeter] = {}
 
-    def allow(self, app: App, function: str | None, token: str | None) -> Token | None:
+    async def allow(self, app: App, function: str | None, token: str | None) -> Token | None:
         """Whether a caller may call a function, or (None) see the app's descriptions. Returns: who it is.
 
         Raises: HTTPError: 401, 403.
         """
         permissions = app.record.spec.permissions
-        who = token_of(token, app.authenticator, self._services.tokens)
+        who = await token_of(token, app.tokens, self._services.tokens)
         authorize(permissions.schema if function is None else permissions.rule(function), who)
         return who
 
@@ -92,10 +96,10 @@ class Caller:
         export = linker.component.exports.get(function)
         if export is None:
             # Asked of everybody, so that who may not call learns no names.
-            self.allow(app, function, token)
+            await self.allow(app, function, token)
             known = f"GET /rpc/{app.name}/schema lists them"
             raise HTTPError(404, f"the app {app.name} has no function {function!r}; {known}")
-        who = self.allow(app, function, token)
+        who = await self.allow(app, function, token)
         caller = None if who is None else (who.subject, tuple(sorted(who.roles)))
         now = self._services.clock.monotonic
 
@@ -163,7 +167,7 @@ def _finish(context: CallContext, outcome: Outcome) -> Outcome:
     try:
         context.finish(keep=outcome.failure is None or ended_well(outcome.failure))
     except EnclaveError as error:
-        return Outcome(None, outcome.failure or error, outcome.fuel, outcome.seconds)
+        return replace(outcome, answer=None, failure=outcome.failure or error)
     return outcome
 
 

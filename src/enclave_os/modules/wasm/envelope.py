@@ -88,7 +88,7 @@ class Envelope:
         if wanted in ("wasm_schema", "mcp_tools"):
             app = parts.apps.get(_name(body, "app"))
             app.ready()
-            parts.caller.allow(app, None, _app_token(body, request))
+            await parts.caller.allow(app, None, _app_token(body, request))
             if wanted == "wasm_schema":
                 return {"status": "schema", "schema": describe.schema(app)}
             return {"status": "mcp_tools", "manifest": {"name": app.name, "tools": tools(app)}}

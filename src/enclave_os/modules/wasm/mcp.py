@@ -47,7 +47,7 @@ class MCPServer:
         self, app: App, number: Any, method: str, params: Mapping[str, Any], token: str | None
     ) -> Response:
         if method == "initialize":
-            self._caller.allow(app, None, token)
+            await self._caller.allow(app, None, token)
             asked = params.get("protocolVersion")
             return _result(
                 number,
@@ -61,7 +61,7 @@ class MCPServer:
         if method == "ping":
             return _result(number, {})
         if method == "tools/list":
-            self._caller.allow(app, None, token)
+            await self._caller.allow(app, None, token)
             return _result(number, {"tools": tools(app)})
         if method == "tools/call":
             return await self._call(app, number, params, token)

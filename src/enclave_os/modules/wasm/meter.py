@@ -17,6 +17,7 @@ class FunctionMeter:
     Attributes:
         calls: that began, whatever came of them; errors: those that gave no answer.
         fuel, fuel_min, fuel_max: units; the least and the most of one call.
+        memory, memory_min, memory_max: bytes of linear memory at the most of each call: their sum, the least, the most.
         seconds, seconds_max: of computing and of host functions, without the queue.
     """
 
@@ -25,22 +26,29 @@ class FunctionMeter:
     fuel: int = 0
     fuel_min: int = 0
     fuel_max: int = 0
+    memory: int = 0
+    memory_min: int = 0
+    memory_max: int = 0
     seconds: float = 0.0
     seconds_max: float = 0.0
 
     def note(self, outcome: Outcome) -> None:
         """One more call."""
-        fuel, seconds = outcome.fuel, outcome.seconds
-        self.add(FunctionMeter(1, int(outcome.failure is not None), fuel, fuel, fuel, seconds, seconds))
+        fuel, memory, seconds = outcome.fuel, outcome.memory, outcome.seconds
+        failed = int(outcome.failure is not None)
+        self.add(FunctionMeter(1, failed, fuel, fuel, fuel, memory, memory, memory, seconds, seconds))
 
     def add(self, other: FunctionMeter) -> None:
         """What another start or worker measured."""
         if other.calls:
             self.fuel_min = other.fuel_min if not self.calls else min(self.fuel_min, other.fuel_min)
+            self.memory_min = other.memory_min if not self.calls else min(self.memory_min, other.memory_min)
         self.calls += other.calls
         self.errors += other.errors
         self.fuel += other.fuel
         self.fuel_max = max(self.fuel_max, other.fuel_max)
+        self.memory += other.memory
+        self.memory_max = max(self.memory_max, other.memory_max)
         self.seconds += other.seconds
         self.seconds_max = max(self.seconds_max, other.seconds_max)
 

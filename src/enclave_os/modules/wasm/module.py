@@ -210,22 +210,22 @@ class Wasm(Module):
         answer = await self._given().caller.call(app, function, bearer(request), by_name(body))
         return http_response(answer)
 
-    def schema(self, request: Request) -> Response:
+    async def schema(self, request: Request) -> Response:
         """JSON Schema of an app."""
-        return self._described(self._given().apps.get((request.params or {})["app"]), request, describe.schema)
+        return await self._described(self._given().apps.get((request.params or {})["app"]), request, describe.schema)
 
-    def openapi(self, request: Request) -> Response:
+    async def openapi(self, request: Request) -> Response:
         """OpenAPI of an app."""
-        return self._described(self._given().apps.get((request.params or {})["app"]), request, describe.openapi)
+        return await self._described(self._given().apps.get((request.params or {})["app"]), request, describe.openapi)
 
     async def mcp(self, request: Request) -> Response:
         """MCP of an app."""
         parts = self._given()
         return await parts.mcp.answer(parts.apps.get((request.params or {})["app"]), request, bearer(request))
 
-    def _described(self, app: App, request: Request, document: Any) -> Response:
+    async def _described(self, app: App, request: Request, document: Any) -> Response:
         app.ready()
-        self._given().caller.allow(app, None, bearer(request))
+        await self._given().caller.allow(app, None, bearer(request))
         return json_response(document(app))
 
     async def handle(self, request: Request) -> Response | None:
@@ -238,7 +238,7 @@ class Wasm(Module):
             return None
         path = request.path[1:]
         if request.method == "GET" and path in ("schema", "openapi.json"):
-            return self._described(app, request, describe.schema if path == "schema" else describe.openapi)
+            return await self._described(app, request, describe.schema if path == "schema" else describe.openapi)
         if request.method != "POST" or not path:
             return error_response(405, "functions are called by POST", (("Allow", "POST"),)) if path else None
         if path == "mcp":

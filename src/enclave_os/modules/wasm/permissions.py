@@ -1,30 +1,37 @@
 """Who may call which function of an app: its developer's rules, with its developer's own token issuer.
 
     {"version": 1,
-     "oidc": {"issuer": ..., "audience": ..., "public_key_pem": ..., "roles_claim": "roles"},
+     "oidc": {"issuer": ..., "audience": ..., "roles_claim": "roles",
+              "public_key_pem": ... | "jwks": {"keys": [...]} | "jwks_uri": "https://..."},
      "default_policy": "public" | "authenticated" | "role", "default_roles": [...],
      "functions": {"<function>": {"policy": ..., "roles": [...]}},
      "schema_policy": ..., "schema_roles": [...],
      "sockets": ["db.example:5432", "10.0.0.0/8:6379"]}
 
 Without permissions every function is public. With an issuer of its own, an app takes that issuer's tokens and no other;
-without one, those of the server's issuers. Tokens come as `Authorization: Bearer`, or as `app_auth` in POST /data.
+without one, those of the server's issuers. Keys at a `jwks_uri` are fetched by the enclave: when the first token comes,
+when they are an hour old, and when a token names another one, but once a minute at the most. Tokens come as
+`Authorization: Bearer`, or as `app_auth` in POST /data.
 Sockets are the one thing that the app itself is permitted here: whom it may reach by TCP, where the operator lets it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Any, Final, cast
 
 from enclave_os.errors import ConfigError
 from enclave_os.http import HTTPError
-from enclave_os.modules.api import Clock, Token, Tokens
+from enclave_os.modules.api import Clock, Egress, Token, Tokens
 from enclave_os.modules.auth import Authenticator
+from enclave_os.modules.fetched_keys import FetchedKeys
+from enclave_os.wire.jwks import canonical_jwks
 from enclave_os.wire.setting_issuers import Issuer
 from enclave_os.wire.setting_kinds import ListOf
+from enclave_os.wire.settings import HTTPS_URL
 from enclave_os.wire.tcp_targets import TcpTarget, TcpTargetKind
 
 PUBLIC: Final = "public"
@@ -44,7 +51,10 @@ them elsewhere."""
 MEMBERS: Final = frozenset(
     ("version", "oidc", "default_policy", "default_roles", "functions", "schema_policy", "schema_roles", "sockets")
 )
-OIDC_MEMBERS: Final = frozenset(("issuer", "audience", "public_key_pem", "roles_claim"))
+KEY_MEMBERS: Final = ("public_key_pem", "jwks", "jwks_uri")
+OIDC_MEMBERS: Final = frozenset(("issuer", "audience", "roles_claim", *KEY_MEMBERS))
+URL_SIZE_MAX: Final = 2048
+JWKS_SIZE_MAX: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,12 @@ class Permissions:
             "version": 1,
             "oidc": None
             if issuer is None
-            else {name: getattr(issuer, name) for name in ("issuer", "audience", "public_key_pem", "roles_claim")},
+            else {
+                **{name: getattr(issuer, name) for name in ("issuer", "audience", "roles_claim")},
+                **({"public_key_pem": issuer.public_key_pem} if issuer.public_key_pem else {}),
+                **({"jwks": json.loads(issuer.jwks)} if issuer.jwks else {}),
+                **({"jwks_uri": issuer.jwks_url} if issuer.jwks_url else {}),
+            },
             "default_policy": self.default.policy,
             "default_roles": list(self.default.roles),
             "functions": {name: rule.document() for name, rule in self.functions},
@@ -130,14 +145,33 @@ class Permissions:
             if name not in known:
                 raise HTTPError(400, f"permissions.functions: the component has no function {name!r}")
 
-    def authenticator(self, clock: Clock) -> Authenticator | None:
+    def tokens(self, clock: Clock, egress: Egress, report: Callable[[str], None]) -> AppTokens | None:
         """What judges the tokens of the app's own issuer. Raises: HTTPError: 400: its key is none."""
         if self.issuer is None:
             return None
         try:
-            return Authenticator([self.issuer], clock)
+            return AppTokens(self.issuer, clock, egress, report)
         except ConfigError as error:
             raise HTTPError(400, f"permissions.oidc: {error}") from error
+
+
+class AppTokens:
+    """The tokens of an app's own issuer.
+
+    Args: report: takes a line for the app's log when keys could not be fetched.
+    """
+
+    def __init__(self, issuer: Issuer, clock: Clock, egress: Egress, report: Callable[[str], None]) -> None:
+        self._judge = Authenticator([issuer], clock)
+        self._source: FetchedKeys | None = None
+        if issuer.jwks_url:
+            self._source = FetchedKeys(issuer, egress, self._judge, clock.monotonic, report)
+
+    async def verify_text(self, text: str) -> Token:
+        """Whose token it is. Raises: HTTPError: 401: it does not stand up, or no keys could be had to tell."""
+        if self._source is not None:
+            await self._source.wanted_for(text)
+        return self._judge.verify_text(text)
 
 
 def authorize(rule: Rule, token: Token | None) -> None:
@@ -150,9 +184,11 @@ def authorize(rule: Rule, token: Token | None) -> None:
         raise HTTPError(403, f"this function needs one of the roles {', '.join(rule.roles)}")
 
 
-def token_of(text: str | None, own: Tokens | None, servers: Tokens) -> Token | None:
+async def token_of(text: str | None, own: AppTokens | None, servers: Tokens) -> Token | None:
     """The caller's token, verified by who may. Raises: HTTPError: 401: there is one, and it does not stand up."""
-    return None if text is None else (own or servers).verify_text(text)
+    if text is None:
+        return None
+    return servers.verify_text(text) if own is None else await own.verify_text(text)
 
 
 def _rule(document: Mapping[str, Any], policy: str, roles: str, where: str) -> Rule:
@@ -172,16 +208,44 @@ def _issuer(document: object) -> Issuer | None:
         return None
     if not isinstance(document, dict):
         raise HTTPError(400, "permissions.oidc is an object")
-    if "jwks_uri" in document:
-        raise HTTPError(400, "permissions.oidc: give the issuer's public_key_pem; keys are not fetched from jwks_uri")
     _only(document, OIDC_MEMBERS, "permissions.oidc")
     for name in ("issuer", "audience"):
         if not _is_text(document.get(name)):
             raise HTTPError(400, f"permissions.oidc.{name} is a text")
-    pem, claim = document.get("public_key_pem"), document.get("roles_claim", "roles")
-    if not isinstance(pem, str) or len(pem) > PEM_SIZE_MAX or not _is_text(claim):
+    if not _is_text(document.get("roles_claim", "roles")):
+        raise HTTPError(400, "permissions.oidc.roles_claim is a text")
+    given = [name for name in KEY_MEMBERS if document.get(name) is not None]
+    if len(given) != 1:
+        raise HTTPError(400, f"permissions.oidc has one of {', '.join(KEY_MEMBERS)}")
+    return Issuer(
+        issuer=document["issuer"],
+        audience=document["audience"],
+        roles_claim=document.get("roles_claim", "roles"),
+        **_keys(given[0], document[given[0]]),
+    )
+
+
+def _keys(member: str, value: object) -> dict[str, str]:
+    """The member of an `Issuer` that says where its keys are."""
+    if member == "jwks":
+        if not isinstance(value, dict):
+            raise HTTPError(400, "permissions.oidc.jwks is a JWK or a set of them, as an object")
+        try:
+            text = canonical_jwks(json.dumps(value))
+        except ValueError as error:
+            raise HTTPError(400, f"permissions.oidc.jwks {error}") from error
+        if len(text) > JWKS_SIZE_MAX:
+            raise HTTPError(400, f"permissions.oidc.jwks has at most {JWKS_SIZE_MAX} characters")
+        return {"jwks": text}
+    if not isinstance(value, str):
+        raise HTTPError(400, f"permissions.oidc.{member} is a text")
+    if member == "jwks_uri":
+        if len(value) > URL_SIZE_MAX or not HTTPS_URL.fullmatch(value):
+            raise HTTPError(400, "permissions.oidc.jwks_uri is https://HOST[:PORT]/PATH, without a name or a fragment")
+        return {"jwks_url": value}
+    if len(value) > PEM_SIZE_MAX:
         raise HTTPError(400, "permissions.oidc.public_key_pem is a P-256 public key in PEM")
-    return Issuer(issuer=document["issuer"], audience=document["audience"], public_key_pem=pem, roles_claim=claim)
+    return {"public_key_pem": value}
 
 
 def _sockets(entries: object) -> tuple[TcpTarget, ...]:
