@@ -57,7 +57,7 @@ def site(python: Path, folder: Path) -> Iterator[Site]:
     ca.write_text(CA.pem)
     with TLSServer(folder / "web", CA.leaf("localhost")) as web:
         allow = f'[[egress.allow]]\nmodule = "wasm"\nhosts = ["localhost:{web.port}"]\n'
-        settings = {
+        settings: dict[str, dict[str, object]] = {
             "modules": {"enabled": ["wasm"]},
             "limits": {"body_bytes": "32MiB"},
             "egress": {"ca_file": str(ca)},

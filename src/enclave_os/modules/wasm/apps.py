@@ -22,7 +22,7 @@ from enclave_os.evidence.config_leaf import canonical_json, config_leaf
 from enclave_os.evidence.merkle import root
 from enclave_os.http import HTTPError
 from enclave_os.modules.api import MANAGER, MONITORING, AppIdentity, Services, Token
-from enclave_os.modules.wasm import host
+from enclave_os.modules.wasm import bundles, host
 from enclave_os.modules.wasm.host.context import AppMeans
 from enclave_os.modules.wasm.host.socket_grants import SocketGrants
 from enclave_os.modules.wasm.meter import AppMeter
@@ -37,8 +37,6 @@ _T = TypeVar("_T")
 DATA_TABLES: Final = ("files", "keys", "values")
 LOG_LINES_MAX: Final = 500
 LOG_LINE_SIZE_MAX: Final = 1000
-BUNDLE_MAGIC: Final = b"enclave-os compiled component 1\n"
-BUNDLE_HEAD: Final = len(BUNDLE_MAGIC) + 32 + 32 + 32  # magic, fingerprint, SHA-256 of the component, MAC
 
 
 @dataclass(eq=False, slots=True)
@@ -143,6 +141,7 @@ class Apps:
         self._engine = engine
         self._changed = changed
         self._compiler = ThreadPoolExecutor(1, "wasm-compile")  # one at a time: each may take a core and much memory
+        self._bundles = bundles.Bundles(store, services.random, engine.fingerprint)
         self._changing = asyncio.Lock()
         self._revision = -1
         self.tasks: set[asyncio.Task[None]] = set()
@@ -307,7 +306,7 @@ class Apps:
         if len(code) > self._settings.component_bytes:
             raise HTTPError(413, f"a component has at most {self._settings.component_bytes} bytes here")
         try:
-            if code.startswith(BUNDLE_MAGIC):
+            if code.startswith(bundles.MAGIC):
                 return await self._take_bundle(code, manager=manager)
             digest = hashlib.sha256(code).digest()
             linker = await self._compiled_before(digest) or await self._compile(digest, code)
@@ -418,27 +417,15 @@ class Apps:
 
     async def bundle(self, app: App) -> bytes:
         """An app's compiled code under our MAC."""
-        compiled = await self._in_compiler(app.component.serialize)
-        head = BUNDLE_MAGIC + self._engine.fingerprint + app.record.code
-        return head + await self._mac(head, compiled) + compiled
+        return await self._bundles.pack(app.record.code, await self._in_compiler(app.component.serialize))
 
     async def _take_bundle(self, bundle: bytes, *, manager: bool) -> tuple[Linker, bytes, int]:
         if not manager:
             raise HTTPError(403, "compiled code is taken from a manager only")
-        head, mac, compiled = bundle[: BUNDLE_HEAD - 32], bundle[BUNDLE_HEAD - 32 : BUNDLE_HEAD], bundle[BUNDLE_HEAD:]
-        # The MAC first: nothing of what is not ours is looked at.
-        if not hmac.compare_digest(mac, await self._mac(head, compiled)):
-            raise HTTPError(422, "this compiled code was not made by this enclave")
-        fingerprint, digest = head[len(BUNDLE_MAGIC) : -32], head[-32:]
-        if fingerprint != self._engine.fingerprint:
-            raise HTTPError(422, "this code was compiled for another engine: load the component itself")
+        digest, compiled = await self._bundles.open(bundle)
         linker: Linker = await self._in_compiler(lambda: self._link(Component.deserialize(self._engine, compiled)))
-        await self._store.put_compiled(digest, fingerprint, compiled)
+        await self._store.put_compiled(digest, self._engine.fingerprint, compiled)
         return linker, digest, len(compiled)
-
-    async def _mac(self, head: bytes, compiled: bytes) -> bytes:
-        key = await self._store.mac_key(self._services.random(32))
-        return hmac.digest(key, head + hashlib.sha256(compiled).digest(), "sha256")
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
