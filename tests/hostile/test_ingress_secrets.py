@@ -17,7 +17,6 @@ from tests.enclave.ingress_harness import IngressHarness, MakeIngress, developme
 from enclave_os.http import Request, Response, StreamingResponse
 from enclave_os.wire.frames import FrameKind
 
-
 FRAMES = int(os.environ.get("ENCLAVE_OS_SECRET_FRAMES", "2000"))
 
 
