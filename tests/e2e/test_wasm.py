@@ -139,11 +139,30 @@ def test_loading_an_app_ends_what_was_attested_before(site: Site, server: Server
         # The connection's evidence is of another configuration now: 421 ends it, and the next one attests anew.
         assert attesting.get("/hello").status_code == 421
         assert attesting.get("/hello").text == "world"
-    with client(server) as asking:
-        assert asking.get("/attestation").json()["config_root"] != before
-    site.wasm(server, "unload", "second")
+        with client(server) as asking:
+            assert asking.get("/attestation").json()["config_root"] != before
+        site.wasm(server, "unload", "second")
+        assert attesting.get("/hello").status_code == 421
+        assert attesting.get("/hello").text == "world"
     with client(server) as asking:
         assert asking.get("/attestation").json()["config_root"] == before
+
+
+def test_clients_of_the_family_load_and_call_by_data(site: Site, server: Server) -> None:
+    with client(server) as asking:
+
+        def data(status: str, **document: Any) -> Any:
+            answer = asking.post("/data", json=document, headers=bearer(site)).json()
+            assert answer["status"] == status, answer
+            return answer
+
+        loaded = data("loaded", wasm_load={"name": "third", "bytes": list(PROBE.read_bytes())})
+        assert loaded["app"]["code_hash"] == hashlib.sha256(PROBE.read_bytes()).hexdigest()
+        said = data("ok", wasm_call={"app": "third", "function": "hello", "params": []})
+        assert said["returns"] == [{"type": "string", "value": "hello from C"}]
+        assert "third" in {app["name"] for app in data("apps", wasm_list={})["apps"]}
+        data("unloaded", wasm_unload={"name": "third"})
+        data("error", wasm_call={"app": "third", "function": "hello", "params": []})
 
 
 def test_an_mcp_client_lists_and_calls_the_tools(server: Server) -> None:
@@ -161,13 +180,32 @@ def test_an_mcp_client_lists_and_calls_the_tools(server: Server) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+def bearer(site: Site) -> dict[str, str]:
+    return {"Authorization": f"Bearer {enclave_os('token', 'issue', '--key', site.key, '--role', 'manager').strip()}"}
+
+
+def figures(site: Site, server: Server, function: str) -> Any:
+    """What an app's calls have cost, of all starts."""
+    with client(server) as asking:
+        return asking.get("/wasm/apps/probe/metrics", headers=bearer(site)).json()["functions"][function]
+
+
 def test_apps_their_data_and_their_figures_survive_a_restart(site: Site, server: Server) -> None:
     call(server, "write", path="/kept", text="still here")
+    before = figures(site, server, "write")
+    assert before["calls"] >= 1
+    assert 0 < before["fuel_min"] <= before["fuel_max"] <= before["fuel"]
+    assert 0 < before["memory_min"] <= before["memory_max"] <= before["memory"]
     server.stop()
     again = site.start()
     try:
         assert call(again, "read", path="/kept") == {"ok": "still here"}
-        metrics = json.loads(site.wasm(again, "show", "probe"))
-        assert metrics["state"] == "ready"
+        assert json.loads(site.wasm(again, "show", "probe"))["state"] == "ready"
+        assert figures(site, again, "write") == before
+        assert figures(site, again, "read")["calls"] >= 1
+        with client(again) as asking:
+            shown = asking.get("/metrics", headers=bearer(site)).text
+        for name in ("calls_total", "fuel_min", "fuel_max", "memory_bytes_max", "seconds_total"):
+            assert f"wasm_function_{name}{{" in shown
     finally:
         again.stop()

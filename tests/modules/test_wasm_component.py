@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import wasmtime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import enclave_os
 from enclave_os.errors import InternalError
+from enclave_os.modules.wasm.host import INTERFACES
 from enclave_os.wasm import (
     CallLimits,
     Component,
@@ -28,6 +32,7 @@ from enclave_os.wasm.types import SCALARS, TYPE_NODES_MAX
 from tests.modules import wasm_guests as guests
 
 ENGINE = Engine()
+PROBE = Path(__file__).parent / "guests" / "probe.wasm"
 PADDING = (0,) * 17
 
 
@@ -201,6 +206,45 @@ def test_what_a_host_function_raises_comes_out_of_its_own_call_only(plain: Linke
     assert isinstance(after.failure, GuestTrap)
     assert "secret" not in str(after.failure)
     assert outcome.failure.__context__ is None
+
+
+def test_what_it_raises_while_an_instance_is_made_comes_out_of_that_call_only(plain: Linker) -> None:
+    # wasmtime-py's Linker.instantiate loses it, and leaves it to whoever traps next.
+    def fail(subject: object) -> int:
+        raise KeyError("a secret of this app")
+
+    made = guests.wat(
+        """(component
+          (import "t:t/host@0.1.0" (instance $host (export "f" (func (result u32)))))
+          (core func $f (canon lower (func $host "f")))
+          (core module $M (import "host" "f" (func $f (result i32))) (func $s (drop (call $f))) (start $s)
+            (func (export "go")))
+          (core instance $m (instantiate $M (with "host" (instance (export "f" (func $f))))))
+          (func (export "go") (canon lift (core func $m "go"))))"""
+    )
+    linker = Component.compile(ENGINE, made).link([Interface("t:t/host", ("0.1.0",), {"f": fail}, {})])
+    assert isinstance(go(linker, "go").failure, KeyError)
+    for name in ("crash", "dig"):
+        after = go(plain, name, *([0] if name == "dig" else []))
+        assert isinstance(after.failure, GuestTrap)
+        assert "secret" not in str(after.failure)
+    assert getattr(wasmtime.component._enter, "LAST_EXCEPTION", None) is None
+
+
+def test_nothing_of_wasmtimes_own_wasi_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its random numbers, clocks and files are the host's, and a store without them ends the process."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("wasmtime's own WASI")
+
+    monkeypatch.setattr(wasmtime.component.Linker, "add_wasip2", never)
+    monkeypatch.setattr(wasmtime.Store, "set_wasi", never)
+    component = Component.compile(ENGINE, PROBE.read_bytes())
+    component.link(INTERFACES)
+    assert any(name.startswith("wasi:random/") for name in component.imports)
+    assert any(name.startswith("wasi:clocks/") for name in component.imports)
+    source = Path(enclave_os.__file__).parent
+    assert not [path for path in source.rglob("*.py*") if b"add_wasip2(" in path.read_bytes()]
 
 
 def test_a_host_function_that_answers_with_another_type_ends_the_call() -> None:

@@ -286,6 +286,20 @@ def test_what_cannot_be_attested_is_not_there() -> None:
     on_site(test)
 
 
+def test_apps_are_bounded_in_number() -> None:
+    async def test(site: Site) -> None:
+        for name in ("one", "two"):
+            await site.loaded(name, PLAIN)
+        refused = await site.load("three", PLAIN)
+        assert refused.status == 409
+        assert b"2 apps already" in refused.body
+        assert (await site.load("two", other())).status == 200  # a replacement is none more
+        await site.send("DELETE", "/wasm/apps/one")
+        assert (await site.load("three", PLAIN)).status == 201
+
+    on_site(test, config={"apps_max": 2})
+
+
 def test_host_names_are_given_by_managers() -> None:
     async def test(site: Site) -> None:
         await site.loaded("demo", PLAIN, hostname="demo.example")

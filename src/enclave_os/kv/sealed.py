@@ -41,8 +41,7 @@ from enclave_os.kv.change import Change, Item
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
-from enclave_os.kv.large_values import LargeValues
-from enclave_os.kv.namespace import Namespace, Parts, catalog_name, parts_range
+from enclave_os.kv.namespace import Namespace, Parts, catalog_name, part_key, parts_range
 from enclave_os.kv.pipeline import Pipeline
 from enclave_os.kv.row_count import RowCount, store_full
 from enclave_os.kv.scanning import UNREAD, Scans
@@ -91,7 +90,7 @@ class SealedKV:
         self._trusted_ns = trusted_ns
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
-        self._scans, self._large = Scans(self), LargeValues(store)
+        self._scans = Scans(self)
         self._catalog = self.namespace("", _CATALOG, _own=True)
         self._entered: set[bytes] = set()  # tables that the catalog has
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
@@ -189,11 +188,8 @@ class SealedKV:
         return await self.read(namespace, namespace.token(checked_name(name)))
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
-        """`get` for each, in their order; each is the latest at some moment between call and return.
-
-        Raises: UsageError: more than `scanning.SCAN_SIZE_MAX` bytes of values.
-        """
-        return await self._scans.entries_of(namespace, [namespace.token(checked_name(name)) for name in names])
+        """`get` for each, in their order; each is the latest at some moment between call and return."""
+        return await self.read_rows(namespace, [namespace.token(checked_name(name)) for name in names], whole=True)
 
     def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
@@ -225,9 +221,11 @@ class SealedKV:
         await self.anchoring.shown((namespace.table, token))
         return item
 
-    async def read_rows(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
-        """`read` of each, in their order; where a value is in parts it is UNREAD."""
-        items = await self._get_many(namespace, tokens)
+    async def read_rows(
+        self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = False
+    ) -> list[Item | None]:
+        """`read` of each, in their order; where a value is in parts and not `whole`, it is UNREAD."""
+        items = await self._get_many(namespace, tokens, whole=whole)
         await self.anchoring.shown(*((namespace.table, token) for token in tokens))
         return items
 
@@ -246,14 +244,18 @@ class SealedKV:
             entry = self._opened(namespace, token, known, record)
             value = UNREAD if entry.count else entry.value
             if entry.count and whole:
-                rows = await self._large.rows(namespace, token, entry)
+                keys = [part_key(token, entry.parts_id, index) for index in range(entry.count)]
+                rows = await self._store.multi_get(namespace.table, keys)
                 if self._moved(place, known):
                     continue
                 value = namespace.open_parts(token, entry, rows)
             return self._item(entry, value)
         raise StoreBusy("the key is written all the time: read it again later")
 
-    async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
+    async def _get_many(
+        self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = True
+    ) -> list[Item | None]:
+        """Args: whole: False leaves the parts of values unread; such an item's value is UNREAD."""
         self.anchoring.check()
         places = [(namespace.table, token) for token in tokens]
         for place in places:
@@ -267,10 +269,13 @@ class SealedKV:
         rows = await self._store.multi_get(namespace.table, [tokens[index] for index, _ in asked])
         for (index, latest), record in zip(asked, rows, strict=True):
             if self._moved(places[index], latest):
-                items[index] = await self._get(namespace, tokens[index], whole=False)
+                items[index] = await self._get(namespace, tokens[index], whole=whole)
                 continue
             entry = self._opened(namespace, tokens[index], latest, record)
-            items[index] = self._item(entry, UNREAD if entry.count else entry.value)
+            if entry.count and whole:
+                items[index] = await self._get(namespace, tokens[index])
+            else:
+                items[index] = self._item(entry, UNREAD if entry.count else entry.value)
         return items
 
     def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> Entry:
