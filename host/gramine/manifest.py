@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from enclave_os.wire.gramine import MODULE_NEEDS, ModuleNeeds
 from enclave_os.wire.gramine import Gramine as GramineSettings
 from enclave_os.wire.layout import REGION_FOLDER
 from enclave_os.wire.setting_table import Settings
@@ -24,6 +25,8 @@ MIB: Final = 1 << 20
 # What an enclave needs, apart from what its configuration lets clients make it hold. Measured, and rounded up.
 BASE_BYTES: Final = 256 * MIB
 CONNECTION_BYTES: Final = 40 << 10
+BASE_THREADS: Final = 3 + 3 + 6
+"""Gramine's, the runtime's, asyncio's pool on two processors."""
 
 
 class ManifestError(Exception):
@@ -31,8 +34,26 @@ class ManifestError(Exception):
 
 
 def memory_needed(settings: Settings) -> int:
-    """Bytes that the enclave may come to need: interpreter and libraries, bodies, connections."""
-    return BASE_BYTES + settings.limits.body_memory_bytes + settings.limits.connections * CONNECTION_BYTES
+    """Bytes that the enclave may come to need: interpreter and libraries, bodies, connections, rows, modules."""
+    own = settings.limits.body_memory_bytes + settings.limits.connections * CONNECTION_BYTES + settings.kv.memory
+    modules = sum(_asked(settings, name, needs.memory_key, needs.memory) for name, needs in _needs(settings))
+    return BASE_BYTES + own + modules
+
+
+def threads_needed(settings: Settings) -> int:
+    """Threads that the enclave may come to have at once."""
+    modules = [(_asked(settings, name, needs.threads_key, needs.threads), needs) for name, needs in _needs(settings)]
+    return BASE_THREADS + sum(threads + needs.more_threads for threads, needs in modules)
+
+
+def _needs(settings: Settings) -> list[tuple[str, ModuleNeeds]]:
+    return [(name, needs) for name, needs in MODULE_NEEDS.items() if name in settings.modules.enabled]
+
+
+def _asked(settings: Settings, module: str, name: str, usual: int) -> int:
+    """A number of a module's own section. What is none the module refuses itself, when it starts in the trial run."""
+    found = settings.module.get(module, {}).get(name, usual)
+    return found if type(found) is int else usual
 
 
 def render(settings: Settings, files: FileList, gramine: Gramine | None) -> str:
@@ -65,19 +86,29 @@ def render(settings: Settings, files: FileList, gramine: Gramine | None) -> str:
 
 
 def _sizes(settings: Settings, chosen: GramineSettings) -> dict[str, object]:
-    needed = memory_needed(settings)
+    needed, threads = memory_needed(settings), threads_needed(settings)
+    own = "".join(f", module.{name}.{needs.memory_key}" for name, needs in _needs(settings))
     if not chosen.edmm and chosen.enclave_size < needed:
         raise ManifestError(
             f"gramine.enclave_size: {chosen.enclave_size // MIB} MiB are less than the {-(-needed // MIB)} MiB that "
-            "this configuration may come to need: raise it, lower limits.body_memory_bytes or limits.connections, or "
-            "set gramine.edmm"
+            "this configuration may come to need: raise it, lower limits.body_memory_bytes, limits.connections, "
+            f"kv.memory{own}, or set gramine.edmm"
+        )
+    if not chosen.edmm and chosen.threads < threads:
+        lower = "".join(f", lower module.{name}.{needs.threads_key}" for name, needs in _needs(settings))
+        raise ManifestError(
+            f"gramine.threads: {chosen.threads} are less than the {threads} that this configuration may come to have: "
+            f"raise it{lower}, or set gramine.edmm"
         )
     how = "added as it is used" if chosen.edmm else "all of it is added before the start"
     return {
         "enclave_size": f"{chosen.enclave_size // MIB}M",
         "enclave_size_reason": (f"A power of two. This configuration may come to need {-(-needed // MIB)} MiB; {how}."),
         "threads": chosen.threads,
-        "threads_reason": "Three of Gramine's, three of the runtime's (loop, doorbell, lifeline), and the modules'.",
+        "threads_reason": (
+            "Three of Gramine's, three of the runtime's (loop, doorbell, lifeline), asyncio's pool, and the modules': "
+            f"this configuration may come to have {threads}."
+        ),
     }
 
 

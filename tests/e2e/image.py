@@ -16,7 +16,7 @@ def make_image(python: Path, folder: Path, more: str = "") -> Path:
     enabled = ", ".join(f'"{name}"' for name in MODULES)
     config.write_text(
         f'[server]\nstate_dir = "{folder / "state"}"\n[modules]\nenabled = [{enabled}]\n'
-        f'[gramine]\nimage = "{image}"\n{more}'
+        f'[gramine]\nimage = "{image}"\nenclave_size = "4GiB"\n{more}'
     )
     command = [str(python), "-I", "-m", "enclave_os_host", "gramine", "manifest", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

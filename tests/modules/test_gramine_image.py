@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 
+from enclave_os.modules.wasm.settings import WasmSettings
 from enclave_os.runtime.frozen import parse_frozen
+from enclave_os.wire.gramine import MODULE_NEEDS
 from enclave_os.wire.setting_table import Settings
 from enclave_os.wire.settings import check
 from enclave_os_host.gramine.build import COMPILER, FileList, ImageError, Listed, digest_of, make_image, read_image
 from enclave_os_host.gramine.collect import C_LIBRARY, CollectError, collect
 from enclave_os_host.gramine.image import Image
 from enclave_os_host.gramine.installed import Gramine
-from enclave_os_host.gramine.manifest import ManifestError, memory_needed, render
+from enclave_os_host.gramine.manifest import ManifestError, memory_needed, render, threads_needed
 from enclave_os_host.gramine.trace import Trace, TraceError, module_points, trace
 
 SETTINGS = check({"modules": {"enabled": ["helloworld"]}})
@@ -314,6 +316,33 @@ class TestManifest:
         with pytest.raises(ManifestError, match=r"gramine\.enclave_size: 512 MiB are less than"):
             self.text(made, gramine, small)
         self.text(made, gramine, check({"gramine": {"enclave_size": "512MiB", "edmm": True}}))
+
+    def test_what_modules_may_come_to_need_counts(self, made: tuple[Image, FileList], gramine: Gramine) -> None:
+        """Without EDMM memory and threads of an enclave are what the manifest says, and a call would find none left."""
+        enabled = {"enabled": ["helloworld", "wasm"]}
+        plain = check({"modules": enabled})
+        assert memory_needed(plain) - memory_needed(SETTINGS) == 2 << 30
+        assert threads_needed(plain) - threads_needed(SETTINGS) == 16 + 2
+        with pytest.raises(ManifestError, match=r"lower .*, kv\.memory, module\.wasm\.memory_total, or set"):
+            self.text(made, gramine, plain)
+        larger = {"enclave_size": "4GiB"}
+        self.text(made, gramine, check({"modules": enabled, "gramine": larger}))
+        less = {"wasm": {"memory_total": 1 << 28, "memory_max": 1 << 26}}
+        self.text(made, gramine, check({"modules": enabled, "module": less}))
+        many = {"wasm": {"threads": 64}}
+        with pytest.raises(ManifestError, match=r"gramine\.threads: 32 are less than the 78 .* lower module\.wasm"):
+            self.text(made, gramine, check({"modules": enabled, "module": many, "gramine": larger}))
+        self.text(made, gramine, check({"modules": enabled, "module": many, "gramine": {**larger, "threads": 78}}))
+        self.text(made, gramine, check({"modules": enabled, "module": many, "gramine": {"edmm": True}}))
+        rows = check({"kv": {"memory": "2GiB"}})
+        with pytest.raises(ManifestError, match=r"gramine\.enclave_size"):
+            self.text(made, gramine, rows)
+
+    def test_the_needs_of_our_modules_are_their_own_defaults(self) -> None:
+        usual = WasmSettings()
+        needs = MODULE_NEEDS["wasm"]
+        assert (needs.memory, needs.threads) == (usual.memory_total, usual.threads)
+        assert {needs.memory_key, needs.threads_key} <= {field.name for field in dataclasses.fields(usual)}
 
     def test_without_gramine_it_can_be_read_and_not_run(self, made: tuple[Image, FileList]) -> None:
         manifest = tomllib.loads(self.text(made, None))

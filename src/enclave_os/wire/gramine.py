@@ -5,7 +5,9 @@ The section `[gramine]` is the host's alone: what of it counts inside is fixed, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from enclave_os.wire.setting_kinds import GIB, KIB, MIB, Flag, Integer, Size, Text, key
@@ -25,6 +27,32 @@ class PlatformFiles:
     platform: str = field(repr=False)
     collateral: str = field(repr=False)
     seal_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleNeeds:
+    """What a module may come to take of its enclave, which without EDMM is all there before the start.
+
+    Attributes:
+        memory_key, threads_key: of its section, where the operator says how much; memory, threads: what they are else.
+        more_threads: that it has beside them.
+    """
+
+    memory_key: str
+    memory: int
+    threads_key: str
+    threads: int
+    more_threads: int
+
+
+# Of our own modules that take more than a little; tests/modules/test_gramine_image.py holds the numbers to theirs.
+MODULE_NEEDS: Final[Mapping[str, ModuleNeeds]] = MappingProxyType(
+    {
+        "wasm": ModuleNeeds(
+            memory_key="memory_total", memory=2 * GIB, threads_key="threads", threads=16, more_threads=2
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +78,15 @@ class Gramine:
         "2GiB",
         "host",
         "Address space of one enclave, a power of two: interpreter and libraries (about 200 MiB), "
-        "`limits.body_memory_bytes`, and some 40 KiB for each of `limits.connections`. With EDMM a larger one costs "
-        "nothing.",
+        "`limits.body_memory_bytes`, `kv.memory`, some 40 KiB for each of `limits.connections`, and with `wasm` its "
+        "`memory_total`. With EDMM a larger one costs nothing.",
     )
     threads: int = key(
         Integer(8, 1024),
         32,
         "host",
-        "Threads of one enclave at once: 3 of Gramine's, 3 of the runtime's, and those of its modules (asyncio's pool "
-        "has 6 at most on two processors). Each costs about 300 KiB of the enclave, used or not, without EDMM.",
+        "Threads of one enclave at once: 3 of Gramine's, 3 of the runtime's, 6 of asyncio's pool, and those of its "
+        "modules (`module.wasm.threads` and 2). Each costs about 300 KiB of the enclave, used or not, without EDMM.",
     )
     debug: bool = key(
         Flag(),
