@@ -27,6 +27,8 @@ from .commands import wasm as wasm_command
 from .commands.parser import Parser
 from .token import TokenError
 
+INTERRUPTED: Final = 130  # as a shell says it of SIGINT
+
 HOST_COMMANDS: Final = ("serve", "config", "ca", "gramine", "doctor")
 HOST_ACTIONS: Final = (("seal", "import"),)  # start an enclave, where the other actions talk to one
 OURS: Final = ("config", "accept")  # reads the configuration through the host, and talks to a server
@@ -81,8 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return os.EX_OK
     except OSError as error:
-        print(f"enclave-os: {error.filename}: {error.strerror}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        print(f"enclave-os: {what}", file=sys.stderr)
         return os.EX_NOINPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return code
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from enclave_os_client import cli
-from enclave_os_client.commands import host_package
+from enclave_os_client.commands import host_package, version
+
+ACTIONS = ("ACTION", "COMMAND", "accept")
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +68,56 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
         cli.main(arguments)
     assert caught.value.code == os.EX_USAGE
     assert "usage: enclave-os" in capsys.readouterr().err
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and all below it that are ours: the host's describe themselves."""
+    yield parser
+    for action in parser._actions:
+        for inner in (action.choices or {}).values() if isinstance(action, argparse._SubParsersAction) else ():
+            if inner.add_help:
+                yield from parsers(inner)
+
+
+def test_every_help_teaches() -> None:
+    found = list(parsers(cli._parser()))
+    assert len(found) > 50
+    for parser in found:
+        assert parser.description, parser.prog
+        long = [line for line in (parser.epilog or "").splitlines() if len(line) > 120]
+        assert long == [], parser.prog
+        unsaid = [action.dest for action in parser._actions if not action.help and action.metavar not in ACTIONS]
+        assert unsaid == [], parser.prog
+
+
+def test_help_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, line in (
+        (["seal"], "clock     confirm a clock that is in doubt"),
+        (["seal"], "import    take all that another enclave has sealed"),
+        (["kv"], "list      print the keys of a namespace"),
+        (["vault", "key"], "wrap         encrypt"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+        assert re.search(line.replace("  ", r" +"), capsys.readouterr().out), line
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(version, "run", interrupted)
+    assert cli.main(["version"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_disk_that_is_full_has_no_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(version, "run", full)
+    assert cli.main(["version"]) == os.EX_NOINPUT
+    assert capsys.readouterr().err == "enclave-os: [Errno 28] No space left on device\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ SERVER = ("--url", "https://localhost:1", "--token", "t", "--ca", "c")
         (("load", "app"), "FILE"),
         (("load", "app", "-", "--max-fuel", "much"), "--max-fuel"),
         (("explode", "app"), "explode"),
-        ((), "load|call|list"),
+        ((), "ACTION"),
     ],
 )
 def test_wrong_arguments(arguments: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +42,17 @@ def test_permissions_that_are_no_object(tmp_path: Path, capsys: pytest.CaptureFi
         main(["wasm", "load", "app", "-", "--permissions", str(file), *SERVER])
     assert caught.value.code == os.EX_USAGE
     assert "is a JSON object" in capsys.readouterr().err
+
+
+def test_files_of_other_bytes_than_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "permissions.json"
+    file.write_bytes(b"\xff\xfe{")
+    with pytest.raises(SystemExit) as caught:
+        main(["wasm", "load", "app", "-", "--permissions", str(file), *SERVER])
+    assert (caught.value.code, "permissions.json" in capsys.readouterr().err) == (os.EX_USAGE, True)
+    with pytest.raises(SystemExit) as caught:
+        main(["wasm", "call", "app", "f", "[" * 100_000, *SERVER])
+    assert caught.value.code == os.EX_USAGE
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +74,8 @@ def test_loading_waits_for_what_is_compiled_still(
     component, token = tmp_path / "app.wasm", tmp_path / "token"
     component.write_bytes(b"code")
     token.write_text("e.y.J\n")
-    old, new = {"code_hash": "00"}, {"name": "app", "code_hash": hashlib.sha256(b"code").hexdigest()}
+    old = {"name": "app", "code_hash": "00", "key_source": "generated", "exports": [{"name": "f"}]}
+    new = old | {"code_hash": hashlib.sha256(b"code").hexdigest()}
     answers = iter([(503, {"error": "later"}), (404, {"error": "none"}), (200, old), (200, new)])
     asked: list[str] = []
 

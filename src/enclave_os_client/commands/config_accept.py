@@ -44,7 +44,7 @@ def add(actions: Subparsers) -> None:
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the new configuration")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="set any key of it")
-    add_server(parser, "manager")
+    add_server(parser, "of role manager")
     parser.set_defaults(run=lambda parsed: run(parsed, lambda given: _accept(parser, given)))
 
 
@@ -53,12 +53,13 @@ def _accept(parser: Parser, parsed: argparse.Namespace) -> int:
 
     policy = _policy_of(parsed)
     found = ask(parser, parsed, "POST", "/seal/policy", {"policy": policy}, mode=Mode.SESSION)
-    if not found["differences"]:
+    differences = found.inners("differences")
+    if not differences:
         print("the configuration has the policy that is in force; what was accepted before is taken back")
         return os.EX_OK
-    for difference in found["differences"]:
-        say(f"{difference['key']}: from {difference['before']} to {difference['after']}")
-    say(f"accepted, SHA-256 {found['policy_sha256']}: restart the server with {parsed.config}")
+    for difference in differences:
+        say(f"{difference.text('key')}: from {difference.text('before')} to {difference.text('after')}")
+    say(f"accepted, SHA-256 {found.text('policy_sha256')}: restart the server with {parsed.config}")
     return os.EX_OK
 
 

@@ -6,15 +6,14 @@ import argparse
 import json
 import os
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote_to_bytes
 
 from enclave_os.evidence.strict_json import load_object
 
-from .files import write_output
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, read, read_error, run, say
+from .files import read_input, write_output
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, read, read_error, refusal, run, say
 
 if TYPE_CHECKING:
     import httpx
@@ -25,16 +24,14 @@ NOT_FOUND: Final = 404
 ABSENT: Final = "no such key"  # as the server says it
 CHANGED: Final = 412
 LIST_PAGE: Final = 1000
-RECEIPT: Final = ("boot", "version", "root")
+VALUE_SIZE_MAX: Final = 16 << 20  # as the server takes them
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}\Z", re.ASCII)
 
 KEYS: Final = """\
 A key is text, or with --encoded any bytes as %XX; `list` prints keys that way. Tokens carry the scopes
 kv:NAMESPACE:read and kv:NAMESPACE:write: enclave-os token issue --scope kv:orders:read
 """
-KEY_EXIT_CODES: Final = EXIT_CODES.replace(
-    "66 a file cannot be read,", "66 no such key, or a file cannot be read,"
-).replace("65 the server refused the request", "65 the server refused the request, or the key has another version")
+KEY_EXIT_CODES: Final = EXIT_CODES.removesuffix("\n") + "\nfor a key: 65 it has another version, 66 there is none\n"
 
 EPILOG: Final = f"""\
 examples:
@@ -80,8 +77,8 @@ since the backup is lost.
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     group = commands.add_parser("kv", description="The key-value store of a server.", epilog=EPILOG)
-    names = group.add_subparsers(dest="action", required=True, metavar="get|put|delete|list|backup|restore")
-    get = _with_key(names, "get", "Print a key's value as it is.", "read")
+    names = group.add_actions("action")
+    get = _with_key(names, "get", "Print the value of a key as it is.", "read")
     get.add_argument("--out", type=Path, metavar="FILE", help="write it there; an existing file is not overwritten")
     get.set_defaults(run=lambda parsed: run(parsed, lambda given: _get(get, given)))
     put = _with_key(names, "put", "Write a key; prints its version.", "write")
@@ -112,26 +109,26 @@ def _add_whole(names: Subparsers) -> None:
         "backup", description="Have the host keep a copy of the store; prints its receipt.", epilog=BACKUP_EPILOG
     )
     backup.add_argument("--out", type=Path, metavar="FILE", help="write the receipt there; nothing is overwritten")
-    add_server(backup, "manager")
+    add_server(backup, "of role manager")
     backup.set_defaults(run=lambda parsed: run(parsed, lambda given: _backup(backup, given)))
     restore = names.add_parser(
         "restore", description="Let a store count that was put back from a backup.", epilog=RESTORE_EPILOG
     )
     restore.add_argument("receipt", type=Path, metavar="RECEIPT", help="what kv backup printed for it")
-    add_server(restore, "manager")
+    add_server(restore, "of role manager")
     restore.set_defaults(run=lambda parsed: run(parsed, lambda given: _restore(restore, given)))
 
 
 def _described(names: Subparsers, name: str, description: str, scope: str) -> Parser:
     made = names.add_parser(name, description=description, epilog=f"{KEYS}\n{TRUST}\n{KEY_EXIT_CODES}")
-    made.add_argument("namespace", metavar="NAMESPACE")
-    add_server(made, scope=f"kv:NAMESPACE:{scope}")
+    made.add_argument("namespace", metavar="NAMESPACE", help="1 to 64 letters, digits, and . _ ~ -")
+    add_server(made, f"with the scope kv:NAMESPACE:{scope}")
     return made
 
 
 def _with_key(names: Subparsers, name: str, description: str, scope: str) -> Parser:
     made = _described(names, name, description, scope)
-    made.add_argument("key", metavar="KEY")
+    made.add_argument("key", metavar="KEY", help="at most 1 KiB")
     made.add_argument("--encoded", action="store_true", help="KEY is percent-encoded, for bytes that are no text")
     return made
 
@@ -144,18 +141,11 @@ def _get(parser: Parser, parsed: argparse.Namespace) -> int:
 def _put(parser: Parser, parsed: argparse.Namespace) -> int:
     if parsed.value is not None and parsed.file is not None:
         parser.error("the value comes from VALUE or from --file, not from both")
-    if parsed.value is not None:
-        value = os.fsencode(parsed.value)
-    elif parsed.file is not None:
-        value = parsed.file.read_bytes()
-    elif parsed.token == "-":  # noqa: S105  # no token, but where it comes from
-        parser.error("standard input is the token: give VALUE or --file")
-    else:
-        value = sys.stdin.buffer.read()
+    given = None if parsed.value is None else os.fsencode(parsed.value)
+    value = read_input(parsed, parsed.file, VALUE_SIZE_MAX) if given is None else given
     fields = {"If-None-Match": "*"} if parsed.if_absent else _if_version(parsed)
     ttl = "" if parsed.ttl is None else f"&ttl={parsed.ttl}"
-    found = read(_ask(parser, parsed, "PUT", value, fields, ttl))
-    say(found.get("version"))
+    say(read(_ask(parser, parsed, "PUT", value, fields, ttl)).number("version"))
     return os.EX_OK
 
 
@@ -166,30 +156,36 @@ def _delete(parser: Parser, parsed: argparse.Namespace) -> int:
 
 def _list(parser: Parser, parsed: argparse.Namespace) -> int:
     left = parsed.limit
+    last: bytes | None = None
     cursor = ""
     with Server(parser, parsed) as server:
         while left is None or left > 0:
             limit = LIST_PAGE if left is None else min(LIST_PAGE, left)
             path = f"{_namespace(parser, parsed)}?limit={limit}&prefix={quote(_bytes(parsed, parsed.prefix), safe='')}"
             page = read(server.send("GET", path + cursor))
-            rows: list[dict[str, Any]] = page["keys"]
-            say(*(json.dumps(row) if parsed.json else row["key"] for row in rows))
-            if page["cursor"] is None:
+            rows = page.inners("keys")
+            say(*(json.dumps(row) if parsed.json else row.text("key") for row in rows))
+            if page.get("cursor") is None:
                 break
             left = None if left is None else left - len(rows)
-            cursor = f"&cursor={quote(unquote_to_bytes(page['cursor']), safe='')}"
+            behind = unquote_to_bytes(page.text("cursor"))
+            if last is not None and behind <= last:
+                raise page.lacks("a cursor that goes on")
+            last, cursor = behind, f"&cursor={quote(behind, safe='')}"
     return os.EX_OK
 
 
 def _backup(parser: Parser, parsed: argparse.Namespace) -> int:
     with Server(parser, parsed) as server:
         found = read(server.send("POST", "/store/backup"))
-    receipt = json.dumps({name: found.get(name) for name in RECEIPT}, indent=1)
+    receipt = json.dumps(
+        {"boot": found.number("boot"), "version": found.number("version"), "root": found.text("root")}, indent=1
+    )
     if parsed.out is None:
         print(receipt)
         return os.EX_OK
     write_output(parsed.out, f"{receipt}\n".encode("ascii"))
-    say(f"version {found.get('version')}: the receipt is in {parsed.out}")
+    say(f"version {found.number('version')}: the receipt is in {parsed.out}")
     return os.EX_OK
 
 
@@ -200,8 +196,8 @@ def _restore(parser: Parser, parsed: argparse.Namespace) -> int:
     except (ValueError, KeyError) as error:
         raise Refused(f"{parsed.receipt} is no receipt of kv backup", os.EX_DATAERR) from error
     with Server(parser, parsed) as server:
-        found = read(server.send("POST", "/store/restore", asked))
-    say(f"the store of version {asked['version']} counts, and goes on as version {found['now']['version']}")
+        now = read(server.send("POST", "/store/restore", asked)).inner("now").number("version")
+    say(f"the store of version {asked['version']} counts, and goes on as version {now}")
     say("the server starts again; take kv.restore out of its configuration at the next stop")
     return os.EX_OK
 
@@ -226,7 +222,7 @@ def _ask(
         has = response.headers.get("etag", "").strip('"')
         raise Refused(f"the key has version {has}" if has.isdigit() else "the key is absent", os.EX_DATAERR)
     if not response.is_success:
-        read(response)
+        raise refusal(response)
     return response
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from enclave_os.errors import ServerProtocolError
 from enclave_os.evidence.strict_json import load_object
+from enclave_os_client.answer import Answer
 from enclave_os_client.token import TOKEN_SIZE_MAX
 
 from .demand_flags import EX_REFUSED, add_demands, address, demands_of
@@ -47,16 +49,15 @@ class Refused(Exception):
         self.code = code
 
 
-def add_server(parser: Parser, role: str | None = "", *, scope: str = "") -> None:
-    """Describe where the server is, whose token it is shown (of that role, or with that scope; None: nobody's), and
-    what must hold of it."""
-    parser.add_argument("--url", required=True, metavar="https://HOST[:PORT]")
-    if role is None:
+def add_server(parser: Parser, whose: str | None) -> None:
+    """Describe where the server is, what token it is shown ("of role manager", say; None: none), and what must hold of
+    it."""
+    parser.add_argument("--url", required=True, metavar="https://HOST[:PORT]", help="the server")
+    if whose is None:
         parser.set_defaults(token=None)
     else:
-        needs = f"of role {role}" if role else f"with the scope {scope}"
         parser.add_argument(
-            "--token", required=True, metavar="FILE", help=f"file with a bearer token {needs}; - is standard input"
+            "--token", required=True, metavar="FILE", help=f"file with a bearer token {whose}; - is standard input"
         )
     add_demands(parser)
 
@@ -72,6 +73,9 @@ def run(parsed: argparse.Namespace, work: Callable[[argparse.Namespace], int]) -
         for line in str(refused).splitlines():
             print(f"enclave-os: {line}", file=sys.stderr)
         return refused.code
+    except ServerProtocolError as error:
+        print(f"enclave-os: {error}", file=sys.stderr)
+        return os.EX_PROTOCOL
 
 
 class Server:
@@ -103,7 +107,7 @@ class Server:
 
     def ask(
         self, method: str, path: str, document: Mapping[str, Any] | None = None, *, content: bytes | None = None
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """The server's answer to one request."""
         return read(self.send(method, path, document, content=content))
 
@@ -137,7 +141,7 @@ class Server:
         """What can go wrong on the way, in words."""
         import httpx
 
-        from enclave_os.errors import AttestationError, ConfigError, ServerProtocolError
+        from enclave_os.errors import AttestationError, ConfigError
         from enclave_os_client.memory import MemoryFileError
 
         try:
@@ -162,7 +166,7 @@ def ask(
     document: Mapping[str, Any] | None = None,
     *,
     mode: Mode,
-) -> dict[str, Any]:
+) -> Answer:
     """The server's answer to one request, over a connection of its own, by worker 0 if only that can give it.
 
     Args: mode: the evidence that is asked for, when there are demands on evidence.
@@ -240,7 +244,7 @@ def _token(parsed: argparse.Namespace) -> str:
     return token
 
 
-def read(response: httpx.Response) -> dict[str, Any]:
+def read(response: httpx.Response) -> Answer:
     """The JSON object of an answer. Raises: Refused: it is none, or the server refused."""
     if response.is_success:
         return _document(response)
@@ -265,8 +269,8 @@ def read_error(response: httpx.Response) -> str:
     return printable(str(_document(response).get("error", "without a reason")))
 
 
-def _document(response: httpx.Response) -> dict[str, Any]:
+def _document(response: httpx.Response) -> Answer:
     try:
-        return load_object(response.content)
+        return Answer(load_object(response.content), response.url.netloc.decode("ascii"))
     except ValueError as error:
         raise Refused(f"the server answered {response.status_code} with no JSON object", os.EX_PROTOCOL) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction["Parser"]
@@ -24,6 +24,21 @@ class Parser(argparse.ArgumentParser):
             **arguments,  # type: ignore[arg-type] # argparse's own keyword arguments, passed on
         )
 
+    def add_actions(self, name: str) -> Subparsers:
+        """Make room for sub-commands, one of which must be given; `--help` says of each in a line what it does."""
+        return self.add_subparsers(dest=name, required=True, metavar="ACTION", action=_Listed)
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+
+
+class _Listed(argparse._SubParsersAction):  # type: ignore[type-arg] # generic in the stubs alone
+    """Lists each sub-command with its description."""
+
+    def add_parser(self, name: str, **arguments: Any) -> Any:
+        """As argparse's; the description is the line of the list as well."""
+        if "description" in arguments:
+            text = arguments["description"].rstrip(".")
+            arguments["help"] = text[:1].lower() + text[1:]
+        return super().add_parser(name, **arguments)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from enclave_os_client.answer import Answer
 
 from . import seal_recover
 from .manage import EXIT_CODES, TRUST, add_server, ask, run, say
@@ -34,8 +35,6 @@ examples:
 {TRUST}
 {EXIT_CODES}"""
 
-ACTIONS: Final = "status|clock|approve|export|import|unwrap|recover"
-
 EXPORT: Final = f"""\
 The first half of an upgrade that keeps the data: the new code may be given all that this server has sealed. What goes
 over is for the two enclaves to settle, on a connection that ends inside both: enclave-os seal import --help
@@ -60,27 +59,29 @@ here, and --collateral FILE has to come with --mrenclave; or use --ca.
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     group = commands.add_parser("seal", description="What a server has sealed.", epilog=EPILOG)
-    names = group.add_subparsers(dest="action", required=True, metavar=ACTIONS)
+    names = group.add_actions("action")
     status = names.add_parser("status", description="Print how it stands.", epilog=f"{TRUST}\n{EXIT_CODES}")
-    add_server(status, "monitoring")
+    add_server(status, "of role monitoring")
     status.add_argument("--json", action="store_true", help="for machines")
     status.set_defaults(run=lambda parsed: run(parsed, lambda given: _status(status, given)))
     clock = names.add_parser("clock", description="Confirm a clock that is in doubt.", epilog=CLOCK_EPILOG)
-    add_server(clock, "manager")
+    add_server(clock, "of role manager")
     clock.set_defaults(run=lambda parsed: run(parsed, lambda given: _clock(clock, given)))
     approve = names.add_parser(
         "approve", description="Let a measurement be given all that is sealed.", epilog=f"{TRUST}\n{EXIT_CODES}"
     )
     approve.add_argument("measurement", metavar="MEASUREMENT", help="its MRENCLAVE, 64 hexadecimal digits")
     approve.add_argument("--revoke", action="store_true", help="take the approval back")
-    add_server(approve, "manager")
+    add_server(approve, "of role manager")
     approve.set_defaults(run=lambda parsed: run(parsed, lambda given: _approve(approve, given)))
     export = names.add_parser("export", description="Approve a measurement, and say what to run there.", epilog=EXPORT)
     export.add_argument("measurement", metavar="MEASUREMENT", help="MRENCLAVE of the new code, 64 hexadecimal digits")
-    add_server(export, "manager")
+    add_server(export, "of role manager")
     export.set_defaults(revoke=False, run=lambda parsed: run(parsed, lambda given: _export(export, given)))
     seal_recover.add(names)
-    names.add_parser("import", add_help=False)  # the host's, executed before parsing; here so that a typo is answered
+    # The host's, executed before parsing; here for the list, and so that a typo is answered.
+    names.add_parser("import", description="Take all that another enclave has sealed, before the first start.",
+                     add_help=False)  # fmt: skip
 
 
 def _status(parser: Parser, parsed: argparse.Namespace) -> int:
@@ -99,7 +100,7 @@ def _clock(parser: Parser, parsed: argparse.Namespace) -> int:
 
     now = int(time.time())
     found = ask(parser, parsed, "POST", "/seal/clock", {"time": now}, mode=Mode.CHALLENGE)
-    print(f"the clock is confirmed; time does not go behind {_moment(found['clock']['floor'])} any more")
+    print(f"the clock is confirmed; time does not go behind {found.inner('clock').moment('floor')} any more")
     return os.EX_OK
 
 
@@ -108,16 +109,16 @@ def _approve(parser: Parser, parsed: argparse.Namespace) -> int:
 
     method = "DELETE" if parsed.revoke else "POST"
     found = ask(parser, parsed, method, "/seal/exports", {"mr_enclave": parsed.measurement}, mode=Mode.SESSION)
-    for measurement in found["exports"]:
-        say(measurement)
-    if not found["exports"]:
+    exports = found.texts("exports")
+    say(*exports)
+    if not exports:
         print("no measurement is approved")
     return os.EX_OK
 
 
 def _export(parser: Parser, parsed: argparse.Namespace) -> int:
     code = _approve(parser, parsed)
-    giver = ask(parser, parsed, "GET", "/seal", mode=_session())["measurement"]
+    giver = ask(parser, parsed, "GET", "/seal", mode=_session()).text("measurement")
     say(
         "now, with the new code and this server's configuration, while this server runs:",
         f"  enclave-os seal import --from {parsed.url} --giver {giver} --config FILE",
@@ -131,40 +132,40 @@ def _session() -> Mode:
     return Mode.SESSION
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
+def _lines(found: Answer) -> list[str]:
     """For people, in the order in which they ask."""
-    policy, clock, ca = found["policy"], found["clock"], found["ca"]
-    first = " (the first: the master key was made in it)" if found["first_boot"] else ""
+    policy, clock, source = found.inner("policy"), found.inner("clock"), found.inner_or_none("imported_from")
+    first = " (the first: the master key was made in it)" if found.flag("first_boot") else ""
+    recoveries = found.number("recoveries")
     rows = [
-        ("measurement", found["measurement"]),
-        ("boot", f"{found['boot_count']}{first}"),
-        ("second wrap", _wrap(found["second_wrap"])),
-        ("blob key", f"{found['blob_key']}{_NOTE if found['second_wrap'] else ''}"),
-        ("CA", "none" if ca is None else f"key {ca['key_origin']}, chain ends {_moment(ca['expires'])}"),
-        ("clock", f"IN DOUBT: {clock['why']}" if clock["in_doubt"] else "trusted"),
-        ("clock's floor", _moment(clock["floor"])),
-        ("policy", f"SHA-256 {found['policy_sha256']}, changed {found['policy_changes']} times"),
-        *[("  token issuer", f"{one['issuer']} for {one['audience']}") for one in policy["issuers"]],
-        ("  modules", ", ".join(policy["modules"]) or "none"),
-        ("  export", policy["export"]),
-        ("next policy", found["next_policy_sha256"] or "none accepted"),
-        *[("approved for export", measurement) for measurement in found["exports"]],
-        *[("was given to", measurement) for measurement in found["given_to"]],
+        ("measurement", found.text("measurement")),
+        ("boot", f"{found.number('boot_count')}{first}"),
+        ("second wrap", _wrap(found.inner_or_none("second_wrap"))),
+        ("blob key", f"{found.text('blob_key')}{_NOTE if found['second_wrap'] else ''}"),
+        ("CA", _ca(found.inner_or_none("ca"))),
+        ("clock", f"IN DOUBT: {clock.text('why')}" if clock.flag("in_doubt") else "trusted"),
+        ("clock's floor", clock.moment("floor")),
+        ("policy", f"SHA-256 {found.text('policy_sha256')}, changed {found.number('policy_changes')} times"),
+        *[("  token issuer", f"{one.text('issuer')} for {one.text('audience')}") for one in policy.inners("issuers")],
+        ("  modules", ", ".join(policy.texts("modules")) or "none"),
+        ("  export", policy.text("export")),
+        ("next policy", found.text("next_policy_sha256") if found.get("next_policy_sha256") else "none accepted"),
+        *[("approved for export", measurement) for measurement in found.texts("exports")],
+        *[("was given to", measurement) for measurement in found.texts("given_to")],
     ]
-    if found["imported_from"] is not None:
-        source = found["imported_from"]
-        rows.append(("imported from", f"{source['mr_enclave']}, in its boot {source['boot_count']}"))
-    if found["recoveries"]:
-        rows.append(("recovered", f"{found['recoveries']} times, by the owner: the platform's key did not open it"))
+    if source is not None:
+        rows.append(("imported from", f"{source.text('mr_enclave')}, in its boot {source.number('boot_count')}"))
+    if recoveries:
+        rows.append(("recovered", f"{recoveries} times, by the owner: the platform's key did not open it"))
     lines = [f"{name:<20}  {text}" for name, text in rows]
-    return [found["warning"], *lines] if "warning" in found else lines
+    return [found.text("warning"), *lines] if "warning" in found else lines
 
 
-def _wrap(second_wrap: dict[str, Any] | None) -> str:
+def _ca(ca: Answer | None) -> str:
+    return "none" if ca is None else f"key {ca.text('key_origin')}, chain ends {ca.moment('expires')}"
+
+
+def _wrap(second_wrap: Answer | None) -> str:
     if second_wrap is None:
         return "none: what the processor's key no longer opens is lost"
-    return f"{second_wrap['kind']}, key {second_wrap['key_sha256']}: whoever holds it can read everything"
-
-
-def _moment(second: int) -> str:
-    return f"{datetime.datetime.fromtimestamp(second, datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{second_wrap.text('kind')}, key {second_wrap.text('key_sha256')}: whoever holds it can read everything"

@@ -128,7 +128,7 @@ def _recover(parser: Parser, parsed: argparse.Namespace) -> int:
         parser.error(f"what was unwrapped is of measurement {grant['measurement']}: no other enclave opens it")
     document = {"data_key": grant["data_key"], "signature": grant["signature"]}
     found = ask(parser, parsed, "POST", RECOVER_PATH, document, mode=Mode.SESSION)
-    say(f"recovered, as boot {found['boot_count']}: the server ends now; start it without --recover")
+    say(f"recovered, as boot {found.number('boot_count')}: the server ends now; start it without --recover")
     return os.EX_OK
 
 

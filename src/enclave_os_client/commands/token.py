@@ -37,8 +37,10 @@ These keys are for development: whoever reads the key file can be any role.
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     actions = commands.add_parser("token", description="Development keys and bearer tokens.", epilog=EPILOG)
-    names = actions.add_subparsers(dest="action", required=True, metavar="keygen|issue|show")
-    keygen = names.add_parser("keygen", description="Make an issuer's key and print its table for enclave-os.toml.")
+    names = actions.add_actions("action")
+    keygen = names.add_parser(
+        "keygen", description="Make the key of an issuer and print its table for enclave-os.toml."
+    )
     keygen.set_defaults(run=_keygen)
     issue = names.add_parser("issue", description="Print a bearer token.")
     issue.set_defaults(run=lambda parsed: _issue(issue, parsed))

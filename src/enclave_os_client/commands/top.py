@@ -70,7 +70,7 @@ TROUBLE: Final = (
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     parser = commands.add_parser("top", description="Watch what a server does.", epilog=EPILOG)
-    add_server(parser, "monitoring")
+    add_server(parser, "of role monitoring")
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="looks, then end; default: until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="one JSON object a look, for machines")

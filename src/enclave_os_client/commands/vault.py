@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from enclave_os_client.answer import Answer
 
 from . import vault_audit, vault_keys
 from .files import read_input, write_output
@@ -23,18 +25,8 @@ if TYPE_CHECKING:
 SECRET_SIZE_MAX: Final = 1 << 20
 
 EPILOG: Final = f"""\
-secrets (paths such as alice/db; without rules of the operator's, below your own subject):
-  put PATH        write a new version; the secret comes from standard input or --file
-  get PATH        print it, as it was written
-  list [PREFIX]   what you may see
-  versions PATH   who wrote what when
-  delete PATH     not there until undelete; destroy: gone for good; purge: path and history too
-  policy PATH     print who may do what; --set FILE changes it
-  approve PATH    let another person read it once, where its policy asks for a second one
-
-keys and audit:
-  key ...         keys that stay in the enclave: wrap, sign, hmac    enclave-os vault key --help
-  audit ...       who did what, and that nobody changed it           enclave-os vault audit --help
+A path is such as alice/db; without rules of the operator's, below your own subject. Keys stay in the enclave, and wrap,
+sign or authenticate there: enclave-os vault key --help
 
 examples:
   export S="--url https://enclave.example --token my.token --mrenclave 4f3c...e1"
@@ -52,7 +44,7 @@ examples:
 def add(commands: Subparsers) -> None:
     """Describe the command."""
     group = commands.add_parser("vault", description="Secrets and keys in a server's vault.", epilog=EPILOG)
-    names = group.add_subparsers(dest="action", required=True, metavar="ACTION")
+    names = group.add_actions("action")
 
     put = _command(names, "put", "Write a new version of a secret, from standard input.", _put)
     put.add_argument("--file", type=Path, metavar="FILE", help="take it from here")
@@ -64,7 +56,7 @@ def add(commands: Subparsers) -> None:
     get.add_argument("--out", type=Path, metavar="FILE", help="write it to a new file that only you can read")
 
     below = add_command(names, "list", "List what you may see.", _list)
-    below.add_argument("path", nargs="?", default="", metavar="PREFIX")
+    below.add_argument("path", nargs="?", default="", metavar="PREFIX", help="only below it")
     below.add_argument("--json", action="store_true", help="for machines")
 
     versions = _command(names, "versions", "Print the versions of a secret.", _versions)
@@ -100,7 +92,7 @@ def _command(names: Subparsers, name: str, text: str, work: Work) -> Parser:
 def _put(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     value = read_input(parsed, parsed.file, SECRET_SIZE_MAX)
     found = server.ask("PUT", target("secrets", parsed.path, cas=parsed.cas, ttl=parsed.ttl), content=value)
-    say(f"version {found.get('version')}, {found.get('size')} bytes")
+    say(f"version {found.number('version')}, {found.number('size')} bytes")
     return os.EX_OK
 
 
@@ -114,8 +106,9 @@ def _list(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
         if parsed.json:
             print(json.dumps(one))
         else:
-            current = one.get("current", {})
-            say(f"{one['path']}  version {current.get('version', 0)}, {current.get('state', 'empty')}")
+            current = one.inner("current") if "current" in one else None
+            has = "empty" if current is None else f"version {current.number('version')}, {current.text('state')}"
+            say(f"{one.text('path')}  {has}")
     return os.EX_OK
 
 
@@ -155,11 +148,12 @@ def _approve(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     if parsed.change_policy:
         document["action"] = "secret.policy"
     found = server.ask("POST", target("secrets", parsed.path, "/approve"), document)
-    say(f"{found.get('approved')} may do this once: {found.get('action')}, until {found.get('until')}")
+    say(f"{found.text('approved')} may do this once: {found.text('action')}, until {found.moment('until')}")
     return os.EX_OK
 
 
-def _say_versions(found: dict[str, Any]) -> None:
-    for one in found["versions"]:
-        expires = f", expires {one['expires']}" if one.get("expires") else ""
-        say(f"version {one['version']}  {one['state']}, {one['size']} bytes, by {one['created_by']}{expires}")
+def _say_versions(found: Answer) -> None:
+    for one in found.inners("versions"):
+        expires = f", expires {one.moment('expires')}" if one.get("expires") else ""
+        by = f"{one.number('size')} bytes, by {one.text('created_by')}"
+        say(f"version {one.number('version')}  {one.text('state')}, {by}{expires}")

@@ -34,13 +34,13 @@ or put in. What was cut off behind the last hash that anybody kept, nobody can n
 def add(names: Subparsers) -> None:
     """Describe the command."""
     group = names.add_parser("audit", description="Who did what, and that nobody changed it.", epilog=EPILOG)
-    actions = group.add_subparsers(dest="audit_action", required=True, metavar="fetch|verify")
+    actions = group.add_actions("audit_action")
     fetch = actions.add_parser("fetch", description="Fetch every entry.", epilog=f"{TRUST}\n{EXIT_CODES}")
-    add_server(fetch, "vault-auditor")
+    add_server(fetch, "of role vault-auditor")
     fetch.add_argument("--out", type=Path, metavar="FILE", help="a new file; default: standard output")
     fetch.set_defaults(run=lambda parsed: run(parsed, lambda given: _fetch(fetch, given)))
     verify = actions.add_parser("verify", description="Verify a file that fetch wrote. Talks to nobody.")
-    verify.add_argument("file", type=Path, metavar="FILE")
+    verify.add_argument("file", type=Path, metavar="FILE", help="what fetch wrote")
     verify.add_argument(
         "--kept", action="append", default=[], metavar="CHAIN=HASH", help="a hash that an earlier verify printed"
     )
@@ -59,16 +59,19 @@ def _fetch(parser: Parser, parsed: argparse.Namespace) -> int:
 
 def _write(server: Server, stream: TextIO) -> None:
     print(json.dumps({"audit": 1}), file=stream)
-    for chain in server.ask("GET", "/vault/audit")["chains"]:
-        number, page, count, digest = chain["chain"], 1, 0, ""
+    for chain in server.ask("GET", "/vault/audit").inners("chains"):
+        number, pages, page, count, digest = chain.number("chain"), chain.number("pages"), 1, 0, ""
         while page:
             found = server.ask("GET", f"/vault/audit?chain={number}&page={page}")
-            for entry in found["entries"]:
+            entries = found.inners("entries")
+            for entry in entries:
                 print(json.dumps({"chain": number, "entry": entry}), file=stream)
-            count += len(found["entries"])
-            digest, page = found["hash"], found.get("next", 0)
-            if page > chain["pages"]:
+            count += len(entries)
+            digest, last, page = found.text("hash"), page, found.number("next") if "next" in found else 0
+            if page > pages:
                 break  # what was written meanwhile fills no further page
+            if 0 < page <= last:
+                raise found.lacks("a page to go on from")
         print(json.dumps({"chain": number, "entries": count, "hash": digest}), file=stream)
 
 

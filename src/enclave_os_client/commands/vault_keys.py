@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enclave_os.evidence.protocol import b64url, read_b64url
+from enclave_os_client.answer import Answer
 
 from .files import read_input, write_output
 from .manage import EXIT_CODES, TRUST, Refused, Server, say
@@ -43,10 +43,10 @@ are signed by their SHA-256 (--digest HEX).
 def add(names: Subparsers) -> None:
     """Describe the command."""
     group = names.add_parser("key", description="Keys that stay in the enclave.", epilog=EPILOG)
-    keys = group.add_subparsers(dest="key_action", required=True, metavar="ACTION")
+    keys = group.add_actions("key_action")
 
     create = _command(keys, "create", "Make a key.", _create)
-    create.add_argument("--type", choices=TYPES, required=True)
+    create.add_argument("--type", choices=TYPES, required=True, help="what it is for: wrap, sign, hmac")
     create.add_argument("--exportable", action="store_true", help="it may leave; never changes afterwards")
     for name, text, work in (
         ("show", "Print a key's versions, and public keys.", _shows("GET", "")),
@@ -55,7 +55,7 @@ def add(names: Subparsers) -> None:
         _command(keys, name, text, work)
     destroy = _command(keys, "destroy", "Destroy versions, or with --all the key: what they made is lost.", _destroy)
     which = destroy.add_mutually_exclusive_group(required=True)
-    which.add_argument("--versions", metavar="N,N")
+    which.add_argument("--versions", metavar="N,N", help="these")
     which.add_argument("--all", action="store_true", help="every version, and the key itself")
     export = _command(keys, "export", "Print the key itself, of one that was made to leave.", _export)
     export.add_argument("--version", type=int, metavar="N", help="default: the latest")
@@ -86,7 +86,7 @@ def add(names: Subparsers) -> None:
             command.add_argument("--version", type=int, default=0, metavar="N", help="of the key; default: the latest")
 
     below = add_command(keys, "list", "List the keys that you may see.", _list)
-    below.add_argument("path", nargs="?", default="", metavar="PREFIX")
+    below.add_argument("path", nargs="?", default="", metavar="PREFIX", help="only below it")
 
 
 def _command(names: Subparsers, name: str, text: str, work: Work) -> Parser:
@@ -113,7 +113,7 @@ def _destroy(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
 
 def _export(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     found = server.ask("GET", _target(parsed, "/export", version=parsed.version))
-    write_output(parsed.out, f"{str(found['key']).rstrip()}\n".encode())
+    write_output(parsed.out, f"{found.text('key').rstrip()}\n".encode())
     return os.EX_OK
 
 
@@ -124,24 +124,24 @@ def _policy(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
 def _wrap(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     plaintext = _given(parsed)
     found = server.ask("POST", _target(parsed, "/wrap"), {"plaintext": plaintext, **_context(parsed)})
-    write_output(parsed.out, f"{found['ciphertext']}\n".encode())
+    write_output(parsed.out, f"{found.text('ciphertext')}\n".encode())
     return os.EX_OK
 
 
 def _unwrap(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     found = server.ask("POST", _target(parsed, "/unwrap"), {"ciphertext": _wrapped(parsed), **_context(parsed)})
-    write_output(parsed.out, _bytes(found["plaintext"]))
+    write_output(parsed.out, _plaintext(found))
     return os.EX_OK
 
 
 def _rewrap(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     found = server.ask("POST", _target(parsed, "/rewrap"), {"ciphertext": _wrapped(parsed), **_context(parsed)})
-    write_output(parsed.out, f"{found['ciphertext']}\n".encode())
+    write_output(parsed.out, f"{found.text('ciphertext')}\n".encode())
     return os.EX_OK
 
 
 def _sign(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    say(server.ask("POST", _target(parsed, "/sign"), _message(parser, parsed))["signature"])
+    say(server.ask("POST", _target(parsed, "/sign"), _message(parser, parsed)).text("signature"))
     return os.EX_OK
 
 
@@ -151,7 +151,7 @@ def _verify(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
 
 
 def _hmac(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
-    say(server.ask("POST", _target(parsed, "/hmac"), {"message": _given(parsed)})["hmac"])
+    say(server.ask("POST", _target(parsed, "/hmac"), {"message": _given(parsed)}).text("hmac"))
     return os.EX_OK
 
 
@@ -163,21 +163,25 @@ def _hmac_verify(parser: Parser, parsed: argparse.Namespace, server: Server) -> 
 
 def _list(parser: Parser, parsed: argparse.Namespace, server: Server) -> int:
     for one in listed(server, "keys", parsed.path):
-        say(f"{one['name']}  {one['type']}, version {one['latest']}{', exportable' if one['exportable'] else ''}")
+        say(f"{one.text('name')}  {one.text('type')}, version {one.number('latest')}{_exportable(one)}")
     return os.EX_OK
 
 
-def _show(found: Mapping[str, Any]) -> int:
-    say(f"{found['name']}  {found['type']}{', exportable' if found['exportable'] else ''}")
-    for one in found["versions"]:
-        say(f"version {one['version']}  {one['state']}, by {one['created_by']}")
+def _show(found: Answer) -> int:
+    say(f"{found.text('name')}  {found.text('type')}{_exportable(found)}")
+    for one in found.inners("versions"):
+        say(f"version {one.number('version')}  {one.text('state')}, by {one.text('created_by')}")
         if "public_key_pem" in one:
-            say(*str(one["public_key_pem"]).splitlines())
+            say(*one.text("public_key_pem").splitlines())
     return os.EX_OK
 
 
-def _verdict(found: Mapping[str, Any]) -> int:
-    valid = found.get("valid") is True
+def _exportable(found: Answer) -> str:
+    return ", exportable" if found.flag("exportable") else ""
+
+
+def _verdict(found: Answer) -> int:
+    valid = found.flag("valid")
     say("valid" if valid else "NOT VALID")
     return os.EX_OK if valid else EX_INVALID
 
@@ -212,8 +216,8 @@ def _signature(parsed: argparse.Namespace) -> str:
         return str(stream.read(1024)).strip()
 
 
-def _bytes(text: object) -> bytes:
+def _plaintext(found: Answer) -> bytes:
     try:
-        return read_b64url(text)
+        return read_b64url(found.text("plaintext"))
     except ValueError as error:
-        raise Refused(f"the server's answer {error}", os.EX_PROTOCOL) from error
+        raise found.lacks(f"a plaintext that can be read: it {error}") from error

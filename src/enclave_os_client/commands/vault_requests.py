@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
+from enclave_os_client.answer import Answer
+
 from .files import read_input
 from .manage import EXIT_CODES, TRUST, Server, add_server, run
 
@@ -25,7 +27,7 @@ Work = Callable[["Parser", argparse.Namespace, Server], int]
 def add_command(names: Subparsers, name: str, text: str, work: Work) -> Parser:
     """Describe a command that does `work` over a connection, which is closed afterwards."""
     parser = names.add_parser(name, description=text, epilog=f"{TRUST}\n{EXIT_CODES}")
-    add_server(parser, "yours")
+    add_server(parser, "of yours")
 
     def connected(parsed: argparse.Namespace) -> int:
         with Server(parser, parsed) as server:
@@ -51,16 +53,18 @@ def policy(parsed: argparse.Namespace, server: Server, kind: str) -> int:
     return os.EX_OK
 
 
-def listed(server: Server, kind: str, prefix: str) -> Iterator[dict[str, Any]]:
+def listed(server: Server, kind: str, prefix: str) -> Iterator[Answer]:
     """What is below a prefix, page by page. Args: kind: "secrets" or "keys"."""
-    after: Any = None
+    after = ""
     while True:
         query = {"prefix": prefix, "limit": LIST_PAGE} | ({"after": after} if after else {})
         found = server.ask("GET", f"/vault/{kind}?{urlencode(query)}")
-        yield from found[kind]
-        after = found.get("next")
-        if not after:
+        yield from found.inners(kind)
+        if "next" not in found:
             return
+        last, after = after, found.text("next")
+        if after <= last:
+            raise found.lacks("a path to go on from")
 
 
 def target(kind: str, path: str, ending: str = "", **query: Any) -> str:

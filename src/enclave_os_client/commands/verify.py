@@ -55,11 +55,10 @@ def add(commands: Subparsers) -> None:
     """Describe the command."""
     parser = commands.add_parser(
         "verify",
-        help="check who answers before trusting it",
         description="Connect, ask for evidence, print what it proves and what not. No request of yours is sent.",
         epilog=EPILOG,
     )
-    parser.add_argument("url", metavar="https://HOST[:PORT]")
+    parser.add_argument("url", metavar="https://HOST[:PORT]", help="the server")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
         "--session", action="store_true", help="evidence bound to this TLS session (default): no relay can pass it on"

@@ -9,16 +9,18 @@ import json
 import os
 import sys
 import threading
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
+
+from enclave_os_client.answer import Answer
 
 from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, refusal, run, say
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
 
+MANAGERS: Final = "of role manager, or of the app's owner"
 COMPILE_PAUSE_SECONDS: Final = 2.0
 COMPILE_LOOKS: Final = 150  # five minutes: tenfold what CPython's component takes
 
@@ -40,9 +42,9 @@ no data, unless --keep-data says that it may have what the one before it wrote: 
 def add(commands: Subparsers) -> None:
     """Describe the commands."""
     parser = commands.add_parser("wasm", description="Apps as WebAssembly components.", epilog=EPILOG)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="load|call|list|show|log|unload")
+    actions = parser.add_actions("action")
     load = actions.add_parser("load", description="Load an app, or replace it.", epilog=EPILOG)
-    load.add_argument("name", metavar="NAME")
+    load.add_argument("name", metavar="NAME", help="of the app")
     load.add_argument("component", metavar="FILE", help="the component; - keeps the one that is there")
     load.add_argument("--hostname", metavar="NAME", help="a host name of its own, with a certificate of its own")
     load.add_argument("--max-fuel", type=int, metavar="N", help="fuel of one call")
@@ -53,13 +55,13 @@ def add(commands: Subparsers) -> None:
     load.add_argument("--docs", metavar="FILE", help="JSON: texts for functions and parameters")
     load.add_argument("--key-file", metavar="FILE", help="64 hexadecimal digits: a key of your own for the app's data")
     load.add_argument("--keep-data", action="store_true", help="the component may have the data of the one before it")
-    add_server(load, "manager, or of the app's owner")
+    add_server(load, MANAGERS)
     load.set_defaults(run=lambda parsed: run(parsed, lambda given: _load(load, given)))
     call = actions.add_parser("call", description="Call a function; prints its answer as JSON.", epilog=EPILOG)
-    call.add_argument("name", metavar="APP")
+    call.add_argument("name", metavar="APP", help="its name")
     call.add_argument("function", metavar="FUNCTION", help="or INTERFACE/FUNCTION")
     call.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="an object of the parameters by name")
-    add_server(call, "that the function needs")
+    add_server(call, "that the function lets in")
     call.set_defaults(run=lambda parsed: run(parsed, lambda given: _call(call, given)))
     for name, text, work in (
         ("list", "List the apps that you may see.", _list),
@@ -73,8 +75,8 @@ def add(commands: Subparsers) -> None:
 def _add_plain(actions: Any, name: str, text: str, work: Any) -> None:
     parser = actions.add_parser(name, description=text, epilog=EPILOG)
     if name != "list":
-        parser.add_argument("name", metavar="APP")
-    add_server(parser, "manager, or of the app's owner")
+        parser.add_argument("name", metavar="APP", help="its name")
+    add_server(parser, MANAGERS)
     parser.set_defaults(run=lambda parsed: run(parsed, lambda given: work(parser, given)))
 
 
@@ -89,9 +91,9 @@ def _load(parser: Parser, parsed: argparse.Namespace) -> int:
     }
     for member, name in (("permissions", parsed.permissions), ("docs", parsed.docs)):
         if name is not None:
-            document[member] = _json_of(parser, Path(name).read_text(encoding="utf-8"), name)
+            document[member] = _json_of(parser, Path(name).read_bytes(), name)
     if parsed.key_file is not None:
-        document["encryption_key"] = Path(parsed.key_file).read_text(encoding="ascii").strip()
+        document["encryption_key"] = Path(parsed.key_file).read_text(encoding="ascii", errors="replace").strip()
     digest = ""
     if parsed.component != "-":
         component = Path(parsed.component).read_bytes()
@@ -106,13 +108,12 @@ def _load(parser: Parser, parsed: argparse.Namespace) -> int:
         # Compiling may take longer than a request; it goes on without us.
         print("enclave-os: the server compiles it still; waiting", file=sys.stderr)
         app = _compiled(parser, parsed, path, digest, refused)
-    say(f"{app.get('name')} is loaded, code {app.get('code_hash')}, data key {app.get('key_source')}")
-    for export in app.get("exports", []):
-        say(f"  {export.get('name')}")
+    say(f"{app.text('name')} is loaded, code {app.text('code_hash')}, data key {app.text('key_source')}")
+    say(*(f"  {export.text('name')}" for export in app.inners("exports")))
     return os.EX_OK
 
 
-def _compiled(parser: Parser, parsed: argparse.Namespace, path: str, digest: str, first: Refused) -> dict[str, Any]:
+def _compiled(parser: Parser, parsed: argparse.Namespace, path: str, digest: str, first: Refused) -> Answer:
     """The app, once its code is what was sent. Raises: Refused: `first`, when that does not come about."""
     pause = threading.Event()
     for _ in range(COMPILE_LOOKS):
@@ -131,7 +132,7 @@ def _compiled(parser: Parser, parsed: argparse.Namespace, path: str, digest: str
 def _call(parser: Parser, parsed: argparse.Namespace) -> int:
     arguments = _json_of(parser, parsed.arguments, "JSON")
     path = f"/rpc/{_segment(parsed.name)}/{quote(parsed.function, safe='/')}"
-    with closing(Server(parser, parsed)) as server:
+    with Server(parser, parsed) as server:
         response = server.send("POST", path, arguments)
     if response.status_code not in (200, 422):
         raise refusal(response)
@@ -140,8 +141,9 @@ def _call(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _list(parser: Parser, parsed: argparse.Namespace) -> int:
-    for app in _ask(parser, parsed, "GET", "/wasm/apps").get("apps", []):
-        say(f"{app.get('name')}  {app.get('state')}  {app.get('code_hash')}  {app.get('hostname')}")
+    for app in _ask(parser, parsed, "GET", "/wasm/apps").inners("apps"):
+        hostname = app.text("hostname") if app.get("hostname") else "-"
+        say(f"{app.text('name')}  {app.text('state')}  {app.text('code_hash')}  {hostname}")
     return os.EX_OK
 
 
@@ -153,12 +155,12 @@ def _show(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _log(parser: Parser, parsed: argparse.Namespace) -> int:
-    say(*_ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}/log").get("lines", []))
+    say(*_ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}/log").texts("lines"))
     return os.EX_OK
 
 
 def _unload(parser: Parser, parsed: argparse.Namespace) -> int:
-    with closing(Server(parser, parsed)) as server:
+    with Server(parser, parsed) as server:
         response = server.send("DELETE", f"/wasm/apps/{_segment(parsed.name)}")
     if response.status_code != 204:
         raise refusal(response)
@@ -166,8 +168,8 @@ def _unload(parser: Parser, parsed: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def _ask(parser: Parser, parsed: argparse.Namespace, method: str, path: str, document: Any = None) -> dict[str, Any]:
-    with closing(Server(parser, parsed)) as server:
+def _ask(parser: Parser, parsed: argparse.Namespace, method: str, path: str, document: Any = None) -> Answer:
+    with Server(parser, parsed) as server:
         return server.ask(method, path, document)
 
 
@@ -182,10 +184,10 @@ def _pair(parser: Parser, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _json_of(parser: Parser, text: str, whose: str) -> Any:
+def _json_of(parser: Parser, text: str | bytes, whose: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         parser.error(f"{whose}: {error}")
     if not isinstance(value, dict):
         parser.error(f"{whose} is a JSON object")
