@@ -285,6 +285,7 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_VERIFY_NONE
     int SSL_VERIFY_PEER
     X509_STORE *SSL_CTX_get_cert_store(SSL_CTX *context)
+    void SSL_CTX_set1_cert_store(SSL_CTX *context, X509_STORE *store)
     int SSL_CTX_set_alpn_protos(SSL_CTX *context, const unsigned char *list, unsigned int size)
     ctypedef int (*alpn_select_t)(SSL *ssl, const unsigned char **chosen, unsigned char *chosen_size,
                                   const unsigned char *offer, unsigned int offer_size, void *arg) noexcept nogil

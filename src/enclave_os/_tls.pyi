@@ -39,6 +39,7 @@ class TLSContext:
     def client(
         *,
         ca_pem: bytes | None = None,
+        roots: TLSContext | None = None,
         protocols: Iterable[bytes] = ...,
         groups: str = ...,
         choose_client: Callable[[bytes | None], Identity | None] | None = None,

@@ -41,7 +41,7 @@ from enclave_os._openssl cimport (
     OpenSSL_version, OPENSSL_VERSION, PEM_read_bio_X509, sk_X509_num, sk_X509_value, SSL, SSL_AD_ILLEGAL_PARAMETER,
     SSL_alert_desc_string_long, SSL_certs_clear, SSL_CIPHER_standard_name, SSL_CLIENT_HELLO_ERROR,
     SSL_client_hello_get0_ext, SSL_CLIENT_HELLO_SUCCESS, SSL_CTX_add_custom_ext, SSL_CTX_free, SSL_CTX_get_cert_store,
-    SSL_CTX_set_cert_verify_callback, SSL_CTX_set1_client_sigalgs_list, SSL_EXT_TLS1_3_CERTIFICATE_REQUEST,
+    SSL_CTX_set_cert_verify_callback, SSL_CTX_set1_cert_store, SSL_CTX_set1_client_sigalgs_list, SSL_EXT_TLS1_3_CERTIFICATE_REQUEST,
     SSL_get_ex_data_X509_STORE_CTX_idx, SSL_set_verify, EVP_PKEY, EVP_PKEY_EC, EVP_PKEY_free, EVP_PKEY_get_base_id,
     EVP_PKEY_get_group_name, RAND_bytes,
     sk_X509_pop, sk_X509_set, X509_get0_pubkey, X509_new, X509_set_pubkey, X509_STORE_CTX, X509_STORE_CTX_get0_untrusted,
@@ -511,13 +511,15 @@ cdef class TLSContext:
         return self
 
     @staticmethod
-    def client(*, bytes ca_pem=None, protocols=(HTTP_1_1,), str groups not None=GROUPS,
+    def client(*, bytes ca_pem=None, TLSContext roots=None, protocols=(HTTP_1_1,), str groups not None=GROUPS,
                choose_client=None, bint dangerously_skip_verification=False, bint tls_1_2=False):
         """The connecting end.
 
         Args:
             ca_pem: one or more CA certificates that a server's chain must lead to. No other is trusted: the system's
                 list is not read.
+            roots: a client context of whose CAs the same holds, in place of `ca_pem`: they are shared, not read anew
+                (a list of 130 takes 30 ms).
             protocols: ALPN names offered; empty offers none.
             groups: key agreement groups, preferred first; a key share is sent for the first.
             choose_client: called when the server asks for a certificate, with the 32 bytes of extension 0xFFBB in its
@@ -526,12 +528,14 @@ cdef class TLSContext:
                 all.
             tls_1_2: agree to TLS 1.2 with a server that speaks no 1.3, with ECDHE and an AEAD.
         Raises:
-            UsageError: neither or both of `ca_pem` and the dangerous flag.
+            UsageError: not exactly one of `ca_pem`, `roots` and the dangerous flag; `roots` verifies nothing itself.
             ConfigError: `ca_pem` holds no certificate, or one that cannot be read.
         """
         cdef TLSContext self = TLSContext.__new__(TLSContext)
-        if (ca_pem is None) != dangerously_skip_verification:
-            raise UsageError("a client context takes either ca_pem or dangerously_skip_verification=True")
+        if (ca_pem is not None) + (roots is not None) + dangerously_skip_verification != 1:
+            raise UsageError("a client context takes one of ca_pem, roots and dangerously_skip_verification=True")
+        if roots is not None and not roots.verifies:
+            raise UsageError("roots are those of a client context that verifies")
         self.verifies = not dangerously_skip_verification
         self.choose = choose_client
         self.context = SSL_CTX_new(TLS_client_method())
@@ -540,6 +544,8 @@ cdef class TLSContext:
             SSL_CTX_set_cert_cb(self.context, on_client_certificate, NULL)
         if ca_pem is not None:
             self.trust(ca_pem)
+        if roots is not None:
+            SSL_CTX_set1_cert_store(self.context, SSL_CTX_get_cert_store(roots.context))
         SSL_CTX_set_security_level(self.context, SECURITY_LEVEL)
         if tls_1_2 and (
             SSL_CTX_set_min_proto_version(self.context, TLS1_2_VERSION) != 1

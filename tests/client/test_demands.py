@@ -10,6 +10,7 @@ import pytest
 
 import enclave_os.evidence
 import enclave_os_client
+from enclave_os._tls import TLSContext
 from enclave_os.errors import ClockUntrusted, UsageError
 from enclave_os.evidence.policy import Policy
 from enclave_os.verifier import demands as shared
@@ -33,6 +34,7 @@ def test_the_default_is_the_strict_one() -> None:
     [
         {"memory": StateMemory("x"), "mode": Mode.CHALLENGE},
         {"memory": StateMemory("x"), "mode": Mode.DETERMINISTIC},
+        {"ca_pem": b"x", "roots": TLSContext.client(dangerously_skip_verification=True)},
         {"evidence_seconds": 0},
         {"evidence_seconds": EVIDENCE_SECONDS + 1},
         {"evidence_seconds": float("nan")},

@@ -104,11 +104,10 @@ class Trust:
     """
 
     def __init__(self, settings: EnclaveEgress, seconds: Callable[[], int], monotonic: Callable[[], float]) -> None:
-        self.ca_pem = settings.ca_pem.encode("ascii")
         self.seconds = seconds
         self.monotonic = monotonic
         self._handshake = settings.handshake
-        self._context = TLSContext.client(ca_pem=self.ca_pem, tls_1_2=settings.tls_min == "1.2")
+        self._context = TLSContext.client(ca_pem=settings.ca_pem.encode("ascii"), tls_1_2=settings.tls_min == "1.2")
 
     async def verified(self, plain: RingStream, host: str) -> AsyncTLSStream:
         """TLS over `plain`, which it takes over. Raises: EgressError, and what httpcore's streams raise."""
@@ -145,7 +144,7 @@ class Trust:
         """`demands` with our CAs, time and deadlines put in."""
         return replace(
             demands,
-            ca_pem=self.ca_pem,
+            roots=self._context,
             clock=self.seconds,
             monotonic=self.monotonic,
             attest_seconds=self._handshake,

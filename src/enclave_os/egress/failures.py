@@ -39,6 +39,7 @@ TRANSLATED: Final = (
     *(httpcore.ConnectionNotAvailable, ServerProtocolError, AttestationError, InternalError),
 )
 """What connections and their pool raise for reasons that are not ours."""
+UNANSWERED: Final = "without sending"  # in httpcore's words for an end before, or within, the head of an answer
 
 
 def tls_failed(server: str, engine: TLSEngine, error: ServerProtocolError) -> EgressError:
@@ -48,6 +49,13 @@ def tls_failed(server: str, engine: TLSEngine, error: ServerProtocolError) -> Eg
         return EgressError(f"{server}: {error}", "tls", "network", "cut")
     reason = CERTIFICATE_REASONS.get(found, f"certificate_{found}") if found else ""
     return EgressError(f"{server}: {error}", "tls", "server", reason)
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether a connection just ended, rather than bring what is no answer."""
+    return isinstance(error, CutShort | httpcore.NetworkError) or (
+        isinstance(error, httpcore.RemoteProtocolError) and UNANSWERED in str(error)
+    )
 
 
 def translated(server: str, error: BaseException) -> EgressError:
@@ -74,7 +82,7 @@ def _answer(server: str, error: httpcore.ProtocolError) -> EgressError:
     cause = error.__cause__ or error.__context__
     if isinstance(cause, h11.RemoteProtocolError) and "too long" in text:
         return EgressError(f"{server}: a head that is too large", "limit", "server", "head_bytes")
-    if "without sending" in text:
+    if UNANSWERED in text:
         # With close_notify, so nobody on the way cut it: the server itself ended in the middle.
         return EgressError(f"{server}: the answer ends before it is whole", "truncated", "server")
     return EgressError(f"{server}: what it answers is not HTTP: {text}", "protocol", "server")

@@ -7,7 +7,7 @@ httpx.AsyncClient -> Transport ─ Rules ─ turn of the module ─> httpcore po
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import httpcore
@@ -15,7 +15,7 @@ import httpx
 
 from enclave_os.egress.backend import Backend
 from enclave_os.egress.body import ENCODINGS, Body
-from enclave_os.egress.failures import TRANSLATED, translated
+from enclave_os.egress.failures import TRANSLATED, is_cut, translated
 from enclave_os.egress.rules import Origin, Rules
 from enclave_os.errors import EgressError
 from enclave_os.wire.egress_settings import EnclaveEgress
@@ -24,6 +24,8 @@ LIMITS: Final = "enclave_os.egress"
 """The extension of a request that carries its `size_max` and `due`, where a call asks for less than the settings."""
 KEPT_MAX: Final = 32  # idle connections of one pool
 BODYLESS: Final = frozenset({204, 304})
+REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+"""Idempotent (RFC 9110 9.2.2): twice is as good as once."""
 DECOMPRESSED: Final = frozenset({b"content-encoding", b"content-length"})  # what is true no more
 
 
@@ -100,26 +102,45 @@ class Transport(httpx.AsyncBaseTransport):
                 await connection.aclose()
 
     async def _send(self, request: httpx.Request, origin: Origin, due: float) -> httpcore.Response:
+        """The answer's head. Raises: EgressError."""
+        progress = _Progress()
+        try:
+            return await self._try(request, origin, due, progress)
+        except TRANSLATED as error:
+            # A server may close a kept connection at any moment, also while a request is on its way to it.
+            if progress.connected or progress.answered or not is_cut(error) or not _is_repeatable(request):
+                raise translated(str(origin), error) from error
+        await self._drop_idle(_url(request).origin)  # they were kept as long
+        try:
+            return await self._try(request, origin, due, progress)
+        except TRANSLATED as error:
+            raise translated(str(origin), error) from error
+
+    async def _drop_idle(self, origin: httpcore.Origin) -> None:
+        for connection in self._pool.connections:
+            if connection.is_idle() and connection.can_handle_request(origin):
+                await connection.aclose()
+
+    async def _try(self, request: httpx.Request, origin: Origin, due: float, progress: _Progress) -> httpcore.Response:
         loop = asyncio.get_running_loop()
         settings = self._settings
         # Time for a connection, then each piece of the body its own, then the head.
         patience = asyncio.timeout_at(min(due, loop.time() + settings.connect + settings.handshake))
         asked = httpcore.Request(
             method=request.method,
-            url=httpcore.URL(
-                scheme=b"https", host=request.url.raw_host, port=request.url.port, target=request.url.raw_path
-            ),
+            url=_url(request),
             headers=request.headers.raw,
             content=self._upload(request, patience, due),
-            extensions={"timeout": {"connect": None, "read": None, "write": settings.idle, "pool": None}},
+            extensions={
+                "timeout": {"connect": None, "read": None, "write": settings.idle, "pool": None},
+                "trace": progress,
+            },
         )
         try:
             async with patience:
                 return await self._pool.handle_async_request(asked)
         except TimeoutError:
             raise EgressError(f"{origin}: no answer in time", "time", "network") from None
-        except TRANSLATED as error:
-            raise translated(str(origin), error) from error
 
     async def _upload(self, request: httpx.Request, patience: asyncio.Timeout, due: float) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
@@ -151,6 +172,32 @@ class Transport(httpx.AsyncBaseTransport):
             "address": None if stream is None else stream.get_extra_info("server_addr"),
         }
         return httpx.Response(answer.status, headers=headers, stream=body, extensions=extensions, request=request)
+
+
+class _Progress:
+    """How far a request came, as httpcore tells it.
+
+    Attributes: connected: a connection was made for it. answered: the head of an answer came.
+    """
+
+    def __init__(self) -> None:
+        self.connected = self.answered = False
+
+    async def __call__(self, event: str, _: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.started":
+            self.connected = True
+        elif event == "http11.receive_response_headers.complete":
+            self.answered = True
+
+
+def _url(request: httpx.Request) -> httpcore.URL:
+    url = request.url
+    return httpcore.URL(scheme=b"https", host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+def _is_repeatable(request: httpx.Request) -> bool:
+    """Whether it may be sent twice, and can be: a stream is spent."""
+    return request.method in REPEATABLE and isinstance(request.stream, httpx.ByteStream)
 
 
 def _encoding(headers: Sequence[tuple[bytes, bytes]]) -> str:

@@ -46,14 +46,16 @@ class _Handshake:
         self._demands = demands
         context = TLSContext.client(
             ca_pem=demands.ca_pem,
-            dangerously_skip_verification=demands.ca_pem is None,  # the evidence decides, then
+            roots=demands.roots,
+            # Without CAs the evidence decides alone.
+            dangerously_skip_verification=demands.ca_pem is None and demands.roots is None,
             choose_client=self._choose if demands.identity is not None else None,
         )
         self.engine = TLSEngine(context, host, self.challenge, time=int(demands.clock()))
 
     def refusal(self, error: ServerProtocolError) -> ServerProtocolError:
         """The error to raise for a handshake that failed with `error`."""
-        if self._demands.ca_pem is not None and self.engine.alert_sent in CERTIFICATE_ALERTS:
+        if self.engine.context.verifies and self.engine.alert_sent in CERTIFICATE_ALERTS:
             return CertificateRefused(str(error))
         return error
 

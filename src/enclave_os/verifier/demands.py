@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from enclave_os._tls import TLSContext
 from enclave_os._x509 import Identity
 from enclave_os.errors import ClockUntrusted, UsageError
 from enclave_os.evidence.collateral import Collateral
@@ -67,6 +68,7 @@ class Demands:
         policy: what the evidence must say.
         mode: which evidence decides.
         ca_pem: the operator's root: chain and name are checked too. None: evidence alone, which names code, not owner.
+        roots: in its place, a TLS context that trusts those CAs: for who connects often, since they are read once.
         collateral: to verify with; None: what the server staples. It is signed either way.
         identity: for servers that want evidence of their clients; None: there is none to give.
         memory: of the server's store; None: not remembered. Session mode only.
@@ -81,6 +83,7 @@ class Demands:
     policy: Policy
     mode: Mode = Mode.SESSION
     ca_pem: bytes | None = None
+    roots: TLSContext | None = None
     collateral: Collateral | None = None
     identity: ClientIdentity | None = None
     memory: StateMemory | None = None
@@ -93,6 +96,8 @@ class Demands:
     def __post_init__(self) -> None:
         if self.memory is not None and self.mode is not Mode.SESSION:
             raise UsageError("what a store's state is can only be believed over a session: use mode session")
+        if self.ca_pem is not None and self.roots is not None:
+            raise UsageError("the CAs are given as ca_pem or as roots, not as both")
         if not 0 < self.evidence_seconds <= EVIDENCE_SECONDS:
             raise UsageError(f"evidence counts for more than 0 and at most {EVIDENCE_SECONDS:.0f} seconds")
         if not self.attest_seconds > 0:

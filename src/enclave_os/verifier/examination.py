@@ -203,7 +203,7 @@ class Examination:
     def _connection_claims(self) -> None:
         engine = self._channel.engine
         self._pass("TLS", f"1.3, {engine.cipher_suite}", "the server holds the key of the certificate it shows")
-        if self._demands.ca_pem is not None:
+        if engine.context.verifies:
             self._pass("certificate chain", "", "leads to the CA given, and names this server")
         else:
             self._skip("certificate chain", "no CA given: evidence says which code runs, not whose server it is")
