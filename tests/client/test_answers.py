@@ -137,7 +137,15 @@ def test_no_answer_ends_in_a_traceback(run: Run, name: str) -> None:
         (["kv", "list", "n"], {"keys": [], "cursor": "a"}),
         (["vault", "list"], {"secrets": [], "next": "a"}),
         (["vault", "key", "list"], {"keys": [], "next": ""}),
-        (["vault", "audit", "fetch"], {"chains": [{"chain": 0, "pages": 9}], "entries": [], "hash": "", "next": 1}),
+        (
+            ["vault", "audit", "fetch"],
+            {
+                "chains": [{"chain": 0, "pages": 9, "begins": {"page": 1, "entry": 1, "previous": ""}}],
+                "entries": [],
+                "hash": "",
+                "next": 1,
+            },
+        ),
     ],
 )
 def test_a_list_that_does_not_go_on_ends(run: Run, command: list[str], page: dict[str, Any]) -> None:

@@ -6,6 +6,9 @@
 An entry is an object of texts and whole numbers, so its canonical JSON (RFC 8785) is plain: members by name, no blanks.
 Its member `seq` is n, from 1 without a gap. Whoever kept the hash of an entry, from an earlier look or from somebody
 else, notices any change before it; what was cut off behind the last entry that anybody kept, nobody can notice.
+
+What is old may be pruned: then a later entry of action `audit.prune` says so, its detail "through N HASH" naming the
+last entry that is gone and its hash, which the first that is there follows.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from enclave_os.errors import SealBroken
 
 HASH_SIZE: Final = 32
 CHAIN_MAX: Final = 2**32 - 1
+PRUNE: Final = "audit.prune"
 _LABEL: Final = b"enclave-os audit 1"
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
@@ -37,6 +41,11 @@ def entry_bytes(entry: Mapping[str, object]) -> bytes:
 def follow(previous: bytes, entry: bytes) -> bytes:
     """The hash of the entry that comes after the one of hash `previous`."""
     return hashlib.sha256(previous + entry).digest()
+
+
+def pruned_detail(seq: int, last: bytes) -> str:
+    """The detail of the entry that tells that entries up to `seq`, whose hash is `last`, are gone."""
+    return f"through {seq} {last.hex()}"
 
 
 def check_entries(previous: bytes, seq: int, entries: Iterable[Mapping[str, object]]) -> bytes:

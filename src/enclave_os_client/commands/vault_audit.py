@@ -27,6 +27,9 @@ Each worker of a server has a chain of its own. verify follows every chain from 
 its last: keep it, apart from the file. Given back with --kept, it proves that nothing before it was changed, left out
 or put in. What was cut off behind the last hash that anybody kept, nobody can notice from the file.
 
+What module.vault.audit_days and audit_entries let go is pruned: fetch before, and keep the files. A chain that begins
+later says so itself, in an entry audit.prune; verify prints the hash that leads to it: an older file has to have it.
+
 {TRUST}
 {EXIT_CODES}"""
 
@@ -60,7 +63,11 @@ def _fetch(parser: Parser, parsed: argparse.Namespace) -> int:
 def _write(server: Server, stream: TextIO) -> None:
     print(json.dumps({"audit": 1}), file=stream)
     for chain in server.ask("GET", "/vault/audit").inners("chains"):
-        number, pages, page, count, digest = chain.number("chain"), chain.number("pages"), 1, 0, ""
+        begins, number, pages = chain.inner("begins"), chain.number("chain"), chain.number("pages")
+        page, first, digest = begins.number("page"), begins.number("entry"), begins.text("previous")
+        count = first - 1
+        if count:
+            print(json.dumps({"chain": number, "begins": first, "previous": digest}), file=stream)
         while page:
             found = server.ask("GET", f"/vault/audit?chain={number}&page={page}")
             entries = found.inners("entries")
@@ -76,7 +83,7 @@ def _write(server: Server, stream: TextIO) -> None:
 
 
 def _verify(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os_client.audit_file import AuditFileError, check_lines
+    from enclave_os_client.audit_file import LINE_SIZE_MAX, AuditFileError, check_lines
 
     kept: dict[int, bytes] = {}
     for text in parsed.kept:
@@ -89,14 +96,17 @@ def _verify(parser: Parser, parsed: argparse.Namespace) -> int:
             parser.error(f"--kept {text}: give CHAIN=HASH, as an earlier verify printed it")
     try:
         with parsed.file.open("rb") as stream:
-            chains = check_lines(stream, kept)
+            # A longer line is cut, and so no JSON.
+            chains = check_lines(iter(lambda: stream.readline(LINE_SIZE_MAX), b""), kept)
     except AuditFileError as error:
         print(f"enclave-os: NOT WHAT IT WAS: {error}", file=sys.stderr)
         return EX_CHANGED
     for chain in chains:
-        said = f"chain {chain.number}: {chain.entries} entries hang together"
+        said = f"chain {chain.number}: entries {chain.first} to {chain.entries} hang together"
         if chain.kept is not None:
             said += f"; the first {chain.kept} are those of the hash that was kept"
         say(f"{said}; --kept {chain.number}={chain.hash.hex()}")
+        if chain.first > 1:
+            say(f"  those before were pruned; the file that had them: --kept {chain.number}={chain.previous.hex()}")
         say("  " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(chain.outcomes.items())))
     return os.EX_OK

@@ -5,10 +5,11 @@ other. While one batch is on its way to the host, everything else waits and shar
 
 Entries stand in pages, rows of the sealed store: chain (u32 BE) || page (u64 BE, from 1). The last page is written
 again until it is full; the version that it must have keeps two writers from forking the chain. Each worker has a chain
-of its own, so that none waits for another.
+of its own, so that none waits for another. Old pages may go (`retention`); page 0 then says where the chain begins.
 
     page = header line, then one line an entry, canonical JSON each
     header = {"chain", "first": seq of its first entry, "page", "previous": hash before it, in hexadecimal}
+    page 0 = the header of the first page that is there
 
 The store holds these pages to their latest version as it does all else, so the host can neither change nor hide them
 within a run; what it could put back across restarts, and how a client that remembers notices, docs/kv.md says.
@@ -34,6 +35,8 @@ BATCH_SIZE_MAX: Final = 26 << 10  # bytes of values; with names and journal it f
 ENTRY_FRAME: Final = 400  # bytes of an entry beside the texts that others chose
 INLINE_SIZE_MAX: Final = 16 << 10  # a larger value the store writes beside the batch
 PENDING_MAX: Final = 4096  # entries that wait for their batch
+PAGES_PER_LOOK: Final = 8
+"""Pages that are begun until whoever prunes has to look again."""
 OVERHEAD: Final = 768  # of one row in a batch: its name, and what the store adds
 ENTRIES_PER_BATCH_MAX: Final = 128
 _NS_PER_MS: Final = 1_000_000
@@ -44,7 +47,7 @@ class Event:
     """One decision.
 
     Attributes:
-        action: of `policy.ACTIONS`.
+        action: of `policy.ACTIONS`, or what the vault does by itself.
         path_token: what the path is called here (`access.PathTokens`); "" for what has none.
         outcome: `allowed`, or in one word why not.
         version: of the secret or key; 0: none.
@@ -80,6 +83,27 @@ class Event:
         if self.detail:
             found["detail"] = self.detail
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where a chain begins.
+
+    Attributes:
+        page: the first that is there, or would be.
+        first: seq of its first entry.
+        previous: hash before it.
+        version: of page 0; 0: not there, since nothing was pruned.
+    """
+
+    page: int
+    first: int
+    previous: bytes
+    version: int = 0
+
+    def encode(self, chain: int) -> bytes:
+        """As page 0 has it."""
+        return entry_bytes({"chain": chain, "first": self.first, "page": self.page, "previous": self.previous.hex()})
 
 
 @dataclass(slots=True)
@@ -148,6 +172,14 @@ class AuditTrail:
         self.entries = 0
         """Written in this run."""
         self.batches = 0
+        self.grown = asyncio.Event()
+        """Set when PAGES_PER_LOOK pages were begun since somebody cleared it."""
+        self._looked = 0
+
+    @property
+    def last(self) -> int:
+        """Seq of the last entry."""
+        return self._page.last
 
     async def open(self) -> None:
         """Find where the chain ends. Raises: what the store raises; SealBroken: a page is none."""
@@ -259,15 +291,22 @@ class AuditTrail:
         self._page = page
         self.entries += len(taken)
         self.batches += 1
+        if page.number - self._looked >= PAGES_PER_LOOK:
+            self._looked = page.number
+            self.grown.set()
 
     def _encoded(self, page: Page) -> bytes:
-        header = {
-            "chain": self._chain,
-            "first": page.first,
-            "page": page.number,
-            "previous": page.previous.hex(),
-        }
-        return b"\n".join([entry_bytes(header), *page.lines])
+        header = Beginning(page.number, page.first, page.previous).encode(self._chain)
+        return b"\n".join([header, *page.lines])
+
+
+async def beginning(table: Table, chain: int) -> Beginning:
+    """Where a chain begins. Raises: SealBroken: page 0 is none."""
+    item = await table.get(page_name(chain, 0))
+    if item is None:
+        return Beginning(1, 1, genesis(chain))
+    begins = _read_header(chain, 0, item.value)
+    return Beginning(begins.page, begins.first, begins.previous, item.version)
 
 
 async def last_page(table: Table, chain: int) -> Page:
@@ -277,10 +316,11 @@ async def last_page(table: Table, chain: int) -> Page:
 
     Raises: SealBroken: a page is none.
     """
-    there, gone = 0, 1
+    there, step = (await beginning(table, chain)).page - 1, 1
     found: Item | None = None
-    while (item := await table.get(page_name(chain, gone))) is not None:
-        there, found, gone = gone, item, 2 * gone
+    while (item := await table.get(page_name(chain, there + step))) is not None:
+        there, found, step = there + step, item, 2 * step
+    gone = there + step
     while gone - there > 1:
         middle = (there + gone) // 2
         item = await table.get(page_name(chain, middle))
@@ -294,15 +334,10 @@ async def last_page(table: Table, chain: int) -> Page:
 def read_page(chain: int, number: int, item: Item) -> Page:
     """A page from its row. Raises: SealBroken: it is none, so it is our own bug or a broken seal."""
     header_line, *lines = item.value.split(b"\n")
-    try:
-        header = json.loads(header_line)
-        first, previous = header["first"], bytes.fromhex(header["previous"])
-        ours = (header["chain"], header["page"]) == (chain, number) and len(previous) == HASH_SIZE and first > 0
-    except (ValueError, KeyError, TypeError) as error:
-        raise SealBroken(f"page {number} of the audit's chain {chain} cannot be read") from error
-    if not ours or not lines:
+    header = _read_header(chain, number, header_line)
+    if header.page != number or not lines:
         raise SealBroken(f"page {number} of the audit's chain {chain} is another's")
-    page = Page(number, first, previous, first - 1, previous, item.version)
+    page = Page(number, header.first, header.previous, header.first - 1, header.previous, item.version)
     for line in lines:
         page.add(line)
     return page
@@ -311,6 +346,19 @@ def read_page(chain: int, number: int, item: Item) -> Page:
 def page_name(chain: int, number: int) -> bytes:
     """The name of a page's row."""
     return chain.to_bytes(4, "big") + number.to_bytes(8, "big")
+
+
+def _read_header(chain: int, number: int, line: bytes) -> Beginning:
+    """What page `number` begins with. Raises: SealBroken."""
+    try:
+        header = json.loads(line)
+        found = Beginning(header["page"], header["first"], bytes.fromhex(header["previous"]))
+        ours = header["chain"] == chain and len(found.previous) == HASH_SIZE and found.first > 0 and found.page > 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise SealBroken(f"page {number} of the audit's chain {chain} cannot be read") from error
+    if not ours:
+        raise SealBroken(f"page {number} of the audit's chain {chain} is another's")
+    return found
 
 
 def _before_first(chain: int) -> Page:

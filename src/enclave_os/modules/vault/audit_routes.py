@@ -1,6 +1,6 @@
 """The audit over HTTP, for auditors.
 
-GET /vault/audit                  every chain: how many pages and entries, and the hash of the last
+GET /vault/audit                  every chain: where it begins, its last page and entry, and the hash of that
 GET /vault/audit?chain=&page=     the entries of some pages from `page` on, and `next`
 """
 
@@ -15,7 +15,7 @@ from enclave_os.errors import StoreBusy
 from enclave_os.http import Request, Response, json_response
 from enclave_os.modules.api import NO_STORE, Route, Table
 from enclave_os.modules.vault.access import Access, Refused
-from enclave_os.modules.vault.audit import Page, last_page, page_name, read_page
+from enclave_os.modules.vault.audit import Page, beginning, last_page, page_name, read_page
 from enclave_os.modules.vault.request_fields import number, query_of
 
 PAGES_PER_ANSWER: Final = 32  # of 12 KiB
@@ -55,7 +55,16 @@ class AuditRoutes:
         for chain in range(CHAINS_MAX):
             page = await last_page(self._table, chain)
             if page.number:
-                found.append({"chain": chain, "pages": page.number, "entries": page.last, "hash": page.hash.hex()})
+                begins = await beginning(self._table, chain)
+                found.append(
+                    {
+                        "chain": chain,
+                        "begins": {"page": begins.page, "entry": begins.first, "previous": begins.previous.hex()},
+                        "pages": page.number,
+                        "entries": page.last,
+                        "hash": page.hash.hex(),
+                    }
+                )
         return {"chains": found}
 
     async def _pages(self, chain: int, first: int) -> dict[str, Any]:
@@ -76,8 +85,11 @@ class AuditRoutes:
         """Pages that follow each other, one more than an answer has, as they were at one moment."""
         names = [page_name(chain, first + index) for index in range(PAGES_PER_ANSWER + 1)]
         for _ in range(READS_MAX):
-            items = [item for item in await self._table.multi_get(names) if item is not None]
-            pages = [read_page(chain, first + index, item) for index, item in enumerate(items)]
+            pages = []
+            for number, item in enumerate(await self._table.multi_get(names), first):
+                if item is None:  # behind the last page, or pruned
+                    break
+                pages.append(read_page(chain, number, item))
             if not pages:
                 raise Refused(404, "the chain has no such page", "absent")
             if all(page.hash == following.previous for page, following in pairwise(pages)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 
 from enclave_os.errors import ConfigError
@@ -18,10 +18,15 @@ from enclave_os.modules.vault.key_routes import KeyRoutes
 from enclave_os.modules.vault.keyring import Keyring
 from enclave_os.modules.vault.policy import DEFAULT_RULES
 from enclave_os.modules.vault.policy_document import PolicyMistake, read_rules
+from enclave_os.modules.vault.retention import Kept, Retention
 from enclave_os.modules.vault.secret_routes import SecretRoutes
 from enclave_os.modules.vault.secrets import VERSIONS_KEPT, VERSIONS_MAX, Secrets
 
-KEYS: Final = frozenset({"rules", "versions_kept"})
+KEYS: Final = frozenset({"rules", "versions_kept", "audit_entries", "audit_days"})
+AUDIT_ENTRIES: Final = 1_000_000
+AUDIT_ENTRIES_MAX: Final = 1_000_000_000
+AUDIT_DAYS: Final = 400  # a year, and the time to look at it
+AUDIT_DAYS_MAX: Final = 36_600
 
 
 class Vault(Module):
@@ -32,7 +37,7 @@ class Vault(Module):
     def __init__(self) -> None:
         self._trail: AuditTrail | None = None
         self._data: DataOperations | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, services: Services) -> None:
         """Read the section, find the end of the audit, lay out what the first start needs."""
@@ -44,20 +49,28 @@ class Vault(Module):
             rules = read_rules(config["rules"]) if "rules" in config else DEFAULT_RULES
         except PolicyMistake as mistake:
             raise ConfigError(f"module.vault.{mistake}") from mistake
-        storage = services.storage
-        trail = AuditTrail(storage, services.status().worker_index, services.clock.trusted_ns)
+        versions_kept = _number(config, "versions_kept", VERSIONS_KEPT, 1, VERSIONS_MAX)
+        kept = Kept(
+            _number(config, "audit_entries", AUDIT_ENTRIES, 1, AUDIT_ENTRIES_MAX),
+            _number(config, "audit_days", AUDIT_DAYS, 0, AUDIT_DAYS_MAX),
+        )
+        storage, worker = services.storage, services.status().worker_index
+        trail = AuditTrail(storage, worker, services.clock.trusted_ns)
         await trail.open()
         own = storage.table("own")
         tokens = await PathTokens.open(own, services.random)
         access = Access(services, rules, trail, tokens, storage.table("spent"))
-        secrets = Secrets(access, storage, services.clock, versions_kept=_versions_kept(config.get("versions_kept")))
+        secrets = Secrets(access, storage, services.clock, versions_kept=versions_kept)
         keyring = Keyring(access, storage, services.clock, services.random)
         await secrets.open()
         await keyring.open()
         self._trail = trail
-        if services.status().worker_index == 0:
+        retention = Retention(trail, storage.table("audit"), worker, services.clock, kept)
+        forever = [retention.forever(services.logger)]
+        if worker == 0:
             over = [storage.table("spent"), storage.table("approvals")]
-            self._sweeper = asyncio.get_running_loop().create_task(sweep_forever(over, services.clock, services.logger))
+            forever.append(sweep_forever(over, services.clock, services.logger))
+        self._tasks = [asyncio.get_running_loop().create_task(one) for one in forever]
         self._data = DataOperations(access, secrets)
         self.routes = (
             *SecretRoutes(access, secrets).routes(),
@@ -67,21 +80,21 @@ class Vault(Module):
 
     async def stop(self) -> None:
         """Let the last entries be written."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._trail is not None:
             await self._trail.close()
-        self._trail = self._data = self._sweeper = None
+        self._trail = self._data = None
+        self._tasks = []
 
     def handle(self, request: Request) -> Awaitable[Response] | None:
         """`POST /data` with StoreSecret or GetSecret."""
         return None if self._data is None else self._data.answer(request)
 
 
-def _versions_kept(value: Any) -> int:
-    if value is None:
-        return VERSIONS_KEPT
-    if type(value) is not int or not 1 <= value <= VERSIONS_MAX:
-        raise ConfigError(f"module.vault.versions_kept: is a number from 1 to {VERSIONS_MAX}")
+def _number(config: Mapping[str, Any], key: str, default: int, least: int, most: int) -> int:
+    value = config.get(key, default)
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"module.vault.{key}: is a number from {least} to {most}")
     return value
