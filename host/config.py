@@ -177,13 +177,17 @@ def read_flags(flags: Mapping[str, tuple[object, str]]) -> Layer:
 def read_assignments(assignments: Sequence[str]) -> dict[str, tuple[object, str]]:
     """Turn `--set section.key=value` texts into flags. Raises: ConfigError: no such key, or no `=`."""
     flags: dict[str, tuple[object, str]] = {}
+    problems: dict[str, str] = {}
     paths = [f"{section}.{name}" for section, name, _ in all_keys()]
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or path not in paths:
-            raise ConfigError({f"--set {assignment}": f"is not section.key=value{nearest(path, paths)}"})
+            problems[f"--set {assignment}"] = f"is not section.key=value{nearest(path, paths)}"
+            continue
         section, _, name = path.partition(".")
         flags[path] = (kind_of(section, name).from_text(text), f"--set {path}")
+    if problems:
+        raise ConfigError(problems)
     return flags
 
 

@@ -114,6 +114,15 @@ class TestSources:
         with pytest.raises(ConfigError, match=r"is not section\.key=value"):
             config.read_assignments([assignment])
 
+    def test_all_wrong_assignments_are_told_at_once_and_in_few_words(self) -> None:
+        with pytest.raises(config.ConfigError) as caught:
+            config.read_assignments(["foo.bar=1", "server.wrokers=2", "log.level=debug", "x"])
+        text = str(caught.value)
+        for words in ("--set foo.bar=1", "did you mean server.workers?", "--set x:"):
+            assert text.count(words) == 1
+        assert " more" in text
+        assert max(map(len, text.splitlines())) < 700
+
     def test_new_addresses_bring_their_own_ports(self, tmp_path: Path) -> None:
         flags = {"server.listen": (["127.0.0.1:9"], "--listen")}
         loaded = load(tmp_path, toml="[server]\nport = 8443\n", flags=flags)

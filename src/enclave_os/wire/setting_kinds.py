@@ -30,6 +30,7 @@ SIZE_TEXT: Final = re.compile(r"([0-9]{1,18})\s*([A-Za-z]*)", re.ASCII)
 DNS_LABEL: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)", re.ASCII)
 DNS_NAME_SIZE_MAX: Final = 253
 SHOWN_VALUE_SIZE_MAX: Final = 80
+NAMES_SHOWN_MAX: Final = 20  # of right names in an error; the sections are fewer, their keys together are not
 
 # JSON numbers beyond 2**53 are not the same in every reader (RFC 8259 section 6).
 JSON_INTEGER_MAX: Final = 1 << 53
@@ -439,12 +440,14 @@ def dump_table(table: type, section: object) -> dict[str, Json]:
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """The end of an error message: the nearest right name, or all of them."""
+    """The end of an error message: the nearest right name, or all of them where they are few."""
     known = list(names)
     near = get_close_matches(str(name)[:SHOWN_VALUE_SIZE_MAX], known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]}?"
-    return f"; known here: {', '.join(known)}" if known else ""
+    few = ", ".join(known[:NAMES_SHOWN_MAX])
+    more = "" if len(known) <= NAMES_SHOWN_MAX else f" and {len(known) - NAMES_SHOWN_MAX} more"
+    return f"; known here: {few}{more}" if known else ""
 
 
 def check_json(value: object, depth: int = JSON_DEPTH_MAX) -> Json:

@@ -86,10 +86,10 @@ class AuditRoutes:
         names = [page_name(chain, first + index) for index in range(PAGES_PER_ANSWER + 1)]
         for _ in range(READS_MAX):
             pages = []
-            for number, item in enumerate(await self._table.multi_get(names), first):
+            for at, item in enumerate(await self._table.multi_get(names), first):
                 if item is None:  # behind the last page, or pruned
                     break
-                pages.append(read_page(chain, number, item))
+                pages.append(read_page(chain, at, item))
             if not pages:
                 raise Refused(404, "the chain has no such page", "absent")
             if all(page.hash == following.previous for page, following in pairwise(pages)):
