@@ -6,6 +6,7 @@ that of a worker which was started anew: what it shows now happened since.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,8 @@ Counters = Mapping[str, float]
 COUNTERS_MAX: Final = 4096
 """Names of one worker: a server that shows more means to fill our memory."""
 
-NAME_SIZE_MAX: Final = 128
+NAME: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,127})(\{[\x20-\x7e]{1,400}\})?", re.ASCII)
+"""A counter's name, and its labels as Prometheus writes them."""
 WORKERS_MAX: Final = 4096
 
 
@@ -28,7 +30,7 @@ class Reading:
     Attributes:
         seconds: when, by a clock of ours that never steps.
         worker: its index.
-        counters: counters and gauges by name; those of counters end in `_total`.
+        counters: counters and gauges by name; those of counters end in `_total`. A name may have labels behind it.
     """
 
     seconds: float
@@ -44,7 +46,7 @@ def read_metrics(document: Mapping[str, Any], seconds: float) -> Reading:
     if not isinstance(counters, dict) or len(counters) > COUNTERS_MAX:
         raise ServerProtocolError("/metrics shows no counters")
     for name, value in counters.items():
-        if not name.isidentifier() or not name.isascii() or len(name) > NAME_SIZE_MAX:
+        if not NAME.fullmatch(name):
             raise ServerProtocolError("/metrics shows a counter without a proper name")
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**63:  # NaN as well
             raise ServerProtocolError(f"/metrics shows no number for {name}")
@@ -57,7 +59,7 @@ def rate(name: str, before: Reading | None, now: Reading) -> float:
     Without an earlier reading of that worker, or in no time, a counter's rate is unknown: 0.
     """
     value = float(now.counters.get(name, 0))
-    if not name.endswith("_total"):
+    if not name.partition("{")[0].endswith("_total"):
         return value
     if before is None or now.seconds <= before.seconds:
         return 0.0
@@ -71,5 +73,5 @@ def rise(name: str, before: Reading, now: Reading) -> float:
 
 
 def names(readings: Iterable[Reading]) -> list[str]:
-    """All names that any worker shows, in the order in which they come first."""
-    return list(dict.fromkeys(name for reading in readings for name in reading.counters))
+    """All names without labels that any worker shows, in the order in which they come first."""
+    return list(dict.fromkeys(name for reading in readings for name in reading.counters if "{" not in name))

@@ -45,6 +45,16 @@ def test_names_in_their_order() -> None:
     assert names([reading(0, b=1, a=1), reading(0, a=1, c=1)]) == ["b", "a", "c"]
 
 
+def test_labels_stand_behind_a_name() -> None:
+    name = 'wasm_function_calls_total{app="notes",function="a:b/c/add"}'
+    before, now = (read_metrics({"worker": 0, "counters": {name: n, "a": 1}}, n) for n in (10.0, 12.0))
+    assert rate(name, before, now) == 1
+    assert names([now]) == ["a"]
+    for bad in ("{}", 'a{"\n"}', "a{", "a}", 'a{x="\x1b"}', "a{" + "x" * 600 + "}"):
+        with pytest.raises(ServerProtocolError):
+            read_metrics({"worker": 0, "counters": {bad: 1}}, 0.0)
+
+
 def test_what_is_read() -> None:
     found = read_metrics({"worker": 3, "counters": {"a_total": 1, "b": 0.5}}, 7.0)
     assert found == Reading(7.0, 3, {"a_total": 1, "b": 0.5})
