@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from enclave_os.egress.service import POOLS_MAX
 from enclave_os.errors import EgressError
+from enclave_os.evidence.policy import Policy
 from tests.modules.egress_rig import EgressRig
 from tests.modules.egress_servers import SECONDS_MAX, Answer, Authority, TLSServer, says
 
@@ -294,6 +296,48 @@ class TestAKeptConnectionThatEnds:
         server, rig = closing(last=head("Content-Length: 100") + b"half")
         assert rig.fails(server.url(path="/second")).stage == "truncated"
         assert server.methods == ["GET", "GET"]
+
+
+class TestPoolsOfPolicies:
+    """A module's apps choose the policies; none of them ends another's call by choosing many."""
+
+    @staticmethod
+    def policy(number: int) -> Policy:
+        return Policy(mr_enclaves=frozenset({number.to_bytes(32, "big")}))
+
+    def test_a_call_under_way_outlives_any_number_of_other_policies(self, start: Start) -> None:
+        go = threading.Event()
+        server, rig = start(says(whole(b"late"), wait=go))
+
+        def answer(connection: ssl.SSLSocket) -> None:
+            server.head(connection)
+            go.wait(SECONDS_MAX)
+            connection.sendall(whole(b"late"))
+            connection.unwrap()
+
+        server._answer = answer
+
+        async def work() -> bytes:
+            slow = asyncio.ensure_future(rig.egress.request("GET", server.url()))
+            while not server.served:
+                await asyncio.sleep(0)
+            for number in range(3 * POOLS_MAX):
+                with pytest.raises(EgressError):  # whom the operator does not name
+                    await rig.egress.request("GET", "https://localhost:1/", attested=self.policy(number))
+            go.set()
+            return (await slow).content
+
+        assert rig.run(work()) == b"late"
+        assert len(rig.egress._pools) <= POOLS_MAX
+
+    def test_so_many_calls_at_once_are_the_most(self, start: Start) -> None:
+        _, rig = start()
+        for number in range(POOLS_MAX):
+            rig.egress._pool(self.policy(number)).calls += 1
+        error = rig.fails("https://localhost:1/", attested=self.policy(99))
+        assert (error.stage, error.fault, error.reason) == ("limit", "caller", "policies")
+        for pool in rig.egress._pools.values():
+            pool.calls -= 1
 
 
 class TestLimits:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -16,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from enclave_os.errors import ClockUntrusted, EgressError, UsageError
-from enclave_os.modules.wasm.host import files
+from enclave_os.modules.api import Item
+from enclave_os.modules.wasm.host import crypto, files
 from enclave_os.modules.wasm.host.https import policy_of
 from tests.enclave.tokens import NOW
 from tests.modules import wasm_rig
@@ -434,3 +437,19 @@ def test_another_workers_changes_are_taken() -> None:
             assert two.changes == 2
 
     asyncio.run(main())
+
+
+def test_persisted_keys_beyond_the_most_are_used_and_not_kept() -> None:
+    """An app may persist and drop any number; what lies in the enclave's memory stays bounded."""
+    secret = crypto.Key(crypto.SYMMETRIC, bytes(32))
+
+    class Keys:
+        async def get(self, name: bytes) -> Item:
+            value = json.dumps({"kind": secret.kind, "secret": secret.secret.hex()}).encode()
+            return cast("Item", SimpleNamespace(name=name, value=value, version=1))
+
+    held = {str(number): secret for number in range(crypto.KEYS_MAX)}
+    context: Any = SimpleNamespace(means=SimpleNamespace(memory_keys=held, keys=Keys()), wait=asyncio.run)
+    for name in ("one", "two"):
+        assert len(crypto._encrypt(context, name, bytes(12), b"", b"x")) == 17
+    assert len(held) == crypto.KEYS_MAX

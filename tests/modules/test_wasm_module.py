@@ -273,6 +273,31 @@ def test_two_apps_have_two_host_names() -> None:
     on_site(test)
 
 
+def test_a_host_name_that_moved_is_the_new_apps_on_every_worker() -> None:
+    """Another worker hears of both changes at once, and in the order of the apps' names."""
+
+    async def test(site: Site) -> None:
+        async with Site(site.storage) as other:
+            await site.loaded("b", PLAIN, hostname="app.example")
+            apps = parts_of(other).apps
+            await apps.follow()
+            assert apps.by_hostname["app.example"].name == "b"
+            await site.loaded("b", PLAIN)
+            await site.loaded("a", PLAIN, hostname="app.example")
+            await apps.follow()
+            assert {name: app.name for name, app in apps.by_hostname.items()} == {"app.example": "a"}
+            assert apps.leaves() == parts_of(site).apps.leaves()
+
+    on_site(test)
+
+
+def parts_of(site: Site) -> Any:
+    """What its module has started."""
+    parts = site.module._parts
+    assert parts is not None
+    return parts
+
+
 def test_what_cannot_be_attested_is_not_there() -> None:
     async def test(site: Site) -> None:
         response = await site.load("demo", PLAIN, hostname="server.example")

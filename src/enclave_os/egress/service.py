@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import httpx
 
@@ -24,7 +25,7 @@ from enclave_os.verifier.demands import ClientIdentity, Demands
 from enclave_os.wire.egress_settings import EnclaveEgress
 
 POOLS_MAX: Final = 16
-"""Of one module, for as many different policies at once; beyond it the one that was not used for longest is closed."""
+"""Of one module, for as many different policies at once; beyond it the one is closed that was idle for longest."""
 HEADERS: Final = {"Accept": "*/*", "Accept-Encoding": "gzip, deflate", "User-Agent": "enclave-os"}
 OWN_TIMES: Final = httpx.Timeout(None)  # ours are the transport's
 KEPT_ACROSS_ORIGINS: Final = frozenset({"accept", "accept-encoding", "accept-language", "user-agent"})
@@ -72,9 +73,13 @@ class EgressService:
             await module.reclaim()
 
 
-class _Pool(NamedTuple):
+@dataclass(eq=False, slots=True)
+class _Pool:
+    """Attributes: calls: under way, so that it is not closed beneath them."""
+
     transport: Transport
     client: httpx.AsyncClient
+    calls: int = 0
 
 
 class ModuleEgress:
@@ -110,8 +115,18 @@ class ModuleEgress:
         seconds = settings.total if timeout is None else min(timeout, settings.total)
         size_max = settings.body_bytes if size_max is None else min(size_max, settings.body_bytes)
         limits = {"due": asyncio.get_running_loop().time() + seconds, "size_max": size_max}
-        client = (await self._pool(attested)).client
-        request = _build(client, method, url, headers, content, limits)
+        pool = self._pool(attested)
+        pool.calls += 1
+        try:
+            await self._make_room()
+            request = _build(pool.client, method, url, headers, content, limits)
+            return await self._follow(pool.client, request, redirects, limits)
+        finally:
+            pool.calls -= 1
+
+    async def _follow(
+        self, client: httpx.AsyncClient, request: httpx.Request, redirects: int, limits: Mapping[str, float]
+    ) -> httpx.Response:
         while True:
             try:
                 response = await client.send(request)
@@ -167,18 +182,25 @@ class ModuleEgress:
         for stream in self._streams:
             stream.close(cut=True)
 
-    async def _pool(self, attested: Policy | None) -> _Pool:
+    def _pool(self, attested: Policy | None) -> _Pool:
+        """That of a policy. Raises: EgressError: calls under as many others are under way."""
         key = None if attested is None else _key(attested)
         pool = self._pools.get(key)
         if pool is None:
+            if sum(pool.calls > 0 for pool in self._pools.values()) >= POOLS_MAX:
+                raise EgressError(
+                    f"not sent: calls under {POOLS_MAX} policies are under way", "limit", "caller", "policies"
+                )
             transport = self._made(attested)
-            pool = _Pool(transport, _client(transport))
-            self._pools[key] = pool
-            if len(self._pools) > POOLS_MAX:
-                _, oldest = self._pools.popitem(last=False)
-                await oldest.transport.aclose()
+            pool = self._pools[key] = _Pool(transport, _client(transport))
         self._pools.move_to_end(key)
         return pool
+
+    async def _make_room(self) -> None:
+        """Close what nobody uses, the longest idle first."""
+        idle = [key for key, pool in self._pools.items() if not pool.calls]
+        for key in idle[: max(0, len(self._pools) - POOLS_MAX)]:
+            await self._pools.pop(key).transport.aclose()
 
     def _made(self, attested: Policy | None) -> Transport:
         service = self._service

@@ -321,8 +321,8 @@ class Pool:
     def _given_up(self, turn: Turn) -> None:
         with self._lock:
             turn.give_up()
-            known = self._apps[turn.app]
-            if turn in known.waiting:
+            known = self._apps.get(turn.app)  # gone, if its call was just over
+            if known is not None and turn in known.waiting:
                 known.waiting.remove(turn)
 
     def _answer(self, turn: Turn, answer: Any, failure: BaseException | None) -> None:

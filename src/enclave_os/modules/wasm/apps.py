@@ -461,20 +461,25 @@ class Apps:
             if app is not None:
                 app.write_log(line)
 
-        return spec.permissions.tokens(self._services.clock, self._services.egress, report)
+        return spec.permissions.tokens(self._services, report)
 
     def _take(self, app: App) -> None:
         known = self.by_name.get(app.name)
         if known is not None and known is not app:
             app.meter = known.meter
-            self.by_hostname.pop(known.record.spec.hostname, None)
+            self._drop_hostname(known)
         self.by_name[app.name] = app
         if app.record.spec.hostname:
             self.by_hostname[app.record.spec.hostname] = app
 
     def _drop(self, app: App) -> None:
         self.by_name.pop(app.name, None)
-        self.by_hostname.pop(app.record.spec.hostname, None)
+        self._drop_hostname(app)
+
+    def _drop_hostname(self, app: App) -> None:
+        # It may be another app's by now: a name that moved from one to the other may be taken before it is left.
+        if self.by_hostname.get(app.record.spec.hostname) is app:
+            del self.by_hostname[app.record.spec.hostname]
 
     # -- what is attested ---------------------------------------------------------------------------------------------
 

@@ -17,15 +17,16 @@ Sockets are the one thing that the app itself is permitted here: whom it may rea
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Any, Final, cast
 
-from enclave_os.errors import ConfigError
+from enclave_os.errors import ClockUntrusted, ConfigError
 from enclave_os.http import HTTPError
-from enclave_os.modules.api import Clock, Egress, Token, Tokens
+from enclave_os.modules.api import Services, Token, Tokens
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.fetched_keys import FetchedKeys
 from enclave_os.wire.jwks import canonical_jwks
@@ -145,12 +146,12 @@ class Permissions:
             if name not in known:
                 raise HTTPError(400, f"permissions.functions: the component has no function {name!r}")
 
-    def tokens(self, clock: Clock, egress: Egress, report: Callable[[str], None]) -> AppTokens | None:
+    def tokens(self, services: Services, report: Callable[[str], None]) -> AppTokens | None:
         """What judges the tokens of the app's own issuer. Raises: HTTPError: 400: its key is none."""
         if self.issuer is None:
             return None
         try:
-            return AppTokens(self.issuer, clock, egress, report)
+            return AppTokens(self.issuer, services, report)
         except ConfigError as error:
             raise HTTPError(400, f"permissions.oidc: {error}") from error
 
@@ -161,11 +162,14 @@ class AppTokens:
     Args: report: takes a line for the app's log when keys could not be fetched.
     """
 
-    def __init__(self, issuer: Issuer, clock: Clock, egress: Egress, report: Callable[[str], None]) -> None:
-        self._judge = Authenticator([issuer], clock)
+    def __init__(self, issuer: Issuer, services: Services, report: Callable[[str], None]) -> None:
+        status, clock = services.status(), services.clock
+        self._judge = Authenticator([issuer], clock, worker_index=status.worker_index, worker_count=status.worker_count)
+        with contextlib.suppress(ClockUntrusted):  # then with the first good token
+            self._judge.begin()
         self._source: FetchedKeys | None = None
         if issuer.jwks_url:
-            self._source = FetchedKeys(issuer, egress, self._judge, clock.monotonic, report)
+            self._source = FetchedKeys(issuer, services.egress, self._judge, clock.monotonic, report)
 
     async def verify_text(self, text: str) -> Token:
         """Whose token it is. Raises: HTTPError: 401: it does not stand up, or no keys could be had to tell."""

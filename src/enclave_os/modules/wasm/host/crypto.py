@@ -157,7 +157,8 @@ def _find(context: CallContext, name: str, kinds: Any) -> Key:
         raise KeyProblem(f"there is no key {name!r}")
     if key.kind not in kinds:
         raise KeyProblem(f"the key {name!r} is for {key.kind}")
-    context.means.memory_keys.setdefault(name, key)
+    if len(context.means.memory_keys) < KEYS_MAX:  # else it is looked for again the next time
+        context.means.memory_keys.setdefault(name, key)
     return key
 
 
