@@ -245,6 +245,16 @@ class TLSServer:
         self.close()
 
 
+def head(*lines: str, status: str = "200 OK") -> bytes:
+    """An answer's head."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode()
+
+
+def whole(body: bytes, *lines: str, status: str = "200 OK") -> bytes:
+    """An answer of a body with its length."""
+    return head(f"Content-Length: {len(body)}", *lines, status=status) + body
+
+
 def says(reply: bytes, *, shut: bool = False, wait: threading.Event | None = None) -> Answer:
     """Answers one request with these bytes. shut: say close_notify after them; else the connection is cut."""
 
