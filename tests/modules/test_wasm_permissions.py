@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+
 from enclave_os.errors import ClockUntrusted
 from enclave_os.http import HTTPError
-from enclave_os.modules.auth import Authenticator
-from enclave_os.modules.wasm.permissions import Permissions
+from enclave_os.modules.wasm.permissions import AppTokens, Permissions
+from tests.enclave.module_services import STATUS, make_services
 from tests.enclave.tokens import CLAIMS, NOW, FixedClock, issuer, new_key, token
 
 KEY = new_key()
@@ -13,8 +16,10 @@ OIDC = {"issuer": CLAIMS["iss"], "audience": CLAIMS["aud"], "public_key_pem": is
 PERMISSIONS = Permissions.read({"version": 1, "oidc": OIDC})
 
 
-def judge(index: int = 0, count: int = 1, clock: FixedClock | None = None) -> Authenticator:
-    made = PERMISSIONS.authenticator(clock or FixedClock(), index, count)
+def judge(index: int = 0, count: int = 1, clock: FixedClock | None = None) -> AppTokens:
+    status = dataclasses.replace(STATUS, worker_index=index, worker_count=count)
+    services = dataclasses.replace(make_services(status=lambda: status), clock=clock or FixedClock())
+    made = PERMISSIONS.tokens(services, lambda line: None)
     assert made is not None
     return made
 
@@ -23,9 +28,9 @@ def once(number: int, issued: int = NOW) -> str:
     return token(KEY, CLAIMS | {"one_time": True, "jti": str(number), "iat": issued, "nbf": issued, "exp": issued + 60})
 
 
-def takes(worker: Authenticator, text: str) -> bool:
+def takes(worker: AppTokens, text: str) -> bool:
     try:
-        worker.verify_text(text)
+        asyncio.run(worker.verify_text(text))
     except HTTPError:
         return False
     return True

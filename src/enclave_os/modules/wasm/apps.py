@@ -467,19 +467,16 @@ class Apps:
         known = self.by_name.get(app.name)
         if known is not None and known is not app:
             app.meter = known.meter
-            self._drop_hostname(known)
         self.by_name[app.name] = app
-        if app.record.spec.hostname:
-            self.by_hostname[app.record.spec.hostname] = app
+        self._index()
 
     def _drop(self, app: App) -> None:
         self.by_name.pop(app.name, None)
-        self._drop_hostname(app)
+        self._index()
 
-    def _drop_hostname(self, app: App) -> None:
-        # It may be another app's by now: a name that moved from one to the other may be taken before it is left.
-        if self.by_hostname.get(app.record.spec.hostname) is app:
-            del self.by_hostname[app.record.spec.hostname]
+    def _index(self) -> None:
+        apps = self.by_name.values()
+        self.by_hostname = {app.record.spec.hostname: app for app in apps if app.record.spec.hostname}
 
     # -- what is attested ---------------------------------------------------------------------------------------------
 
