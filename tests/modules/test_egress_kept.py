@@ -153,6 +153,15 @@ class TestPoolsOfPolicies:
         with EgressRig(tmp_path, ["localhost:1"], CA.pem) as rig:
             self._fill(rig)
 
+    def test_a_call_for_somebody_else_shows_nothing_of_ours(self, tmp_path: Path) -> None:
+        with EgressRig(tmp_path, ["localhost:1"], CA.pem) as rig:
+            egress = rig.egress
+            ours, theirs = egress._pool(self.policy(1)), egress._pool(self.policy(1), present=False)
+            assert ours is not theirs  # a connection on which we proved ourselves is not lent
+            for pool, identity in ((ours, rig.service.identity), (theirs, None)):
+                opened: Any = pool.transport._pool._network_backend._open  # type: ignore[attr-defined] # the Backend's
+                assert opened.keywords["demands"].identity is identity
+
     def _fill(self, rig: EgressRig) -> None:
         for number in range(POOLS_MAX):
             rig.egress._pool(self.policy(number)).calls += 1

@@ -291,6 +291,7 @@ class OneServer:
 
     async def request(self, method: str, url: str, **rest: Any) -> Any:
         self.asked.append((method, url))
+        assert rest["present"] is False  # our evidence is no app's
         if url != "https://known.example/":
             raise EgressError("the host is not allowed", "policy", "operator")
 

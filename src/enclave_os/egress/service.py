@@ -105,6 +105,7 @@ class ModuleEgress:
         redirects: int = 0,
         size_max: int | None = None,
         attested: Policy | None = None,
+        present: bool = True,
     ) -> httpx.Response:
         """See `modules.api.Egress.request`."""
         settings = self._service.settings
@@ -115,7 +116,7 @@ class ModuleEgress:
         seconds = settings.total if timeout is None else min(timeout, settings.total)
         size_max = settings.body_bytes if size_max is None else min(size_max, settings.body_bytes)
         limits = {"due": asyncio.get_running_loop().time() + seconds, "size_max": size_max}
-        pool = self._pool(attested)
+        pool = self._pool(attested, present=present)
         pool.calls += 1
         try:
             await self._make_room()
@@ -182,16 +183,16 @@ class ModuleEgress:
         for stream in self._streams:
             stream.close(cut=True)
 
-    def _pool(self, attested: Policy | None) -> _Pool:
+    def _pool(self, attested: Policy | None, *, present: bool = True) -> _Pool:
         """That of a policy. Raises: EgressError: calls under as many others are under way."""
-        key = None if attested is None else _key(attested)
+        key = None if attested is None else (present, _key(attested))
         pool = self._pools.get(key)
         if pool is None:
             if sum(pool.calls > 0 for pool in self._pools.values()) >= POOLS_MAX:
                 raise EgressError(
                     f"not sent: calls under {POOLS_MAX} policies are under way", "limit", "caller", "policies"
                 )
-            transport = self._made(attested)
+            transport = self._made(attested, present=present)
             pool = self._pools[key] = _Pool(transport, _client(transport))
         self._pools.move_to_end(key)
         return pool
@@ -202,7 +203,7 @@ class ModuleEgress:
         for key in idle[: max(0, len(self._pools) - POOLS_MAX)]:
             await self._pools.pop(key).transport.aclose()
 
-    def _made(self, attested: Policy | None) -> Transport:
+    def _made(self, attested: Policy | None, *, present: bool = True) -> Transport:
         service = self._service
         demands = None
         if attested is not None:
@@ -210,7 +211,7 @@ class ModuleEgress:
                 raise EgressError(
                     "not sent: on hardware no evidence is accepted that no hardware made", "policy", "caller"
                 )
-            demands = Demands(policy=attested, identity=service.identity)
+            demands = Demands(policy=attested, identity=service.identity if present else None)
         backend = Backend(service.dialer, service.trust, demands)
         return Transport(self._rules, backend, service.settings, self._turns)
 

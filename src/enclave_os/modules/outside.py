@@ -94,6 +94,7 @@ class Egress(Protocol):
         redirects: int = 0,
         size_max: int | None = None,
         attested: Policy | None = None,
+        present: bool = True,
     ) -> EgressResponse:
         """Call once, and return the whole answer, whatever its status. Connections are kept for the next call.
 
@@ -105,6 +106,8 @@ class Egress(Protocol):
             size_max: bytes of the body after decompression; at most, and by default, `egress.body_bytes`.
             attested: the server must prove over this TLS session that it is such an enclave, before a byte of the
                 request leaves. We prove what we are, if it asks.
+            present: False: not so. For a call that is made for somebody else, who must not be given by that server
+                what is this enclave's.
         Raises: EgressError. ClockUntrusted is one too: stage `tls`, fault `host`.
         """
 

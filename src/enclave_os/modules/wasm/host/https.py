@@ -2,7 +2,8 @@
 
 The operator's `[[egress.allow]]` names the hosts and the operator's bundle the CAs; an app cannot bring CAs of its own.
 With `ratls` the server must prove, over this TLS session and before a byte of the request leaves, that it is the
-enclave that the app names. What of a policy cannot be held is refused: nothing that an app asks for is left out.
+enclave that the app names. What of a policy cannot be held is refused: nothing that an app asks for is left out. To a
+server that asks back nothing is shown: our evidence is the enclave's, and what it is given for that is no app's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def _fetch(context: CallContext, request: dict[str, Any]) -> tuple[str, Any]:
                 timeout=context.remaining(),
                 size_max=context.means.response_bytes,
                 attested=attested,
+                present=False,
             )
         )
     except (EgressError, UsageError) as error:
