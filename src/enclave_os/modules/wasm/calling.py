@@ -47,7 +47,7 @@ FIGURES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a call came to. Attributes: value: of the function's result type; text: the same as JSON."""
+    """What a call came to. Attributes: value: of the function's result type; text: as `give` said it."""
 
     export: Export
     value: Any
@@ -55,9 +55,25 @@ class Answer:
 
     @property
     def is_err(self) -> bool:
-        """Whether the function said so itself: its result is a `result`, and that is `err`."""
-        result = self.export.function.result
-        return result is not None and result.kind == "result" and self.value[0] == "err"
+        """Whether the function said so itself."""
+        return is_err(self.export, self.value)
+
+
+def is_err(export: Export, value: Any) -> bool:
+    """Whether a function's result is a `result`, and that is `err`."""
+    result = export.function.result
+    return result is not None and result.kind == "result" and value[0] == "err"
+
+
+def result_json(export: Export, value: Any) -> bytes:
+    """A function's result as JSON."""
+    kind = export.function.result
+    return dumped(None if kind is None else encode(kind, value))
+
+
+def dumped(value: Any) -> bytes:
+    """JSON, as short as it gets."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 class Caller:
@@ -85,11 +101,17 @@ class Caller:
         return who
 
     async def call(
-        self, app: App, function: str, token: str | None, take: Callable[[Export], tuple[Any, ...]]
+        self,
+        app: App,
+        function: str,
+        token: str | None,
+        take: Callable[[Export], tuple[Any, ...]],
+        give: Callable[[Export, Any], bytes] = result_json,
     ) -> Answer:
         """Call a function.
 
-        Args: take: makes the arguments; on the call's thread, so that what is large costs the app and not everybody.
+        Args: take: makes the arguments, and give the text of the answer; on the call's thread, so that what is large
+            costs the app and not everybody.
         Raises: HTTPError: 400, 401, 403, 404, 409, 500, 503, 504. What the store raises goes through.
         """
         linker, means = app.ready()
@@ -108,9 +130,7 @@ class Caller:
             context = CallContext(means, turn.wait_for, turn.post, turn.remaining, caller)
             outcome = run(linker, export, values, app.limits, context, turn.look_up, now, context.failed)
             outcome = _finish(context, outcome)
-            kind = export.function.result
-            text = b"" if outcome.failure is not None else _json(None if kind is None else encode(kind, outcome.answer))
-            return outcome, text
+            return outcome, b"" if outcome.failure is not None else give(export, outcome.answer)
 
         try:
             outcome, text = await self._pool.submit(app.name, work, app.limits.seconds, app.limits.memory_in_all)
@@ -169,10 +189,6 @@ def _finish(context: CallContext, outcome: Outcome) -> Outcome:
     except EnclaveError as error:
         return replace(outcome, answer=None, failure=outcome.failure or error)
     return outcome
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def by_name(body: object) -> Callable[[Export], tuple[Any, ...]]:

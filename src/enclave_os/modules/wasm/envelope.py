@@ -10,7 +10,6 @@ The platform's token comes in `Authorization`, or as `auth` beside that member.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
@@ -19,8 +18,9 @@ from enclave_os.modules.api import NO_STORE, Services, Token
 from enclave_os.modules.auth import bearer
 from enclave_os.modules.wasm import describe, loading, tagged
 from enclave_os.modules.wasm.apps import App, Apps
-from enclave_os.modules.wasm.calling import Caller, by_name
+from enclave_os.modules.wasm.calling import Caller, by_name, dumped, result_json
 from enclave_os.modules.wasm.mcp import tools
+from enclave_os.wasm import Export
 
 WANTED: Final = ("wasm_call", "connect_call", "wasm_load", "wasm_unload", "wasm_list", "wasm_schema", "mcp_tools")
 CHANGES: Final = ("wasm_load", "wasm_unload")
@@ -67,24 +67,29 @@ class Envelope:
             body = document[wanted[0]]
             if not isinstance(body, dict):
                 raise HTTPError(400, f"{wanted[0]} is an object")
+            if wanted[0] in ("wasm_call", "connect_call"):
+                text = await self._call(wanted[0], body, request)
+                return Response(200, text, "application/json", [NO_STORE])
             answer = await self._answer(wanted[0], body, request, document.get("auth"))
         except HTTPError as error:
             return json_response({"status": "error", "message": error.message}, error.status, [NO_STORE])
         return json_response(answer, 200, [NO_STORE])
 
-    async def _answer(self, wanted: str, body: dict[str, Any], request: Request, auth: object) -> dict[str, Any]:
+    async def _call(self, wanted: str, body: dict[str, Any], request: Request) -> bytes:
         parts = self._parts
-        if wanted == "wasm_call":
-            app, function = parts.apps.get(_name(body, "app")), _name(body, "function")
+        app, function = parts.apps.get(_name(body, "app")), _name(body, "function")
+        token = _app_token(body, request)
+        if wanted == "connect_call":
+            answer = await parts.caller.call(app, function, token, by_name(body.get("body") or {}), _result)
+        else:
             params = body.get("params", [])
             answer = await parts.caller.call(
-                app, function, _app_token(body, request), lambda export: tagged.positional(export.function, params)
+                app, function, token, lambda export: tagged.positional(export.function, params), _returns
             )
-            return {"status": "ok", "returns": tagged.tagged(answer.export.function.result, answer.value)}
-        if wanted == "connect_call":
-            app, function = parts.apps.get(_name(body, "app")), _name(body, "function")
-            answer = await parts.caller.call(app, function, _app_token(body, request), by_name(body.get("body") or {}))
-            return {"status": "ok", "result": json.loads(answer.text)}
+        return answer.text
+
+    async def _answer(self, wanted: str, body: dict[str, Any], request: Request, auth: object) -> dict[str, Any]:
+        parts = self._parts
         if wanted in ("wasm_schema", "mcp_tools"):
             app = parts.apps.get(_name(body, "app"))
             app.ready()
@@ -107,6 +112,14 @@ class Envelope:
         if isinstance(auth, str):
             return self._parts.services.tokens.verify_text(auth)
         return self._parts.services.tokens.verify(request)
+
+
+def _result(export: Export, value: Any) -> bytes:
+    return b'{"status":"ok","result":' + result_json(export, value) + b"}"
+
+
+def _returns(export: Export, value: Any) -> bytes:
+    return dumped({"status": "ok", "returns": tagged.tagged(export.function.result, value)})
 
 
 def _name(body: Mapping[str, Any], member: str) -> str:

@@ -5,15 +5,15 @@ No sessions and no streams: every request stands alone, so any worker answers it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
 from enclave_os import __version__
 from enclave_os.http import HTTPError, Request, Response, json_response
 from enclave_os.modules.wasm.apps import App
-from enclave_os.modules.wasm.calling import Caller, by_name
+from enclave_os.modules.wasm.calling import Caller, by_name, dumped, is_err, result_json
 from enclave_os.modules.wasm.describe import documented
+from enclave_os.wasm import Export
 from enclave_os.wasm.schema import output_schema
 
 REVISIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
@@ -73,19 +73,13 @@ class MCPServer:
         if function is None:
             return _failure(number, INVALID_PARAMS, f"there is no tool {params.get('name')!r}")
         try:
-            answer = await self._caller.call(app, function, token, by_name(params.get("arguments") or {}))
+            answer = await self._caller.call(app, function, token, by_name(params.get("arguments") or {}), _called)
         except HTTPError as error:
             if error.status in (401, 403):
                 raise
             return _result(number, {"content": [_text(error.message)], "isError": True})
-        return _result(
-            number,
-            {
-                "content": [_text(answer.text.decode())],
-                "structuredContent": {"result": json.loads(answer.text)},
-                "isError": answer.is_err,
-            },
-        )
+        text = b'{"jsonrpc":"2.0","id":' + dumped(number) + b',"result":' + answer.text + b"}"
+        return Response(200, text, "application/json")
 
 
 def tool_name(function: str) -> str:
@@ -111,6 +105,13 @@ def tools(app: App) -> list[dict[str, Any]]:
             }
         )
     return listed
+
+
+def _called(export: Export, value: Any) -> bytes:
+    """The result of `tools/call`."""
+    text = result_json(export, value)
+    said = dumped({"content": [_text(text.decode())], "isError": is_err(export, value)})
+    return said[:-1] + b',"structuredContent":{"result":' + text + b"}}"
 
 
 def _text(text: str) -> dict[str, str]:
