@@ -11,7 +11,8 @@ Wall time is an allegation. It is good for a Date field; a decision that rests o
 So somebody has to ask at least once a day: the runtime does, every minute. A process that was stopped for longer denies
 afterwards, and that is meant: under SGX the monotonic clock is the host's as well, so nothing in here can tell a long
 sleep from a jump, and a jump would let the host collect evidence dated in the future. A slow or frozen host clock
-prolongs tokens (CK6): stated, not cured here.
+prolongs tokens (CK6), and one that goes ahead in steps of less than a day is believed at each, since nothing in here
+tells that from days that pass: stated, not cured here.
 """
 
 import time
