@@ -17,6 +17,7 @@ from typing import Final, NoReturn
 
 from enclave_os import __version__
 from enclave_os.wire.policy import PolicyError, policy_of
+from enclave_os.wire.rpc import LogLevel
 from enclave_os.wire.setting_kinds import keys_of
 from enclave_os.wire.setting_table import SECTIONS
 from enclave_os.wire.settings import ConfigError
@@ -28,6 +29,7 @@ from .commands import gramine as gramine_command
 from .commands import seal as seal_command
 from .commands.parser import Parser
 from .gramine.launch import NoEnclave, choose_launch
+from .handlers.log import HOST, format_line
 from .launch import Launch
 
 EX_OK: Final = os.EX_OK
@@ -138,6 +140,8 @@ def _launch(parsed: argparse.Namespace, loaded: config.Loaded) -> Launch | None:
     except NoEnclave as error:
         print(f"enclave-os: {error}", file=sys.stderr)
         return None
+    if parsed.command == "serve" and loaded.settings.log.format == "json":
+        line = format_line(LogLevel.WARNING, HOST, line, json_lines=True)  # for whoever reads all that comes as JSON
     print(line, file=sys.stderr, flush=True)
     return launch
 

@@ -78,15 +78,7 @@ class Log:
         self._thread.join(seconds)
 
     def _format(self, level: int, worker: int, text: str) -> str:
-        name = LogLevel(level).name.lower()
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if self._json:
-            line: dict[str, object] = {"time": now, "level": name, "from": "host", "text": text}
-            if worker != HOST:
-                line |= {"from": "enclave", "worker": worker}
-            return json.dumps(line, ensure_ascii=False)
-        who = "host" if worker == HOST else f"enclave[{worker}]"
-        return f"{now} {name:<7} {who}: {text}"
+        return format_line(level, worker, text, json_lines=self._json)
 
     def _write_all(self) -> None:
         while (line := self._queue.get()) is not None:
@@ -97,6 +89,19 @@ class Log:
                 print(line, file=self._stream, flush=True)
             except (OSError, ValueError):  # a broken pipe, a closed stream
                 return  # nobody reads stderr any more; later lines fill the queue and are dropped
+
+
+def format_line(level: int, worker: int, text: str, *, json_lines: bool) -> str:
+    """One log line of now, as text or as an object; `worker` is an index or HOST."""
+    name = LogLevel(level).name.lower()
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if json_lines:
+        line: dict[str, object] = {"time": now, "level": name, "from": "host", "text": text}
+        if worker != HOST:
+            line |= {"from": "enclave", "worker": worker}
+        return json.dumps(line, ensure_ascii=False)
+    who = "host" if worker == HOST else f"enclave[{worker}]"
+    return f"{now} {name:<7} {who}: {text}"
 
 
 def log_handler(log: Log, worker: int, monotonic: Callable[[], float] = time.monotonic) -> Handler:

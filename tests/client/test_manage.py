@@ -119,6 +119,13 @@ def test_what_ends_it(run: Run, error: Exception, code: int, words: str) -> None
     assert (found, words in text) == (code, True), text
 
 
+def test_a_server_without_the_store_is_told_from_a_key_that_is_not_there(run: Run) -> None:
+    code, _, text = run(says(404, {"error": "no such key"}), "kv", "get", "orders", "17")
+    assert (code, text) == (os.EX_NOINPUT, "enclave-os: no such key\n")
+    code, _, text = run(says(404, {"error": "not found"}), "kv", "get", "orders", "17")
+    assert (code, "modules.enabled lacks kv" in text) == (os.EX_DATAERR, True)
+
+
 @pytest.mark.parametrize("text", ["", "\n", "two words", "two\nlines", "é"])
 def test_what_is_no_token(run: Run, token: Path, text: str) -> None:
     token.write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -79,6 +80,17 @@ def test_auto_takes_simulated_and_says_why(monkeypatch: pytest.MonkeyPatch, caps
     line, *_ = capsys.readouterr().err.splitlines()
     assert line.startswith("simulated: the enclave is an ordinary process")
     assert line.endswith("Not sgx: no /nonexistent") or "Not sgx: no /dev/sgx_enclave" in line
+
+
+def test_where_logs_are_json_the_first_line_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(supervisor, "serve", lambda *arguments, **names: 5)
+    assert cli.main(["serve", "--log-format", "json", "--enclave", "simulated"]) == 5
+    line, *_ = capsys.readouterr().err.splitlines()
+    found = json.loads(line)
+    assert (found["level"], found["from"]) == ("warning", "host")
+    assert found["text"].startswith("simulated: ")
 
 
 def test_serve_with_a_wrong_configuration_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NOT_FOUND: Final = 404
 ABSENT: Final = "no such key"  # as the server says it
+NO_STORE: Final = "(its modules.enabled lacks kv, or its store is held: enclave-os kv restore --help)"
 CHANGED: Final = 412
 LIST_PAGE: Final = 1000
 VALUE_SIZE_MAX: Final = 16 << 20  # as the server takes them
@@ -217,7 +218,9 @@ def _ask(
     if response.status_code == NOT_FOUND:
         # A server without this store answers 404 as well, in other words.
         said = read_error(response)
-        raise Refused(said, os.EX_NOINPUT if said == ABSENT else os.EX_DATAERR)
+        if said == ABSENT:
+            raise Refused(said, os.EX_NOINPUT)
+        raise Refused(f"the server answered 404: {said}\n{NO_STORE}", os.EX_DATAERR)
     if response.status_code == CHANGED:
         has = response.headers.get("etag", "").strip('"')
         raise Refused(f"the key has version {has}" if has.isdigit() else "the key is absent", os.EX_DATAERR)
