@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,53 @@ def test_what_the_server_refuses(run: Run, status: int, code: int) -> None:
 def test_an_answer_that_is_none(run: Run, body: bytes) -> None:
     code, _, text = run(lambda request: httpx.Response(200, content=body), "seal", "status")
     assert (code, "no JSON object" in text) == (os.EX_PROTOCOL, True)
+
+
+class Endless(httpx.SyncByteStream):
+    """A body in pieces, for as long as somebody reads."""
+
+    def __init__(self, piece: bytes, read: Callable[[], None] = lambda: None) -> None:
+        self.piece = piece
+        self.read = read
+        self.pieces = 0
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            self.pieces += 1
+            self.read()
+            yield self.piece
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_an_answer_without_end(run: Run) -> None:
+    stream = Endless(bytes(1 << 20))
+    code, shown, text = run(lambda request: httpx.Response(200, stream=stream), "seal", "status")
+    assert (code, shown, "has more than" in text) == (os.EX_PROTOCOL, "", True)
+    assert (stream.pieces < 64, stream.closed) == (True, True)
+
+
+def test_an_answer_that_drips(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def read() -> None:
+        now[0] += 10.0  # each within the time of one read
+
+    monkeypatch.setattr(manage.time, "monotonic", lambda: now[0])
+    stream = Endless(b" ", read)
+    code, _, text = run(lambda request: httpx.Response(200, stream=stream), "seal", "status")
+    assert (code, "took longer than 30 s" in text, stream.closed) == (os.EX_UNAVAILABLE, True, True)
+
+
+def test_an_answer_that_is_a_bomb(run: Run) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.headers["accept-encoding"] == "identity"
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Endless(b"x"))
+
+    code, _, text = run(answer, "seal", "status")
+    assert (code, "compressed" in text) == (os.EX_PROTOCOL, True)
 
 
 @pytest.mark.parametrize(

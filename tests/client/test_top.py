@@ -104,14 +104,14 @@ class _Going(Played):
 
     def connect(self) -> httpx.Client:
         client = self._connect()
-        request, asked = client.request, itertools.count()
+        stream, asked = client.stream, itertools.count()
 
-        def counted(method: str, url: str, **options: Any) -> httpx.Response:
+        def counted(method: str, url: str, **options: Any) -> Any:
             if url.endswith("/metrics") and next(asked) == 1:
                 self.server.gone = next(self._looks, self.server.gone)
-            return request(method, url, **options)
+            return stream(method, url, **options)
 
-        client.request = counted  # type: ignore[method-assign, assignment]
+        client.stream = counted  # type: ignore[method-assign, assignment]
         return client
 
 

@@ -43,7 +43,12 @@ def add_demands(parser: Parser) -> None:
     how.add_argument("--state", type=Path, metavar="FILE", help="remember its state here, and refuse an older one")
     how.add_argument("--allow-simulated", action="store_true", help="accept evidence that no hardware made")
     how.add_argument("--simulated-root", type=Path, metavar="FILE", help="and only this machine's (its root.pem)")
-    how.add_argument("--seconds", type=float, default=30.0, help="for everything together; default: %(default)s")
+    how.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="for connecting and all of the proof, and for each answer; default: %(default)s",
+    )
 
 
 def address(parser: Parser, url: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .parser import Parser
 
 UNAUTHORIZED: Final = 401
+READ_SIZE: Final = 64 << 10
+ANSWER_SIZE_MAX: Final = 32 << 20  # the largest value of a store is 16 MiB
 CONNECTIONS_MAX: Final = 64
 """Tries to reach worker 0, which alone writes: the host spreads connections over the workers."""
 
@@ -120,14 +123,37 @@ class Server:
         content: bytes | None = None,
         fields: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        """What came back, whatever it is. The token's file is read for each.
+        """What came back, whatever it is, whole and within bounds. The token's file is read for each.
 
         Args: path: as it is to stand on the wire. document, content: the body, as JSON or as it is.
         """
         token = _token(self._parsed)
-        headers = {**(fields or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
-        with self._saying():
-            return self._client.request(method, self._origin + path, json=document, content=content, headers=headers)
+        headers = {
+            "Accept-Encoding": "identity",
+            **(fields or {}),
+            **({"Authorization": f"Bearer {token}"} if token else {}),
+        }
+        with (
+            self._saying(),
+            self._client.stream(method, self._origin + path, json=document, content=content, headers=headers) as answer,
+        ):
+            return self._whole(answer)
+
+    def _whole(self, answer: httpx.Response) -> httpx.Response:
+        """The answer with its body. A server that is not attested may be anybody, and sends what it likes."""
+        import httpx
+
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise ServerProtocolError("the answer is compressed, which nobody asked for")
+        due = time.monotonic() + self._parsed.seconds
+        body = bytearray()
+        for piece in answer.iter_bytes(READ_SIZE):
+            body += piece
+            if len(body) > ANSWER_SIZE_MAX:
+                raise ServerProtocolError(f"the answer has more than {ANSWER_SIZE_MAX} bytes")
+            if time.monotonic() >= due:
+                raise httpx.ReadTimeout(f"the answer took longer than {self._parsed.seconds:g} s")
+        return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body), request=answer.request)
 
     def fetch(self, method: str, path: str) -> bytes:
         """The body of the server's answer to one request, as it is."""
