@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_an_answer_that_drips(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     def read() -> None:
         now[0] += 10.0  # each within the time of one read
 
-    monkeypatch.setattr(manage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     stream = Endless(b" ", read)
     code, _, text = run(lambda request: httpx.Response(200, stream=stream), "seal", "status")
     assert (code, "took longer than 30 s" in text, stream.closed) == (os.EX_UNAVAILABLE, True, True)

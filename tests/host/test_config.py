@@ -115,7 +115,7 @@ class TestSources:
             config.read_assignments([assignment])
 
     def test_all_wrong_assignments_are_told_at_once_and_in_few_words(self) -> None:
-        with pytest.raises(config.ConfigError) as caught:
+        with pytest.raises(ConfigError) as caught:
             config.read_assignments(["foo.bar=1", "server.wrokers=2", "log.level=debug", "x"])
         text = str(caught.value)
         for words in ("--set foo.bar=1", "did you mean server.workers?", "--set x:"):

@@ -30,12 +30,12 @@ def rows() -> list[tuple[str, list[str]]]:
 def running(text: str) -> Iterator[str]:
     """The tests of a file that nothing keeps from running everywhere: no mark, and no skip before it."""
     tree = ast.parse(text)
-    for node in tree.body:
-        if _is_skip(node):
+    for statement in tree.body:
+        if _is_skip(statement):
             return
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.value).endswith(".TestCase"):
-            yield ast.unparse(node.targets[0])  # a state machine of hypothesis
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.value).endswith(".TestCase"):
+            yield ast.unparse(statement.targets[0])  # a state machine of hypothesis
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             marks = [ast.unparse(one) for one in node.decorator_list]

@@ -10,6 +10,7 @@ import pytest
 
 from enclave_os.errors import ConfigError, HostRefused, SealBroken
 from enclave_os.evidence.audit_chain import PRUNE, check_entries, genesis, pruned_detail
+from enclave_os.modules.api import Table
 from enclave_os.modules.vault import retention
 from enclave_os.modules.vault.audit import AuditTrail, beginning, last_page, page_name, read_page
 from enclave_os.modules.vault.module import Vault
@@ -22,12 +23,14 @@ from tests.modules.test_vault_audit import event
 from tests.modules.vault_rig import Rig, run, said
 
 DAY = 24 * 3600
-AUDITOR = {"sub": "auditor", "roles": ("vault-auditor",)}
+AUDITOR: dict[str, Any] = {"sub": "auditor", "roles": ("vault-auditor",)}
 
 
 class Stage:
     """A trail of 400 entries on some ten pages, and what prunes it. `await Stage.open(kept)`."""
 
+    clock: FixedClock
+    table: Table
     storage: ModuleStorage
     trail: AuditTrail
     pruning: Retention
