@@ -138,6 +138,11 @@ TOKENS ?= 100000
 fuzz-jwt: $(STAMPS)/fast $(STAMPS)/test ## TOKENS=100000 spoilt bearer tokens, of which none may be accepted (minutes)
 	$(PY) -m tests.fuzz.fuzz_jwt --tokens $(TOKENS)
 
+INPUTS ?= 100000
+.PHONY: fuzz-evidence
+fuzz-evidence: $(STAMPS)/fast $(STAMPS)/test ## INPUTS=100000 spoilt quotes and collateral, by none of which the process ends (minutes)
+	$(PY) -m tests.fuzz.fuzz_evidence --inputs $(INPUTS)
+
 N ?= 1000
 .PHONY: crash mitm
 crash: $(STAMPS)/fast $(STAMPS)/test ## kill host, enclave or both N=1000 times under 32 writers, and look for what was acknowledged

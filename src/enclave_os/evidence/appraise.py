@@ -21,6 +21,7 @@ from dcap_qvl import PckExtension, VerifiedReport
 from enclave_os.errors import AttestationError, InternalError, UsageError
 from enclave_os.evidence import oids
 from enclave_os.evidence.binding import REPORT_DATA_SIZE
+from enclave_os.evidence.chain import check_chain
 from enclave_os.evidence.collateral import Collateral
 from enclave_os.evidence.leaf import UNREADABLE, LeafEvidence
 from enclave_os.evidence.policy import Policy
@@ -28,6 +29,7 @@ from enclave_os.evidence.quote import Quote, ReportBody, parse_quote
 
 Outcome = Literal["passed", "failed", "not checked"]
 
+CHAINS: Final = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
 SIMULATED_ROOT_NAME: Final = "Enclave OS simulated SGX root"
 INTEL_ROOT_SHA256: Final = bytes.fromhex("44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3")
 """Intel SGX Root CA (certificates.trustedservices.intel.com). dcap-qvl has the root itself; this names the failure."""
@@ -164,7 +166,7 @@ def appraise(
     claims.append(_judge_root(root, simulated=simulated, policy=policy))
     if claims[-1].outcome == "failed":
         return Appraisal(claims=tuple(claims), simulated=simulated, body=parsed.body)
-    report, claim = _verify(quote, collateral, root if simulated else None, now)
+    report, claim = _verify(quote, parsed, collateral, root if simulated else None, now)
     claims.append(claim)
     if report is None or collateral is None:
         return Appraisal(claims=tuple(claims), simulated=simulated, body=parsed.body)
@@ -255,7 +257,7 @@ def _judge_root(root: x509.Certificate | None, *, simulated: bool, policy: Polic
 
 
 def _verify(
-    quote: bytes, collateral: Collateral | None, simulated_root: x509.Certificate | None, now: int
+    data: bytes, quote: Quote, collateral: Collateral | None, simulated_root: x509.Certificate | None, now: int
 ) -> tuple[VerifiedReport | None, Claim]:
     name = "signatures"
     if collateral is None:
@@ -266,11 +268,20 @@ def _verify(
             "ask the server to staple it, or give it",
         )
     try:
+        check_chain(quote.cert_data.rstrip(b"\0"))
+    except UNREADABLE as error:
+        return None, _failed(name, "bad_evidence", f"the quote's: {error}", "do not trust this peer")
+    for member in CHAINS:
+        try:
+            check_chain(getattr(collateral, member).encode())
+        except UNREADABLE as error:
+            return None, _failed(name, "bad_collateral", f"{member}: {error}", FIXES["bad_collateral"])
+    try:
         if simulated_root is None:
-            report = dcap_qvl.verify(quote, collateral.to_qvl(), now)
+            report = dcap_qvl.verify(data, collateral.to_qvl(), now)
         else:
             root_der = simulated_root.public_bytes(serialization.Encoding.DER)
-            report = dcap_qvl.verify_with_root_ca(quote, collateral.to_qvl(), root_der, now)
+            report = dcap_qvl.verify_with_root_ca(data, collateral.to_qvl(), root_der, now)
     except ValueError as error:
         text = " ".join(str(error).removeprefix("Verification failed: ").split())
         code = next((code for pattern, code in FAILURES if pattern.search(text)), "bad_evidence")
