@@ -248,6 +248,73 @@ class TestPressure:
         assert [frame.kind for frame in link.sent()] == [FrameKind.DATA, FrameKind.CLOSE]
 
 
+class TestOurEnd:
+    """The enclave ends its half: once, behind all that was written, and the other half goes on."""
+
+    def test_the_end_goes_out_behind_the_bytes(self, harness: IngressHarness) -> None:
+        link = Link(harness).open()
+        link.out.write(b"all of it")
+        link.out.finish_writing()
+        assert [(frame.kind, frame.payload) for frame in link.sent()] == [
+            (FrameKind.DATA, b"all of it"),
+            (FrameKind.EOF, b""),
+        ]
+        link.host(FrameKind.DATA, b"an answer")
+        assert link.out.take(100) == b"an answer"
+        assert not link.out.writable
+        with pytest.raises(UsageError):
+            link.out.write(b"more")
+        with pytest.raises(UsageError):
+            link.out.finish_writing()
+        link.out.close()
+        assert [frame.kind for frame in link.sent()] == [FrameKind.CLOSE]
+
+    def test_before_it_is_open_or_after_it_ended(self, harness: IngressHarness) -> None:
+        link = Link(harness)
+        with pytest.raises(UsageError):
+            link.out.finish_writing()
+        link.host_close()
+        with pytest.raises(ConnectionGone):
+            link.out.finish_writing()
+
+    @pytest.mark.parametrize("data", [b"", b"later"])
+    def test_it_waits_where_bytes_would(self, harness: IngressHarness, data: bytes) -> None:
+        link = Link(harness).open()
+        link.host(FrameKind.PAUSE)
+        link.out.write(data)
+        link.out.finish_writing()
+        assert link.sent() == []
+        link.host(FrameKind.RESUME)
+        expected = [FrameKind.DATA, FrameKind.EOF] if data else [FrameKind.EOF]
+        assert [frame.kind for frame in link.sent()] == expected
+
+    def test_a_full_ring_does_not_lose_it(self, harness: IngressHarness) -> None:
+        link = Link(harness).open()
+        data = bytes(range(256)) * 1024
+        link.out.write(data)
+        link.out.finish_writing()
+        harness.pump()
+        sent = [frame for frame in harness.frames if frame.conn_id == link.conn_id and frame.kind != FrameKind.CONNECT]
+        assert b"".join(frame.payload for frame in sent) == data
+        assert [frame.kind for frame in sent if frame.kind != FrameKind.DATA] == [FrameKind.EOF]
+        assert sent[-1].kind == FrameKind.EOF
+
+    def test_a_close_says_it_too(self, harness: IngressHarness) -> None:
+        link = Link(harness).open()
+        link.host(FrameKind.PAUSE)
+        link.out.write(b"the last")
+        link.out.finish_writing()
+        link.out.close()
+        assert [frame.kind for frame in link.sent()] == [FrameKind.DATA, FrameKind.CLOSE]
+
+    def test_a_reset_drops_what_waits(self, harness: IngressHarness) -> None:
+        link = Link(harness).open()
+        link.host(FrameKind.PAUSE)
+        link.out.write(b"the last")
+        link.out.close(CloseReason.PEER_GONE)
+        assert [(frame.kind, frame.reason) for frame in link.sent()] == [(FrameKind.CLOSE, CloseReason.PEER_GONE)]
+
+
 class TestLies:
     """Each costs that connection, says that the host did it, and nobody else notices."""
 
@@ -378,6 +445,11 @@ class HostMachine(RuleBasedStateMachine):
             assert set(taken or b"") <= {link.conn_id & 0xFF}
         if link.out.writable:
             link.out.write(bytes(size))
+
+    @rule(which=st.integers(0, 30))
+    def finish(self, which: int) -> None:
+        if self.links and self.links[which % len(self.links)].out.writable:
+            self.links[which % len(self.links)].out.finish_writing()
 
     @rule(which=st.integers(0, 30))
     def close(self, which: int) -> None:

@@ -71,6 +71,30 @@ def test_bytes_go_both_ways_and_both_ends_say_when_it_is_over(listening: socket.
         server.close()
 
 
+def test_the_enclave_ends_its_half_and_the_server_s_goes_on(listening: socket.socket) -> None:
+    with Rig(egress_max=8) as rig:
+        server = open_one(rig, listening)
+        rig.enclave.say(FrameKind.DATA, FIRST, b"all of it")
+        rig.enclave.say(FrameKind.EOF, FIRST)
+        assert read_all(server) == b"all of it"
+        server.sendall(b"an answer")
+        assert rig.enclave.read(FIRST, 9) == b"an answer"
+        server.close()
+        rig.enclave.wait_kind(FrameKind.EOF, FIRST)
+        rig.enclave.close(FIRST)
+        assert reason(rig, FIRST) is CloseReason.NORMAL
+
+
+def test_a_connection_that_the_enclave_cuts_is_reset(listening: socket.socket) -> None:
+    with Rig(egress_max=8) as rig:
+        server = open_one(rig, listening)
+        rig.enclave.say(FrameKind.CLOSE, FIRST, CloseReason.PEER_GONE.to_bytes(2, "little"))
+        with pytest.raises(ConnectionResetError):
+            server.recv(1)
+        assert reason(rig, FIRST) is CloseReason.NORMAL
+        server.close()
+
+
 def test_a_slot_is_free_when_close_went_both_ways(listening: socket.socket) -> None:
     with Rig(egress_max=1) as rig:
         for generation in range(1, 20):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from enclave_os.egress.service import EgressService, ModuleEgress
 from enclave_os.errors import EgressError
 from enclave_os.modules.api import NoEgress
 from enclave_os.wire.errors import UsageError
-from tests.modules.egress_rig import EgressRig
+from enclave_os.wire.frames import CloseReason
+from tests.modules.egress_rig import MODULE, EgressRig, Nobody, egress_settings
 from tests.modules.egress_servers import Authority
 from tests.modules.tcp_servers import Silent, Sink, TCPServer, flood, reset
 
@@ -224,3 +227,103 @@ def test_what_was_written_goes_out_with_the_end_unless_it_is_cut(tmp_path: Path)
 def test_without_a_list_nobody_is_connected_to() -> None:
     with pytest.raises(EgressError, match="lets this module call nobody"):
         asyncio.run(NoEgress().connect("127.0.0.1", 80))
+
+
+class Lying:
+    """A border whose host says that it reached what a test wants."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+        self.state = "open"
+        self.ended_by: str | None = None
+        self.reason = -1
+        self.wake: Any = None
+        self.written = b""
+        self.closed: list[int] = []
+        self.readable = self.writable = True
+
+    def connect(self, target: bytes, deadline_ms: int) -> Lying:
+        return self
+
+    def take(self, size_max: int) -> bytes | None:
+        return b"220 welcome"
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def finish_writing(self) -> None:
+        raise AssertionError("nothing was begun")
+
+    def close(self, reason: int = 0) -> None:
+        self.closed.append(reason)
+        self.state = "ended"
+
+
+def over(lying: Lying) -> ModuleEgress:
+    service = EgressService(
+        egress_settings(["tcp://8.8.8.8:80", "tcp://db.example:80", "tcp://[2606:4700::1]:80"], CA.pem),
+        cast(Any, lying.connect),
+        seconds=lambda: int(time.time()),
+        monotonic=time.monotonic,
+        identity=Nobody(),
+        simulated=True,
+    )
+    return service.modules[MODULE]
+
+
+def lied_to(lying: Lying, host: str) -> EgressError:
+    with pytest.raises(EgressError) as failed:
+        asyncio.run(over(lying).connect(host, 80))
+    return failed.value
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("8.8.4.4:80", "8.8.8.8:81", "8.8.8.8", "", None, "nonsense", "127.0.0.1:80", "[8.8.8.8]:", "8.8.8.8:080"),
+        *("[::ffff:8.8.4.4]:80", "8.8.8.8:80:80", "db.example:80", "\udcff:80", "8.8.8.8%eth0:80", "8.8.8.8 :80"),
+    ],
+)
+def test_a_host_that_says_it_reached_another_address_is_told_nothing(address: str | None) -> None:
+    """EG9: whoever asked for one address is not connected to another."""
+    lying = Lying(address)
+    error = lied_to(lying, "8.8.8.8")
+    assert (error.stage, error.fault) == ("connect", "host")
+    assert lying.written == b""
+    assert lying.closed == [CloseReason.PEER_GONE]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1:80", "10.0.0.1:80", "169.254.169.254:80", "168.63.129.16:80", "[::1]:80", "[fe80::1]:80"),
+        *("[::ffff:127.0.0.1]:80", "[64:ff9b::7f00:1]:80", "[2002:7f00:1::]:80", "[fd00:ec2::254]:80", "0.0.0.0:80"),
+    ],
+)
+def test_a_name_that_leads_inside_is_told_nothing(address: str) -> None:
+    """EG9."""
+    lying = Lying(address)
+    error = lied_to(lying, "db.example")
+    assert (error.stage, error.fault, error.reason) == ("policy", "network", "not_public")
+    assert "tcp://" in str(error), "it says which entry would be missing"
+    assert lying.written == b""
+    assert lying.closed == [CloseReason.PEER_GONE]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        *(("8.8.8.8", "8.8.8.8:80"), ("8.8.8.8", "[::ffff:8.8.8.8]:80"), ("db.example", "93.184.216.34:80")),
+        *(("2606:4700::1", "[2606:4700::1]:80"), ("2606:4700:0::1", "[2606:4700::1]:80")),
+    ],
+)
+def test_what_was_asked_for_is_reached(host: str, address: str) -> None:
+    lying = Lying(address)
+
+    async def talk() -> bytes:
+        async with await over(lying).connect(host, 80) as stream:
+            await stream.write(b"x")
+            return await stream.read(100)
+
+    assert asyncio.run(talk()) == b"220 welcome"
+    assert lying.written == b"x"

@@ -87,8 +87,14 @@ class Call:
     def __init__(self, stream: Stream | None = None) -> None:
         self.stream = stream or Stream()
         self.events = CallEvents()
+        self.overs = 0
         self.loop = asyncio.get_running_loop()
-        self.connection = Connection(cast(Any, self.loop.call_soon_threadsafe), self.events.changed, lambda: SECONDS)
+        post = cast(Any, self.loop.call_soon_threadsafe)
+        self.connection = Connection(post, self.events.changed, self._over, lambda: SECONDS)
+
+    def _over(self) -> None:
+        self.overs += 1
+        self.events.changed()
 
     async def opened(self) -> Stream:
         return self.stream
@@ -111,8 +117,12 @@ def run(app: Callable[[Call], None], stream: Callable[[], Stream] = Stream) -> C
         call = Call(stream())
         await asyncio.wait_for(asyncio.to_thread(app, call), SECONDS)
         call.connection.close(cut=True)
-        while call.stream.closed is None and call.connection.state == "open":
+        while not call.overs:
             await asyncio.sleep(0)
+        call.connection.close(cut=True)
+        await asyncio.sleep(0)
+        assert call.overs == 1, "what it had is given back once"
+        assert (call.connection.state == "open") == (call.stream.closed is not None)
         return call
 
     return asyncio.run(main())
@@ -256,7 +266,8 @@ def test_a_connection_that_is_given_up_while_it_is_made_is_closed() -> None:
 def test_one_that_is_closed_before_it_began_never_begins() -> None:
     async def main() -> None:
         posted: list[Callable[[], None]] = []
-        connection = Connection(posted.append, lambda: None, lambda: SECONDS)
+        overs: list[int] = []
+        connection = Connection(posted.append, lambda: None, lambda: overs.append(1), lambda: SECONDS)
 
         async def opened() -> Stream:
             raise AssertionError("it began")
@@ -266,6 +277,7 @@ def test_one_that_is_closed_before_it_began_never_begins() -> None:
         for work in reversed(posted):
             work()
         await asyncio.sleep(0)
+        assert overs == [1]
 
     asyncio.run(main())
 

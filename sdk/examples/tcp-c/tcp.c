@@ -23,6 +23,8 @@ IO("streams", "[method]input-stream.read") void input_try_read(uint32_t, uint64_
 IO("streams", "[method]output-stream.check-write") void output_room(uint32_t, io_room *);
 IO("streams", "[method]output-stream.write") void output_try_write(uint32_t, const uint8_t *, uint32_t, io_done *);
 
+IMPORT("wasi:clocks/monotonic-clock@0.2.0", "subscribe-duration") uint32_t clock_subscribe(uint64_t);
+
 enum { CONNECTIONS_MAX = 64 };
 static uint8_t piece[TCP_READ_MAX];
 
@@ -87,28 +89,47 @@ EXPORT("exchange") void *exchange(uint8_t *host, uint32_t host_size, uint32_t po
     return ended == 1 ? ok_bytes(all, total) : error_text("cut while reading");
 }
 
+static struct { uint8_t is_err; union { uint32_t number; bytes error; } value; } which;
+static void *ready_is(uint32_t number) {
+    which.is_err = 0;
+    which.value.number = number;
+    return &which;
+}
+static void *none_is_ready(int code) {
+    which.is_err = 1;
+    which.value.error = (bytes){(uint8_t *)net_names[code], strlen(net_names[code])};
+    return &which;
+}
+
+EXPORT("wait-until") void *wait_until(uint8_t *host, uint32_t host_size, uint32_t port, uint8_t *say, uint32_t say_size,
+                                      uint32_t milliseconds) {
+    tcp server;
+    bytes ready;
+    int code = tcp_connect(host, host_size, port, &server);
+    if (code != NET_OK) return none_is_ready(code);
+    if (tcp_write(&server, say, say_size)) return none_is_ready(NET_RESET);
+    uint32_t waiting[] = {input_subscribe(server.input), clock_subscribe(milliseconds * 1000000ull)};
+    io_poll(waiting, 2, &ready);
+    uint32_t found = 0;
+    for (uint32_t at = 0; at < ready.size; at++) found |= 1 << ((uint32_t *)ready.data)[at];
+    return ready_is(found);
+}
+
 EXPORT("race") void *race(uint8_t *host, uint32_t host_size, uint16_t *ports, uint32_t count) {
-    static struct { uint8_t is_err; union { uint32_t number; bytes error; } value; } answer;
     tcp servers[CONNECTIONS_MAX];
     uint32_t waiting[CONNECTIONS_MAX];
     bytes ready;
     io_bytes read;
     for (uint32_t i = 0; i < count; i++) {
         int code = tcp_connect(host, host_size, ports[i], &servers[i]);
-        if (code != NET_OK) {
-            answer.is_err = 1;
-            answer.value.error = (bytes){(uint8_t *)net_names[code], strlen(net_names[code])};
-            return &answer;
-        }
+        if (code != NET_OK) return none_is_ready(code);
         waiting[i] = input_subscribe(servers[i].input);
         input_try_read(servers[i].input, 1, &read);
         if (read.is_err || read.value.data.size) __builtin_trap(); /* nobody has said anything yet */
     }
     output_write(servers[count - 1].output, (const uint8_t *)"x", 1, &(io_done){0});
     io_poll(waiting, count, &ready);
-    answer.is_err = 0;
-    answer.value.number = ready.size == 1 ? *(uint32_t *)ready.data : CONNECTIONS_MAX;
-    return &answer;
+    return ready_is(ready.size == 1 ? *(uint32_t *)ready.data : CONNECTIONS_MAX);
 }
 
 EXPORT("lookup") void *lookup(uint8_t *name, uint32_t size) {
@@ -166,6 +187,21 @@ EXPORT("crowd") uint32_t crowd(uint8_t *host, uint32_t size, uint32_t port, uint
     for (uint32_t had = 0; had < count; had++)
         if (tcp_connect(host, size, port, &server) != NET_OK) return had;
     return count;
+}
+
+EXPORT("churn") uint32_t churn(uint8_t *host, uint32_t size, uint32_t port, uint32_t count) {
+    net_address address;
+    net_handle socket;
+    uint32_t had = 0;
+    if (net_lookup(host, size, &address) != NET_OK) return 0;
+    while (count--) {
+        tcp_create(0, &socket);
+        if (socket.is_err) continue;
+        tcp_begin(socket.value.handle, &address, port);
+        tcp_drop(socket.value.handle);
+        had++;
+    }
+    return had;
 }
 
 EXPORT("drain") void *drain(uint8_t *host, uint32_t size, uint32_t port) {

@@ -33,6 +33,8 @@ class Connection:
     Args:
         post: has the loop call something, from the app's thread.
         changed: told on the loop whenever something may be ready.
+        over: told on the loop when nothing of a closed connection is left there. Until then it counts as one of its
+            app's, so that no program can leave the loop more to do than it may have open.
         remaining: seconds to the call's deadline.
     Attributes:
         state: `failed` where it never came to be.
@@ -44,6 +46,7 @@ class Connection:
         self,
         post: Callable[[Callable[[], None]], None],
         changed: Callable[[], None],
+        over: Callable[[], None],
         remaining: Callable[[], float],
     ) -> None:
         self.state: Literal["connecting", "open", "failed"] = "connecting"
@@ -51,6 +54,7 @@ class Connection:
         self.eof = False
         self._post = post
         self._changed = changed
+        self._over = over
         self._remaining = remaining
         self._inbox: deque[bytes] = deque()
         self._outbox: deque[bytes] = deque()
@@ -61,7 +65,7 @@ class Connection:
         self._finishing = False
         self._room = asyncio.Event()
         self._more = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stream: EgressStream | None = None
         self._closed = False
 
@@ -127,7 +131,7 @@ class Connection:
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.append(task)
+        self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     async def _run(self, opened: Open) -> None:
@@ -181,7 +185,10 @@ class Connection:
         return self._remaining() + 1
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         self._changed()
+        if self._closed and not self._tasks:
+            self._over()
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
             self.eof = True
@@ -197,3 +204,5 @@ class Connection:
             task.cancel()
         if self._stream is not None:
             self._stream.close(b"" if cut else b"".join(self._outbox), cut=cut)
+        if not self._tasks:
+            self._over()

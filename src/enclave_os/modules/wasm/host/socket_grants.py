@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from enclave_os.errors import EgressError
 from enclave_os.modules.api import Egress, EgressStream
@@ -13,6 +13,9 @@ from enclave_os.modules.wasm.permissions import NAMES
 from enclave_os.wire.addresses import read_address
 from enclave_os.wire.setting_kinds import host_port
 from enclave_os.wire.tcp_targets import TcpRules, TcpTarget
+
+if TYPE_CHECKING:
+    from enclave_os.modules.wasm.host.sockets import TcpSocket
 
 NAMES_MAX: Final = 64
 """Different names that one call looks up."""
@@ -74,7 +77,7 @@ class CallSockets:
         self._remaining = remaining
         self._names: dict[str, str] = {}  # address -> name
         self._logged = 0
-        self._open: set[Any] = set()
+        self._open: set[TcpSocket] = set()
 
     def name(self, host: str) -> str | None:
         """An address that stands for a name in this call; None: there are too many."""
@@ -98,7 +101,7 @@ class CallSockets:
     def connect(self, address: str, port: int) -> Connection:
         """Begin a connection that `allows` let pass."""
         host = self._names.get(address, address)
-        connection = Connection(self._post, self._changed, self._remaining)
+        connection = Connection(self._post, self._changed, self.grants.give_back, self._remaining)
 
         async def opened() -> EgressStream:
             try:
@@ -118,19 +121,24 @@ class CallSockets:
         if self._logged <= REFUSALS_LOGGED_MAX:
             self._log(f"sockets: {what}")
 
-    def opened(self, socket: Any) -> None:
-        """One is open, and is closed with the call at the latest."""
+    def opened(self, socket: TcpSocket) -> None:
+        """One is open, and is ended with the call at the latest."""
         self._open.add(socket)
-
-    def closed(self, socket: Any) -> None:
-        """It is not any more."""
-        self._open.discard(socket)
-        self.grants.give_back()
 
     def close(self, *, cut: bool) -> None:
         """The call is over."""
         for socket in list(self._open):
-            socket.end(cut=cut)
+            self.ended(socket, cut=cut)
+
+    def ended(self, socket: TcpSocket, *, cut: bool) -> None:
+        """It is not any more; what it had is given back when nothing of it is left on the loop."""
+        if socket not in self._open:
+            return
+        self._open.discard(socket)
+        if socket.connection is None:
+            self.grants.give_back()
+        else:
+            socket.connection.close(cut=cut)
 
     def _check(self, stream: EgressStream, host: str, port: int) -> None:
         reached = stream.address.rpartition(":")[0].removeprefix("[").removesuffix("]")

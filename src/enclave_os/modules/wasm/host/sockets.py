@@ -91,23 +91,13 @@ class TcpSocket:
         self.writing = True
         self._sockets = sockets
         self._parts = 1
-        self._ended = False
         sockets.opened(self)
 
     def close(self) -> None:
         """The app dropped it, or one of its streams."""
         self._parts -= 1
         if self._parts == 0:
-            self.end(cut=False)
-
-    def end(self, *, cut: bool) -> None:
-        """It is over, whoever still holds a part."""
-        if self._ended:
-            return
-        self._ended = True
-        self._sockets.closed(self)
-        if self.connection is not None:
-            self.connection.close(cut=cut)
+            self._sockets.ended(self, cut=False)
 
     def split(self) -> tuple[InputStream, OutputStream]:
         """Its two streams, once."""
