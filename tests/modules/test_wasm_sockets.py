@@ -227,6 +227,8 @@ def test_nobody_there_a_reset_and_an_end(tmp_path: Path) -> None:
         assert await exchange(site, "127.0.0.1", closed) == "connection-refused"
         assert await exchange(site, "nobody.invalid", closed) == "remote-unreachable"
         assert await exchange(site, "127.0.0.1", resetting.port) in ("cut while reading", "cut while writing")
+        assert await site.value("tcp", "why", host="127.0.0.1", port=resetting.port) == "connection-reset"
+        assert await site.value("tcp", "why", host="127.0.0.1", port=ending.port) == "the end"
         assert await site.value("tcp", "wait", host="127.0.0.1", port=ending.port) == {"ok": 0}
 
     with socket.create_server(("127.0.0.1", 0)) as gone:

@@ -16,6 +16,7 @@ typedef struct { uint8_t is_err; struct { uint8_t ipv6; struct { uint16_t port; 
     value __attribute__((aligned(4))); } net_where;
 NET("tcp", "[method]tcp-socket.remote-address") void tcp_remote(uint32_t, net_where *);
 NET("tcp", "[method]tcp-socket.local-address") void tcp_local(uint32_t, net_where *);
+NET("network", "network-error-code") void net_error_code(uint32_t, net_done *);
 NET("udp-create-socket", "create-udp-socket") void udp_create(uint32_t, net_handle *);
 IO("poll", "poll") void io_poll(const uint32_t *, uint32_t, bytes *);
 IO("streams", "[method]input-stream.subscribe") uint32_t input_subscribe(uint32_t);
@@ -130,6 +131,18 @@ EXPORT("race") void *race(uint8_t *host, uint32_t host_size, uint16_t *ports, ui
     output_write(servers[count - 1].output, (const uint8_t *)"x", 1, &(io_done){0});
     io_poll(waiting, count, &ready);
     return ready_is(ready.size == 1 ? *(uint32_t *)ready.data : CONNECTIONS_MAX);
+}
+
+EXPORT("why") void *why(uint8_t *host, uint32_t size, uint32_t port) {
+    tcp server;
+    io_bytes read;
+    net_done code;
+    if (tcp_connect(host, size, port, &server) != NET_OK) return plain_text("not connected");
+    tcp_write(&server, (const uint8_t *)"x", 1);
+    do input_read(server.input, TCP_READ_MAX, &read); while (!read.is_err);
+    if (read.value.error.closed) return plain_text("the end");
+    net_error_code(read.value.error.error, &code);
+    return plain_text(code.is_err ? net_names[code.code] : "no error of a socket");
 }
 
 EXPORT("lookup") void *lookup(uint8_t *name, uint32_t size) {

@@ -148,7 +148,7 @@ class EgressAllowance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnclaveEgress:
-    """HTTPS that modules send out (docs/egress.md)."""
+    """What modules call out with: HTTPS, and plain TCP (docs/egress.md)."""
 
     allow: tuple[EgressAllowance, ...] = key(
         Tables("whom a module may call", 64, EgressAllowance),
@@ -192,8 +192,8 @@ class EnclaveEgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Egress(EnclaveEgress):
-    """HTTPS that modules send out (docs/egress.md). Who may be called, and the CAs, are sealed at first boot:
-    `config accept` changes them."""
+    """What modules call out with: HTTPS, and plain TCP (docs/egress.md). Who may be called, and the CAs, are sealed at
+    first boot: `config accept` changes them."""
 
     ca_file: str = key(
         Text("a file", 4096, empty=True),

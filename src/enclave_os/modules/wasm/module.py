@@ -127,7 +127,12 @@ class Wasm(Module):
     def counters(self) -> Mapping[str, int | float]:
         """What this worker's apps did, in all."""
         parts = self._given()
-        return {"wasm_apps": len(parts.apps.by_name), **parts.caller.counters()}
+        apps = parts.apps.by_name.values()
+        return {
+            "wasm_apps": len(apps),
+            "wasm_sockets": sum(app.means.sockets.open for app in apps if app.means is not None),
+            **parts.caller.counters(),
+        }
 
     # -- apps ---------------------------------------------------------------------------------------------------------
 
