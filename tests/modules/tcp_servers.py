@@ -24,6 +24,11 @@ def flood(connection: socket.socket) -> None:
         connection.sendall(bytes(65536))
 
 
+def hang_up(connection: socket.socket) -> None:
+    """The end after the first byte."""
+    connection.recv(1)
+
+
 def reset(connection: socket.socket) -> None:
     """RST after the first byte."""
     connection.recv(1)
