@@ -119,6 +119,21 @@ class Anchoring:
         else:
             _set(future, outcome)
 
+    def tell_all(self, futures: Iterable[asyncio.Future[int]], version: int) -> None:
+        """`tell`, all writers of one batch: its version."""
+        if self.commits and version > self.version:
+            for future in futures:
+                self.tell(future, version, version)
+            return
+        for future in futures:
+            if not future.done():
+                future.set_result(version)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether there are keys whose last change the anchor does not know: `shown` may have to wait."""
+        return bool(self._changed)
+
     async def shown(self, *places: Place) -> None:
         """Returns when what is there now may be shown. Raises: as `advance`."""
         if self._changed:

@@ -10,7 +10,7 @@ from typing import Final
 from enclave_os.kv.change import Change
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.namespace import Parts, needs_parts
-from enclave_os.kv.record import NAME_SIZE_MAX, VALUE_SIZE_MAX
+from enclave_os.kv.record import INLINE_SIZE_MAX, NAME_SIZE_MAX, VALUE_SIZE_MAX
 from enclave_os.kv.store import Store
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation, WriteFlag
@@ -24,14 +24,23 @@ PARTS_IN_FLIGHT: Final = 16  # of one value, on their way to the host
 
 @dataclass(slots=True)
 class Waiting:
-    """A write that waits for its batch: `size` of its messages, `held` bytes of values."""
+    """A write that waits for its batch.
+
+    Attributes:
+        places: of the changes.
+        size: of its messages, at most; held: bytes of values.
+        large: a value needs parts: `parts`, when they are written, by the index of their change.
+        conditional: a change expects a version.
+    """
 
     changes: Sequence[Change]
-    places: list[Place]  # of the changes
-    parts: dict[int, Parts]
+    places: list[Place]
     size: int
     held: int
+    large: bool
+    conditional: bool
     future: asyncio.Future[int]
+    parts: dict[int, Parts] | None = None
 
 
 @dataclass(slots=True)
@@ -53,21 +62,27 @@ class Batch:
     sent_ns: int = 0
 
 
-def checked(changes: Sequence[Change]) -> tuple[list[Place], int, bool]:
-    """Where the changes go, what they take of its messages at most, and whether a value needs parts."""
+def checked(changes: Sequence[Change]) -> Waiting:
+    """A write that may wait. Raises: UsageError."""
     places: list[Place] = []
-    size, parts = 0, False
-    for namespace, name, value, _, expires_ns in changes:
-        checked_name(name)
+    size = held = 0
+    large = conditional = False
+    for namespace, name, value, expected, expires_ns in changes:
+        if not 1 <= len(name) <= NAME_SIZE_MAX:
+            checked_name(name)
         # Entry, deletion of former parts, and the namespace's own row, should it be new: at their largest.
         size += 400 + len(name) + len(namespace.app) + len(namespace.name)
         if value is not None:
-            if len(value) > VALUE_SIZE_MAX:
-                raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(value)}")
-            if needs_parts(value):
-                parts = True
+            value_size = len(value)
+            held += value_size
+            if value_size <= INLINE_SIZE_MAX:
+                size += value_size
+            elif value_size <= VALUE_SIZE_MAX:
+                large = True
             else:
-                size += len(value)
+                raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {value_size}")
+        if expected is not None:
+            conditional = True
         if not 0 <= expires_ns < 2**63:
             raise UsageError("an entry's expiry is not a time")
         places.append((namespace.table, namespace.token(name)))
@@ -77,7 +92,8 @@ def checked(changes: Sequence[Change]) -> tuple[list[Place], int, bool]:
         raise UsageError(f"a batch writes to at most {TABLES_MAX} namespaces")
     if size > BATCH_SIZE_MAX or len(changes) > CHANGES_MAX:
         raise UsageError(f"a batch has at most {CHANGES_MAX} changes and {BATCH_SIZE_MAX} bytes")
-    return places, size, parts
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    return Waiting(changes, places, size, held, large, conditional, future)
 
 
 def checked_name(name: bytes) -> bytes:
@@ -87,10 +103,10 @@ def checked_name(name: bytes) -> bytes:
     return name
 
 
-async def write_parts(store: Store, changes: Sequence[Change], places: Sequence[Place]) -> dict[int, Parts]:
+async def write_parts(store: Store, waiting: Waiting) -> dict[int, Parts]:
     """What is too large for a row, before the entries that name it; by the change's index."""
     parts: dict[int, Parts] = {}
-    for index, (change, (table, token)) in enumerate(zip(changes, places, strict=True)):
+    for index, (change, (table, token)) in enumerate(zip(waiting.changes, waiting.places, strict=True)):
         if change.value is not None and needs_parts(change.value):
             parts[index] = change.namespace.seal_parts(token, change.value)
             rows = parts[index].rows
@@ -100,9 +116,9 @@ async def write_parts(store: Store, changes: Sequence[Change], places: Sequence[
     return parts
 
 
-def conflict_of(fresh: Freshness, changes: Sequence[Change], places: Sequence[Place]) -> int | None:
+def conflict_of(fresh: Freshness, waiting: Waiting) -> int | None:
     """The version of the first key that has another than its change expects."""
-    for change, place in zip(changes, places, strict=True):
+    for change, place in zip(waiting.changes, waiting.places, strict=True):
         if change.expected is not None:
             latest = fresh.find(place)
             has = 0 if latest is None else latest[0]
@@ -112,9 +128,7 @@ def conflict_of(fresh: Freshness, changes: Sequence[Change], places: Sequence[Pl
 
 
 def has_room(fresh: Freshness, waiting: Waiting, left: int) -> bool:
-    """Whether the rows that a write may add, and one for a namespace with each, are no more than are left."""
-    if 2 * len(waiting.changes) <= left:
-        return True
+    """Whether the rows that a write adds, and one for a namespace, are no more than are left."""
     rows = zip(waiting.changes, waiting.places, strict=True)
     new = sum(change.value is not None and fresh.find(place) is None for change, place in rows)
     return new == 0 or new + 1 <= left

@@ -42,12 +42,13 @@ class Namespace:
         self._records = Records(keys.table, keys.tokens, keys.records)
         self.token: Callable[[bytes], bytes] = self._records.token
 
-    def seal_entry(self, token: bytes, version: int, name: bytes, expires_ns: int, value: bytes | Parts) -> bytes:
-        """The record of an entry."""
-        if isinstance(value, Parts):
-            parts = value.parts_id, len(value.rows)
-            return self._records.seal_entry(token, version, name, expires_ns, value.digest, *parts)
-        return self._records.seal_entry(token, version, name, expires_ns, value)
+    def seal_entry(
+        self, token: bytes, version: int, name: bytes, expires_ns: int, value: bytes, parts: Parts | None = None
+    ) -> bytes:
+        """The record of an entry. Args: parts: where the value lies, if not in it."""
+        if parts is None:
+            return self._records.seal_entry(token, version, name, expires_ns, value)
+        return self._records.seal_entry(token, version, name, expires_ns, parts.digest, parts.parts_id, len(parts.rows))
 
     def seal_parts(self, token: bytes, value: bytes) -> Parts:
         """A large value in parts, under an id that no other has."""
@@ -65,7 +66,9 @@ class Namespace:
 
         Raises: SealBroken: not a record of ours for this place, or of another name, or not the latest.
         """
-        return self._records.open_entry(token, record, *(known or (0, None)))
+        if known is None:
+            return self._records.open_entry(token, record)
+        return self._records.open_entry(token, record, known[0], known[1])
 
     def open_parts(self, token: bytes, entry: Entry, records: Sequence[bytes | None]) -> bytes:
         """The value of an entry with parts; a record of None is one that the host denies. Raises: SealBroken."""

@@ -16,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
 from enclave_os.kv._record import Entry, tag_of
@@ -37,11 +37,12 @@ from enclave_os.kv.batch import (
     has_room,
     write_parts,
 )
+from enclave_os.kv.catalog import CATALOG, Catalog
 from enclave_os.kv.change import Change, Item
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
-from enclave_os.kv.namespace import Namespace, Parts, catalog_name, part_key, parts_range
+from enclave_os.kv.namespace import Namespace, part_key, parts_range
 from enclave_os.kv.pipeline import Pipeline
 from enclave_os.kv.row_count import RowCount, store_full
 from enclave_os.kv.scanning import UNREAD, Scans
@@ -54,7 +55,6 @@ WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in 
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
 SHARE_MIN: Final = 16  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
-_CATALOG: Final = "\0catalog"
 
 
 class SealedKV:
@@ -91,8 +91,6 @@ class SealedKV:
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
         self._scans = Scans(self)
-        self._catalog = self.namespace("", _CATALOG, _own=True)
-        self._entered: set[bytes] = set()  # tables that the catalog has
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
         self._version = 0
         self._root = self._fresh.root(0)
@@ -100,6 +98,7 @@ class SealedKV:
         self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
         self._pipeline = Pipeline(store, self._counted, monotonic_ns)
         self._in_flight = self._pipeline.places
+        self._catalog = Catalog(self.namespace("", CATALOG, _own=True), self._fresh, self._in_flight)
         self._monotonic_ns = monotonic_ns
         self._queue: deque[Waiting] = deque()
         self._held = 0  # bytes of values in the queue, or on their way to it
@@ -180,12 +179,12 @@ class SealedKV:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    async def get(self, namespace: Namespace, name: bytes) -> Item | None:
+    def get(self, namespace: Namespace, name: bytes) -> Coroutine[Any, Any, Item | None]:
         """The latest value; None: absent, or expired.
 
         Raises: SealBroken: the host tampers. ClockUntrusted: whether it is expired cannot be known. HostRefused.
         """
-        return await self.read(namespace, namespace.token(checked_name(name)))
+        return self.read(namespace, namespace.token(checked_name(name)))
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
         """`get` for each, in their order; each is the latest at some moment between call and return."""
@@ -217,8 +216,23 @@ class SealedKV:
 
     async def read(self, namespace: Namespace, token: bytes) -> Item | None:
         """`get`, of an entry's token."""
+        place = (namespace.table, token)
+        latest = None if place in self._in_flight else self._fresh.find(place)
+        if latest is None or self.anchoring.unknown:
+            item = await self._get(namespace, token)
+            await self.anchoring.shown(place)
+            return item
+        # As `_get`, without its coroutine and the anchor's: what nearly every read takes.
+        self.anchoring.check()
+        version = self._version
+        record = await self._store.get(namespace.table, token)
+        moved = place in self._in_flight or (self._version != version and self._fresh.find(place) != latest)
+        if not moved and not self.anchoring.unknown:
+            entry = self._opened(namespace, token, latest, record)
+            if not entry.count:
+                return self._item(entry, entry.value)
         item = await self._get(namespace, token)
-        await self.anchoring.shown((namespace.table, token))
+        await self.anchoring.shown(place)
         return item
 
     async def read_rows(
@@ -297,15 +311,15 @@ class SealedKV:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    async def put(
+    def put(
         self, namespace: Namespace, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0
-    ) -> int:
+    ) -> Coroutine[Any, Any, int]:
         """Write one entry; returns its version. See `write`."""
-        return await self.write([Change(namespace, name, value, expected, expires_ns)])
+        return self.write((Change(namespace, name, value, expected, expires_ns),))
 
-    async def delete(self, namespace: Namespace, name: bytes, expected: int | None = None) -> int:
+    def delete(self, namespace: Namespace, name: bytes, expected: int | None = None) -> Coroutine[Any, Any, int]:
         """Delete one entry, whether it is there or not. See `write`."""
-        return await self.write([Change(namespace, name, None, expected)])
+        return self.write((Change(namespace, name, None, expected),))
 
     async def write(self, changes: Sequence[Change]) -> int:
         """All of the changes or none; returns the version that the written entries have, when the host says durable.
@@ -321,24 +335,27 @@ class SealedKV:
         self.anchoring.check()
         if self._version - min(self._checkpoint.state[0], self.anchoring.version) >= JOURNAL_AHEAD_MAX:
             raise StoreBusy("no checkpoint could be sealed for too many writes")  # a start would not follow more
-        places, size, large = checked(changes)
-        held = sum(len(change.value or b"") for change in changes)
-        if self._held and self._held + held > WAITING_BYTES_MAX:
+        waiting = checked(changes)
+        if self._held and self._held + waiting.held > WAITING_BYTES_MAX:
             raise StoreBusy(f"writes of {self._held} bytes wait already")
-        if large and (conflict := conflict_of(self._fresh, changes, places)) is not None:
-            await self.anchoring.shown(*places)
-            raise VersionConflict(conflict)  # before parts are written that nobody would name
-        self._held += held
-        try:
-            parts = await write_parts(self._store, changes, places) if large else {}
-        except BaseException:
-            self._held -= held
-            raise
-        waiting = Waiting(changes, places, parts, size, held, asyncio.get_running_loop().create_future())
+        self._held += waiting.held
+        if waiting.large:
+            await self._write_parts(waiting)
         self._queue.append(waiting)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.get_running_loop().create_task(self._write_queue())
         return await waiting.future
+
+    async def _write_parts(self, waiting: Waiting) -> None:
+        """What is too large for a row, before its entry is written; counted as held already."""
+        try:
+            if (conflict := conflict_of(self._fresh, waiting)) is not None:
+                await self.anchoring.shown(*waiting.places)
+                raise VersionConflict(conflict)  # before parts are written that nobody would name
+            waiting.parts = await write_parts(self._store, waiting)
+        except BaseException:
+            self._held -= waiting.held
+            raise
 
     async def _write_queue(self) -> None:
         try:
@@ -367,11 +384,10 @@ class SealedKV:
         """The next batch of what waits, for which there is room. False: it waits for rows that others may free."""
         began = self._monotonic_ns()
         waited = len(self._queue)
-        size = 0
-        places: set[Place] = set()
+        size, places = 0, set[Place]()
         tables: set[bytes] = set()
-        changes: list[tuple[Change, Place, Parts | None]] = []
         accepted: list[Waiting] = []
+        left = self._rows_max - len(self._fresh) - 2 * len(self._in_flight)  # with a namespace's row for each
         # The host works on one half while we seal the other.
         share = -(-waited // 2) if waited >= 2 * SHARE_MIN and self._pipeline.quick and not self._in_flight else waited
         while self._queue and len(accepted) < share:
@@ -382,80 +398,64 @@ class SealedKV:
                 break
             if not (places.isdisjoint(own) and self._in_flight.keys().isdisjoint(own)):
                 break
-            more = {table for table, _ in own} - tables
-            if len(tables) + len(more) > TABLES_MAX:
+            more = {table for table, _ in own} if len(own) > 1 or own[0][0] not in tables else ()
+            if more and len(tables.union(more)) > TABLES_MAX:
                 break
-            conflict = conflict_of(self._fresh, waiting.changes, own)
-            if conflict is not None:
+            if waiting.conditional and (conflict := conflict_of(self._fresh, waiting)) is not None:
                 self.anchoring.tell(self._take().future, self._version, VersionConflict(conflict))
                 continue
-            left = (
-                self._rows_max - len(self._fresh) - 2 * (len(changes) + len(self._in_flight))
-            )  # of the namespaces too
-            if not has_room(self._fresh, waiting, left):
+            if 2 * (len(places) + len(own)) > left and not has_room(self._fresh, waiting, left - 2 * len(places)):
                 if self._in_flight or accepted:
                     break
                 fail(self._take(), store_full(len(self._fresh), self._rows_max))
                 continue
             self._take()
-            if waiting.future.done():
-                continue  # its writer has left
-            tables |= more
-            places.update(own)
-            accepted.append(waiting)
-            changes += zip(waiting.changes, own, map(waiting.parts.get, range(len(own))), strict=True)
+            if not waiting.future.done():  # its writer is still there
+                tables.update(more)
+                places.update(own)
+                accepted.append(waiting)
         try:
-            if changes:
-                self._pipeline.send(self._batch(changes, accepted), self._monotonic_ns() - began)
+            if accepted:
+                self._pipeline.send(self._batch(accepted), self._monotonic_ns() - began)
                 accepted = []
         finally:
-            for waiting in accepted:  # where that failed: nobody waits for ever
+            for waiting in accepted:  # where that failed, nobody waits for ever
                 fail(waiting, StoreBusy("the store broke before it could write: nothing was written"))
         return len(self._queue) < waited
 
-    def _batch(self, changes: Iterable[tuple[Change, Place, Parts | None]], waiting: list[Waiting]) -> Batch:
+    def _batch(self, accepted: list[Waiting]) -> Batch:
         tip = self._pipeline.tip
         version, before = self.state if tip is None else (tip.version, tip.root)
         version += 1
-        batch = Batch(version, waiting=waiting)
-        for change, place, parts in changes:
-            namespace, token = change.namespace, place[1]
-            if change.value is None:
-                batch.operations.append(Operation(OperationKind.DELETE, namespace.table, token))
-                batch.latest[place] = None
-            else:
-                self._enter(batch, namespace)
-                record = namespace.seal_entry(token, version, change.name, change.expires_ns, parts or change.value)
-                batch.operations.append(Operation(OperationKind.PUT, namespace.table, token, record))
-                batch.latest[place] = (version, tag_of(record))
-            former = self._parts.get(place)
-            if former is not None:
-                first, behind = parts_range(token, former)
-                batch.operations.append(Operation(OperationKind.DELETE_RANGE, namespace.table, first, behind))
-            batch.parts[place] = parts.parts_id if parts is not None else 0
+        batch = Batch(version, waiting=accepted)
+        add = batch.operations.append
+        for waiting in accepted:
+            for index, (change, place) in enumerate(zip(waiting.changes, waiting.places, strict=True)):
+                namespace, name, value, _, expires_ns = change
+                table, token = place
+                parts = waiting.parts.get(index) if waiting.parts else None
+                if value is None:
+                    add(Operation(OperationKind.DELETE, table, token))
+                    batch.latest[place] = None
+                else:
+                    if table not in self._catalog.entered:
+                        self._catalog.enter(batch, namespace)
+                    record = namespace.seal_entry(token, version, name, expires_ns, value, parts)
+                    add(Operation(OperationKind.PUT, table, token, record))
+                    batch.latest[place] = (version, tag_of(record))
+                former = self._parts.get(place)
+                if former is not None:
+                    add(Operation(OperationKind.DELETE_RANGE, table, *parts_range(token, former)))
+                if former is not None or parts is not None:
+                    batch.parts[place] = parts.parts_id if parts is not None else 0
         batch.root = self._fresh.step(version, batch.latest)
-        row = encode_journal(self._keys.journal, version, before, batch.root)
         journal = self._keys.journal_table
-        batch.operations.append(Operation(OperationKind.PUT, journal, journal_key(version), row))
+        row = encode_journal(self._keys.journal, version, before, batch.root)
+        add(Operation(OperationKind.PUT, journal, journal_key(version), row))
         if self._forget_to > self._forgotten:
-            first, behind = journal_key(0), journal_key(self._forget_to + 1)
-            batch.operations.append(Operation(OperationKind.DELETE_RANGE, journal, first, behind))
+            add(Operation(OperationKind.DELETE_RANGE, journal, journal_key(0), journal_key(self._forget_to + 1)))
             self._forgotten = self._forget_to
         return batch
-
-    def _enter(self, batch: Batch, namespace: Namespace) -> None:
-        """Enter a new namespace into the catalog, with its first entry: a start finds all tables there."""
-        if namespace.table in self._entered:
-            return
-        name = catalog_name(namespace.app, namespace.name)
-        token = self._catalog.token(name)
-        place = (self._catalog.table, token)
-        if self._fresh.find(place) is not None:
-            self._entered.add(namespace.table)
-        elif place not in batch.latest and place not in self._in_flight:
-            record = self._catalog.seal_entry(token, batch.version, name, 0, b"")
-            batch.operations.append(Operation(OperationKind.PUT, self._catalog.table, token, record))
-            batch.latest[place] = (batch.version, tag_of(record))
 
     def _counted(self, batch: Batch) -> None:
         """The host has it: what it changed is the latest, and its writers are told."""
@@ -467,8 +467,7 @@ class SealedKV:
                 self._parts.pop(place, None)
         self._version, self._root = batch.version, batch.root
         self.anchoring.written(batch.version, batch.root, batch.latest)
-        for waiting in batch.waiting:
-            self.anchoring.tell(waiting.future, batch.version, batch.version)
+        self.anchoring.tell_all([waiting.future for waiting in batch.waiting], batch.version)
 
     # -- across starts -------------------------------------------------------------------------------------------------
 
@@ -489,7 +488,7 @@ class SealedKV:
         self.anchoring.version = points[0][0]
         version, root = await follow_journal(self._store, self._keys, points)
         rows = RowCount(self._store, self._fresh, self._parts, self._rows_max, self._progress)
-        await rows.take_all(self._catalog, lambda app, name: self.namespace(app, name).table)
+        await rows.take_all(self._catalog.namespace, lambda app, name: self.namespace(app, name).table)
         if self._fresh.root(version) != root or (version == 0 and len(self._fresh)):
             raise SealBroken(
                 "the store is not in the state that was sealed: it was put back, changed, or mixed. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from enclave_os.errors import SealBroken
@@ -14,7 +14,7 @@ ROWS_PER_SCAN: Final = 256
 class Store(Protocol):
     """Opaque rows in tables that 16 bytes name. What it answers is an allegation. See `rpc.kv.KVCalls`."""
 
-    async def get(self, namespace: bytes, key: bytes) -> bytes | None: ...
+    def get(self, namespace: bytes, key: bytes) -> Awaitable[bytes | None]: ...
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]: ...
     async def scan(self, scan: Scan) -> tuple[list[Row], bool]: ...
     async def put(self, namespace: bytes, key: bytes, value: bytes, flags: int = 0) -> None: ...

@@ -17,7 +17,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from enclave_os.errors import HostRefused
 from enclave_os.wire import FULL, Consumer, Producer, decode_rpc_reply, encode_rpc_request
@@ -40,8 +40,9 @@ REPLY_RECORD_MAX: Final = RPC_HEADER_SIZE + max(spec.reply_size_max for spec in 
 class _Call:
     spec: MethodSpec
     record: bytes  # the request; empty once it is in the ring
-    future: asyncio.Future[bytes] | None  # None: nobody waits for the reply, but it must come
+    future: asyncio.Future[Any] | None  # None: nobody waits for the reply, but it must come
     timer: asyncio.TimerHandle
+    read: Callable[[bytes], object] | None  # what the future gets of the payload; None: all of it
 
 
 class RPCClient:
@@ -98,7 +99,7 @@ class RPCClient:
             UsageError: a payload that the method does not allow.
         """
         future: asyncio.Future[bytes] = self._loop.create_future()
-        req_id = self._start(method, payload, future, deadline)
+        req_id = self._start(method, payload, future, deadline, None)
         try:
             return await future
         except asyncio.CancelledError:
@@ -106,19 +107,26 @@ class RPCClient:
             raise
 
     def start(
-        self, method: Method, payload: bytes, reply: asyncio.Future[bytes], *, deadline: float | None = None
+        self,
+        method: Method,
+        payload: bytes,
+        reply: asyncio.Future[Any],
+        *,
+        deadline: float | None = None,
+        read: Callable[[bytes], object] | None = None,
     ) -> None:
         """Like `call`, for who waits in another way: the payload or the error comes to `reply`, which may be cancelled.
 
+        Args: read: makes of the payload what `reply` gets; a PeerProtocolError of it is the host's lie.
         Raises: as `call`, for what fails at once; `reply` is then left alone.
         """
-        self._start(method, payload, reply, deadline)
+        self._start(method, payload, reply, deadline, read)
 
     def cast(self, method: Method, payload: bytes = b"") -> bool:
         """Like `call`, but nobody waits for the reply. False: no room now, nothing was sent (a log line is dropped)."""
         if self._broken is not None or self._unsent or not self._may_send():
             return False
-        self._start(method, payload, None, None)
+        self._start(method, payload, None, None, None)
         return True
 
     def drain(self) -> None:
@@ -149,7 +157,12 @@ class RPCClient:
         return len(self._pending) + len(self._unsent)
 
     def _start(
-        self, method: Method, payload: bytes, future: asyncio.Future[bytes] | None, deadline: float | None
+        self,
+        method: Method,
+        payload: bytes,
+        future: asyncio.Future[Any] | None,
+        deadline: float | None,
+        read: Callable[[bytes], object] | None,
     ) -> int:
         if self._broken is not None:
             raise self._broken
@@ -161,7 +174,8 @@ class RPCClient:
         req_id, self._next_id = self._next_id, self._next_id + 1
         seconds = self._deadline if deadline is None else deadline
         record = encode_rpc_request(req_id, int(method), payload)
-        self._unsent[req_id] = _Call(spec, record, future, self._loop.call_later(seconds, self._expire, req_id))
+        timer = self._loop.call_later(seconds, self._expire, req_id)
+        self._unsent[req_id] = _Call(spec, record, future, timer, read)
         self._unsent_bytes += len(record)
         self.calls += 1
         try:
@@ -244,6 +258,8 @@ class RPCClient:
         low, high = (spec.reply_size_min, spec.reply_size_max) if status == Status.OK else (0, 0)
         if not low <= len(payload) <= high:
             raise HostProtocolError(f"{spec.method.name}: {len(payload)} bytes of reply")
+        wanted = future is not None and not future.done() and status == Status.OK
+        answer = call.read(payload) if wanted and call.read is not None else payload
         # Only now: a lie above must find its caller still pending, to be told.
         del self._pending[req_id]
         self.replies += 1
@@ -251,7 +267,7 @@ class RPCClient:
         if future is None or future.done():
             return
         if status == Status.OK:
-            future.set_result(payload)
+            future.set_result(answer)
         else:
             future.set_exception(HostRefused(f"the host refused {spec.method.name}: {Status(status).name}", status))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -41,17 +41,22 @@ class KVCalls:
         self._gets: dict[bytes, list[_Get]] = {}  # of this turn, by namespace
         self._sizes: dict[bytes, int] = {}  # of values, about, by namespace
 
-    async def get(self, namespace: bytes, key: bytes) -> bytes | None:
-        """A row's value; None: the host has none."""
-        request = kv.encode_get(namespace, key)
-        if not self._gets and not self._client.in_flight:
-            return self._read(await self._client.call(Method.KV_GET, request), kv.decode_get_reply)
+    def get(self, namespace: bytes, key: bytes) -> Awaitable[bytes | None]:
+        """A row's value; None: the host has none. What fails at once is raised at once."""
         loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        if not self._gets and not self._client.in_flight:
+            self._client.start(Method.KV_GET, kv.encode_get(namespace, key), future, read=kv.decode_get_reply)
+            return future
+        if len(namespace) != kv.KV_NAMESPACE_SIZE or not 1 <= len(key) <= kv.KV_KEY_SIZE_MAX:
+            kv.encode_get(namespace, key)  # says what is wrong, before others share its call
         if not self._gets:
             loop.call_soon(self._send_gets)
-        future: asyncio.Future[bytes | None] = loop.create_future()
-        self._gets.setdefault(namespace, []).append((key, future))
-        return await future
+        waiting = self._gets.get(namespace)
+        if waiting is None:
+            waiting = self._gets[namespace] = []
+        waiting.append((key, future))
+        return future
 
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of all keys, in their order; as many calls as their size makes necessary, at once."""
