@@ -26,10 +26,12 @@ from tests.enclave.fake_host import FakeHost
 from tests.enclave.kv_fakes import MemoryCheckpoint
 
 from enclave_os.border.region import Region
+from enclave_os.errors import HostRefused, StoreBusy
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.rpc.client import RPCClient
 from enclave_os.rpc.kv import KVCalls
 from enclave_os.wire import EMPTY, Consumer, Producer
+from enclave_os.wire.rpc import Status
 from enclave_os_host.kv_store import KVStore, StoreSync
 
 from .kv_host import CACHE_BYTES, RING
@@ -37,6 +39,8 @@ from .processes import cpu_ns
 
 IN_FLIGHT: Final = 64
 CHUNK: Final = 32  # keys of a multi-get
+FILL_IN_FLIGHT: Final = 512
+STALL_SECONDS: Final = 0.2  # until a write that the disk had no time for is tried again
 MASTER: Final = bytes(range(32))
 Answer = TypeVar("Answer")
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -44,6 +48,10 @@ Pairs = Sequence[tuple[bytes, bytes]]
 
 class Bench(Protocol):
     """One store under load."""
+
+    def fill(self, pairs: Pairs) -> None:
+        """`put`, before anything is measured: as many at once as it likes."""
+        ...
 
     def put(self, pairs: Pairs) -> None: ...
     def get(self, names: Sequence[bytes]) -> None: ...
@@ -117,6 +125,19 @@ class Sealed:
     def run(self, work: Coroutine[object, object, Answer]) -> Answer:
         """Do this in the loop."""
         return self._loop.run_until_complete(work)
+
+    def fill(self, pairs: Pairs) -> None:
+        async def one(pair: tuple[bytes, bytes]) -> None:
+            while True:
+                try:
+                    await self.kv.put(self.place, *pair)
+                    return
+                except (HostRefused, StoreBusy) as error:  # the disk does not keep up: RocksDB compacts first
+                    if isinstance(error, HostRefused) and error.status not in (Status.BUSY, 0):
+                        raise
+                await asyncio.sleep(STALL_SECONDS)
+
+        self._loop.run_until_complete(_in_flight(one, pairs, FILL_IN_FLIGHT))
 
     def put(self, pairs: Pairs) -> None:
         async def one(pair: tuple[bytes, bytes]) -> None:
@@ -203,6 +224,11 @@ class Direct:
         store = KVStore(folder, sync=sync, cache_bytes=CACHE_BYTES, report=print)
         self._db = rocksdict.Rdict(str(folder), store._options)
 
+    def fill(self, pairs: Pairs) -> None:
+        for name, value in pairs:
+            self._db.put(*self.sealed(name, value))
+        self._db.flush_wal(True)
+
     def put(self, pairs: Pairs) -> None:
         put, step = self._db.put, 1 if self._sync == "always" else IN_FLIGHT
         for start in range(0, len(pairs), step):
@@ -260,11 +286,17 @@ class SQLite:
         self._db.execute(f"PRAGMA synchronous = {'OFF' if sync == 'off' else 'FULL'}")
         self._db.execute("CREATE TABLE rows (name BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
+    def fill(self, pairs: Pairs) -> None:
+        self._put(pairs)
+
     def put(self, pairs: Pairs) -> None:
         for start in range(0, len(pairs), self._step):
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", pairs[start : start + self._step])
-            self._db.execute("COMMIT")
+            self._put(pairs[start : start + self._step])
+
+    def _put(self, pairs: Pairs) -> None:
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", pairs)
+        self._db.execute("COMMIT")
 
     def get(self, names: Sequence[bytes]) -> None:
         for name in names:
