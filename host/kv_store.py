@@ -58,6 +58,7 @@ STALL_SECONDS_MAX: Final = 4.0  # that a write waits for compaction: less than t
 STALL_STEP: Final = 0.005
 OPEN_AGAIN_SECONDS: Final = 5.0
 CLOSE_SECONDS_MAX: Final = 10.0
+_PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
 
 
 def store_exists(folder: Path) -> bool:
@@ -324,9 +325,9 @@ class KVStore:
                 handle = handles.get(namespace)
                 if handle is None:
                     handle = handles[namespace] = self._own_family(namespace)[1]
-                if kind is OperationKind.PUT:
+                if kind is _PUT:
                     put(key, value, handle)
-                elif kind is OperationKind.DELETE:
+                elif kind is _DELETE:
                     batch.delete(key, handle)
                 else:
                     batch.delete_range(key, value, handle)

@@ -12,6 +12,9 @@ from libc.string cimport memcmp, memcpy
 from enclave_os.wire.errors import PeerProtocolError, UsageError
 
 
+_new = tuple.__new__
+
+
 def limits():
     """The numbers that the C code was compiled with, by their names in `wire.kv`."""
     return {
@@ -103,10 +106,10 @@ def split_operations(operations not None, size_t size_max):
     return pieces
 
 
-def decode_operations(bytes payload not None, tuple kinds not None, make not None):
-    """BATCH's request: what `make(kind, namespace, key, value)` returns for each, the flags, and the number or 0.
+def decode_operations(bytes payload not None, tuple kinds not None, type make not None):
+    """BATCH's request: a `make` of (kind, namespace, key, value) for each, the flags, and the number or 0.
 
-    Args: kinds: the kinds as they are to be given to `make`, by number.
+    Args: kinds: the kinds as they are to stand there, by number. make: a class of tuples.
     Raises: PeerProtocolError.
     """
     cdef rows_reader_t reader = rows_reader_t(<const uint8_t *>PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
@@ -142,7 +145,7 @@ def decode_operations(bytes payload not None, tuple kinds not None, make not Non
         value = _bytes(rows_take(&reader, value_size), value_size)
         if kind == KIND_DELETE_RANGE and not _below(key, value):
             raise PeerProtocolError("a range that ends before it begins")
-        operations.append(make(kinds[kind], namespaces[place], key, value))
+        operations.append(_new(make, (kinds[kind], namespaces[place], key, value)))  # a NamedTuple's own is Python
     _end(&reader)
     return operations, flags, number
 

@@ -55,6 +55,7 @@ WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in 
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
 SHARE_MIN: Final = 16  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
+_PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
 
 
 class SealedKV:
@@ -384,8 +385,7 @@ class SealedKV:
         """The next batch of what waits, for which there is room. False: it waits for rows that others may free."""
         began = self._monotonic_ns()
         waited = len(self._queue)
-        size, places = 0, set[Place]()
-        tables: set[bytes] = set()
+        size, places, tables = 0, set[Place](), set[bytes]()
         accepted: list[Waiting] = []
         left = self._rows_max - len(self._fresh) - 2 * len(self._in_flight)  # with a namespace's row for each
         # The host works on one half while we seal the other.
@@ -435,25 +435,25 @@ class SealedKV:
                 table, token = place
                 parts = waiting.parts.get(index) if waiting.parts else None
                 if value is None:
-                    add(Operation(OperationKind.DELETE, table, token))
+                    add(Operation(_DELETE, table, token))
                     batch.latest[place] = None
                 else:
                     if table not in self._catalog.entered:
                         self._catalog.enter(batch, namespace)
                     record = namespace.seal_entry(token, version, name, expires_ns, value, parts)
-                    add(Operation(OperationKind.PUT, table, token, record))
+                    add(Operation(_PUT, table, token, record))
                     batch.latest[place] = (version, tag_of(record))
                 former = self._parts.get(place)
                 if former is not None:
-                    add(Operation(OperationKind.DELETE_RANGE, table, *parts_range(token, former)))
+                    add(Operation(_DELETE_RANGE, table, *parts_range(token, former)))
                 if former is not None or parts is not None:
                     batch.parts[place] = parts.parts_id if parts is not None else 0
         batch.root = self._fresh.step(version, batch.latest)
         journal = self._keys.journal_table
         row = encode_journal(self._keys.journal, version, before, batch.root)
-        add(Operation(OperationKind.PUT, journal, journal_key(version), row))
+        add(Operation(_PUT, journal, journal_key(version), row))
         if self._forget_to > self._forgotten:
-            add(Operation(OperationKind.DELETE_RANGE, journal, journal_key(0), journal_key(self._forget_to + 1)))
+            add(Operation(_DELETE_RANGE, journal, journal_key(0), journal_key(self._forget_to + 1)))
             self._forgotten = self._forget_to
         return batch
 
