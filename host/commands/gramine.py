@@ -20,7 +20,7 @@ from ..gramine.collect import CollectError
 from ..gramine.image import NAME, Image
 from ..gramine.installed import INSTALL, SIGNER, find_gramine
 from ..gramine.launch import image_of
-from ..gramine.manifest import ManifestError, render
+from ..gramine.manifest import ManifestError, render, sizes
 from ..gramine.signature import SignatureError, make_key, read_signature
 from ..gramine.trace import TraceError, module_points, trace
 from ..state import StateError, make_private_folder
@@ -84,6 +84,7 @@ def run(parsed: argparse.Namespace, settings: Settings) -> int:
 
 
 def _manifest(image: Image, settings: Settings) -> int:
+    sizes(settings)  # refused before a trial run, which takes seconds
     points = module_points(settings)
     gramine = find_gramine()
     print(f"running the server once with {', '.join(points) or 'no module'}, to see what its enclave loads", flush=True)

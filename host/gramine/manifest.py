@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 from enclave_os.wire.gramine import MODULE_NEEDS, ModuleNeeds
-from enclave_os.wire.gramine import Gramine as GramineSettings
 from enclave_os.wire.layout import REGION_FOLDER
 from enclave_os.wire.setting_table import Settings
 
@@ -77,7 +76,7 @@ def render(settings: Settings, files: FileList, gramine: Gramine | None) -> str:
         "edmm": _toml(chosen.edmm),
         "isv_prod_id": chosen.isv_prod_id,
         "isv_svn": chosen.isv_svn,
-        **_sizes(settings, chosen),
+        **sizes(settings),
         "count": len(trusted),
         "bytes": files.size + sum((gramine.runtime / name).stat().st_size for name in files.c_library if gramine),
         "trusted_files": "\n".join(f'  {{ uri = "{uri}", sha256 = "{digest}" }},' for uri, digest in trusted),
@@ -85,7 +84,9 @@ def render(settings: Settings, files: FileList, gramine: Gramine | None) -> str:
     return FIELD.sub(lambda found: _plain(found[1], str(values[found[1]])), TEMPLATE.read_text("utf-8"))
 
 
-def _sizes(settings: Settings, chosen: GramineSettings) -> dict[str, object]:
+def sizes(settings: Settings) -> dict[str, object]:
+    """Size and threads of the enclave, each with its reason. Raises: ManifestError: it may outgrow them."""
+    chosen = settings.gramine
     needed, threads = memory_needed(settings), threads_needed(settings)
     own = "".join(f", module.{name}.{needs.memory_key}" for name, needs in _needs(settings))
     if not chosen.edmm and chosen.enclave_size < needed:

@@ -237,6 +237,15 @@ class TestCommand:
         assert self.run("measure") == os.EX_DATAERR
         assert "there is no enclave image" in capsys.readouterr().err
 
+    def test_an_enclave_that_is_too_small_is_refused_before_anything_is_run(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run("manifest", "--set", "gramine.enclave_size=256MiB") == os.EX_CONFIG
+        said = capsys.readouterr()
+        assert "gramine.enclave_size: 256 MiB are less than" in said.err
+        assert "running the server" not in said.out
+        assert not (tmp_path / "state").exists()
+
     def test_a_module_that_is_not_installed(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.run("manifest", "--set", "modules.enabled=nothing") == os.EX_SOFTWARE
         assert "no module 'nothing' is installed" in capsys.readouterr().err
