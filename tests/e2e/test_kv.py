@@ -6,13 +6,18 @@ import json
 import os
 import shutil
 import signal
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
+from enclave_os.evidence import oids
+from enclave_os.evidence.protocol import read_b64url
 from enclave_os.wire.kv import Operation, OperationKind, Scan
 from enclave_os_host.kv_store import KVStore
 from tests.e2e.kv_site import KVSite
@@ -33,6 +38,19 @@ def site(python: Path, tmp_path: Path) -> Iterator[KVSite]:
 def state_of(server: Server) -> dict[str, Any]:
     found: dict[str, Any] = manifest(server)["state"]
     return found
+
+
+def state_in_leaf(server: Server) -> tuple[bytes, int]:
+    """Root and version in the certificate of a new connection (P.2.6)."""
+    context = ssl.create_default_context(cafile=server.ca_file)
+    with (
+        socket.create_connection(("localhost", server.port), timeout=60) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        leaf = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
+    value = leaf.extensions.get_extension_for_oid(x509.ObjectIdentifier(oids.KV_STATE)).value
+    assert isinstance(value, x509.UnrecognizedExtension)
+    return value.value[:32], int.from_bytes(value.value[32:], "big")
 
 
 def end(server: Server) -> None:
@@ -90,6 +108,7 @@ def test_a_power_cut_loses_nothing_and_evidence_is_live(site: KVSite) -> None:
             assert client.put(f"/kv/ns/{number}", content=b"%d" % number).status_code == 200
     after = state_of(server)
     assert (after["boot"], after["version"]) == (1, 20)
+    assert state_in_leaf(server) == (read_b64url(after["root"]), 20)
     end(server)
     again = site.start()
     again.wait_for_log("21 rows, version 20")

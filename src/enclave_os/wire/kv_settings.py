@@ -88,9 +88,9 @@ class KV(EnclaveKV):
         Choice(("always", "group", "off")),
         "group",
         "host",
-        "When a write is acknowledged. always: after an fsync of its own; group: after an fsync that it shares with "
-        "what waited beside it; neither loses an acknowledged write. off: when the kernel has it: a crash of the "
-        "server loses nothing, a crash of the machine what was written since the last checkpoint.",
+        "When a write is acknowledged. always: after an fsync of its batch's own; group: after one that it shares with "
+        "the batches that waited beside it; neither loses an acknowledged write. off: when the kernel has it: a crash "
+        "of the server loses nothing, a crash of the machine what was written since the last checkpoint.",
     )
     cache: int = key(
         Size(8 * MIB, 64 * GIB),
