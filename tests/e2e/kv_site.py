@@ -120,9 +120,10 @@ class KVSite:
         shutil.rmtree(what)
         shutil.copytree(copy, what)
 
-    def token(self, *, scopes: Sequence[str] = SCOPES, roles: Sequence[str] = ()) -> str:
+    def token(self, *, scopes: Sequence[str] = SCOPES, roles: Sequence[str] = (), one_time: bool = False) -> str:
         """A fresh bearer token."""
-        return token.issue(self._key, roles=roles, scopes=scopes, subject="tester", now=int(time.time()))
+        now = int(time.time())
+        return token.issue(self._key, roles=roles, scopes=scopes, subject="tester", now=now, one_time=one_time)
 
     @contextmanager
     def client(

@@ -120,6 +120,17 @@ def test_refusals_are_the_same_everywhere(shared: Trio, path: str, roles: tuple[
     assert said[0][0] == expected[roles]
 
 
+@pytest.mark.parametrize(("method", "path"), [("GET", "/status"), ("GET", "/store"), ("PUT", "/kv/ns/once")])
+def test_a_one_time_token_at_all_workers_at_once_is_taken_from_one(shared: Trio, method: str, path: str) -> None:
+    """On a route with a role, on one that worker 0 answers, and where a module verifies."""
+    for _ in range(4):
+        bearer = f"Authorization: Bearer {shared.site.token(roles=['monitoring'], one_time=True)}"
+        message = request(method, path, bearer, body=b"1" if method == "PUT" else b"")
+        for connection in shared.at:
+            connection.send(message)
+        assert sorted(connection.answer().status for connection in shared.at) == [200, 401, 401]
+
+
 SAMPLE = re.compile(r'enclave_os_(?P<name>[a-z0-9_]+)\{worker="(?P<worker>\d)"(?:,[^}]*)?\} (?P<value>[0-9.e+-]+)')
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 from enclave_os.http import HTTPError, Request, Response, error_response, make_request
 from enclave_os.modules.api import Module, NoStorage, Route, Services, Status, Storage, Tokens, WorkerReport
 from enclave_os.modules.registry import Registry
+from enclave_os.modules.tokens import Spending
 from tests.enclave.tokens import FixedClock
 
 LOGGER = logging.getLogger("test.registry")
@@ -50,11 +51,14 @@ class NobodyAttested:
 class NoTokens:
     """Nobody has a token."""
 
-    def verify(self, request: Request) -> NoReturn:
+    async def verify(self, request: Request) -> NoReturn:
         raise HTTPError(401, "nobody has a token")
 
-    def verify_text(self, token: str) -> NoReturn:
+    async def verify_text(self, token: str) -> NoReturn:
         raise HTTPError(401, "nobody has a token")
+
+    def spend(self, name: bytes, issued_at: int, expires_at: int) -> Spending:
+        return Spending.REFUSED
 
 
 async def nobody_reports() -> Sequence[WorkerReport]:

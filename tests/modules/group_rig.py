@@ -19,6 +19,7 @@ from enclave_os.errors import HostRefused
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import Request, Response
 from enclave_os.modules.api import Storage, Table, WorkerReport
+from enclave_os.modules.spent_tokens import SpentTokens
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.group import Group
 from enclave_os.runtime.key_value import KeyValue
@@ -240,6 +241,7 @@ class Worker:
             on_broken=self.broken.append,
         )
         self.again = 0
+        self.spent = SpentTokens(clock)
         self.said: list[tuple[str, bytes]] = []
         self.answer_module: Callable[[str, bytes], Coroutine[Any, Any, bytes]] = self._answer_module
         self.respond: Callable[[Request], Response | Awaitable[Response]] = self._respond
@@ -249,6 +251,7 @@ class Worker:
             respond=lambda request: self.respond(request),
             to_module=lambda module, what: self.answer_module(module, what),
             report=lambda: WorkerReport(index, True, True, 1.5, (f"of {index}",), {"index": index}),
+            spent=self.spent,
             given=self._give,
             logger=logging.getLogger("test.workers"),
         )

@@ -282,10 +282,10 @@ def test_time_in_doubt_takes_nothing_that_expires() -> None:
         await rig.ask("PUT", "/kv/ns/a?ttl=60", b"1")
         bearer = f"Bearer {token(ISSUER, CLAIMS | {'scope': 'kv:ns:read kv:ns:write'})}"
         judged = make_request("GET", "/kv/ns/a", [("Authorization", bearer)])
-        found = Authenticator([issuer(ISSUER)], FixedClock()).verify(judged)
+        found = await Authenticator([issuer(ISSUER)], FixedClock()).verify(judged)
 
         class Tokens:
-            def verify(self, _: Request) -> object:
+            async def verify(self, _: Request) -> object:
                 return found
 
         module = KV()

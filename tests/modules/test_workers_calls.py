@@ -18,12 +18,15 @@ from enclave_os.errors import ConnectionGone, HostRefused, StoreBusy
 from enclave_os.http import Request, RequestParser, Response, StreamingResponse, error_response, make_request
 from enclave_os.http.build import parse_request
 from enclave_os.modules.api import WorkerReport
+from enclave_os.modules.tokens import Spending
 from enclave_os.runtime import worker_calls
 from enclave_os.runtime.worker_calls import as_message
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.workers import group_calls
 from enclave_os.workers.group_calls import Answered, Forwarded, GroupOperation, OneTime
-from tests.modules.group_rig import Host, Worker, Workers, until
+from tests.modules.group_rig import NOW, Host, Worker, Workers, until
+
+SECOND = NOW // 1_000_000_000
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -323,6 +326,30 @@ class TestSealed:
                 await until(lambda: workers.now[2].group.counters()["workers_admitted"] == 0)
                 with pytest.raises(StoreBusy):
                     await workers.now[2].calls.give(b"o" * 32)
+
+        run(test)
+
+
+class TestOneTimeTokens:
+    def test_one_that_is_shown_to_all_workers_at_once_is_taken_from_one(self) -> None:
+        async def test() -> None:
+            async with Workers(3) as workers:
+                workers.now[0].spent.begin(0)
+
+                async def spend(worker: Worker, name: bytes) -> Spending:
+                    answer = worker.calls.spend(name, SECOND - 10, SECOND + 60)
+                    return answer if isinstance(answer, Spending) else await answer
+
+                for number in range(8):
+                    name = bytes([number]) * 32
+                    found = await asyncio.gather(*(spend(worker, name) for worker in workers.now * 3))
+                    assert sorted(found) == [Spending.TAKEN] + [Spending.REFUSED] * 8
+                again = await workers.again(0)
+                again.spent.begin()
+                assert await spend(workers.now[1], bytes(32)) is Spending.REFUSED, "of an earlier run"
+                again.kill()
+                await until(lambda: workers.now[1].group.counters()["workers_admitted"] == 0)
+                assert await spend(workers.now[1], b"n" * 32) is Spending.UNREACHED
 
         run(test)
 

@@ -18,6 +18,7 @@ from enclave_os.errors import ConfigError
 from enclave_os.http import HTTPError, Request, Response, make_request
 from enclave_os.modules.api import NoEgress, Services, Status, Token
 from enclave_os.modules.registry import Registry
+from enclave_os.modules.spent_tokens import SpentTokens
 from enclave_os.modules.wasm import Wasm
 from enclave_os.wasm import Component, Engine
 from tests.enclave.module_services import DenyAll, NobodyAttested
@@ -32,13 +33,16 @@ LOGGER = logging.getLogger("test.wasm")
 class NamedTokens:
     """The token `subject:role,role` proves just that."""
 
-    def verify(self, request: Request) -> Token:
+    def __init__(self, clock: RunningClock) -> None:
+        self.spend = SpentTokens(clock).spend
+
+    async def verify(self, request: Request) -> Token:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme != "Bearer":
             raise HTTPError(401, "a token is needed")
-        return self.verify_text(text)
+        return await self.verify_text(text)
 
-    def verify_text(self, who: str) -> Token:
+    async def verify_text(self, who: str) -> Token:
         subject, _, roles = who.partition(":")
         if not subject or subject == "forged":
             raise HTTPError(401, "a token is needed")
@@ -109,7 +113,7 @@ class Site:
             counters=dict,
             request_stop=lambda: None,
             attestation=NobodyAttested(),
-            tokens=NamedTokens(),
+            tokens=NamedTokens(self.clock),
             config_changed=changed,
             storage=self.storage.of("wasm"),
             egress=self.egress,

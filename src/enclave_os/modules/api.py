@@ -15,6 +15,7 @@ from enclave_os.evidence.identity import PeerIdentity
 from enclave_os.http import Connection, Request, Response
 from enclave_os.modules.outside import Egress, EgressResponse, EgressStream, NoEgress
 from enclave_os.modules.peers import NoPeers, Peers, WorkerReport, no_reports
+from enclave_os.modules.tokens import Token, Tokens
 
 __all__ = [
     "DATA_PATH",
@@ -77,46 +78,6 @@ class Clock(Protocol):
 
     def http_date(self) -> bytes:
         """Date as IMF-fixdate, for information."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """Who a request comes from, as proved by its bearer token.
-
-    Attributes:
-        token_id: the claim `jti`; "" when the token has none.
-        roles: from the issuer's roles claim; a manager is also `monitoring`.
-        scopes: the words of the claim `scope` (RFC 8693 4.2).
-        expires_at: seconds since the Unix epoch.
-        claims: all of them, as the issuer signed them. What a claim means beyond the above is for the module to check.
-        one_time: the token says so itself: it was good for this one request.
-    """
-
-    issuer: str
-    subject: str
-    token_id: str
-    roles: frozenset[str]
-    expires_at: int
-    scopes: frozenset[str] = frozenset()
-    claims: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    one_time: bool = False
-
-
-class Tokens(Protocol):
-    """Bearer tokens, for what a module decides itself; `modules.auth.Authenticator` is the one there is.
-
-    Every refusal is the same, whatever was wrong with the token.
-    """
-
-    def verify(self, request: Request) -> Token:
-        """The request's token, verified. A one-time token is spent by this; ask once a request.
-
-        Raises: HTTPError: 401 for a token that does not stand up to every check, and for none; 403 where no issuer is
-            configured; 503 for a good one-time token that only another worker can take, or none can now.
-        """
-
-    def verify_text(self, token: str) -> Token:
-        """The same for a token that came by another way than the Authorization field."""
 
 
 class PeerAttestation(Protocol):

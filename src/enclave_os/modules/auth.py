@@ -10,7 +10,7 @@ verified (a decoy's, when there is nothing to verify), and each failure gets the
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,7 +22,8 @@ from enclave_os.evidence.protocol import b64url, read_b64url
 from enclave_os.http import HTTPError, Request, Response, error_response, parse_json
 from enclave_os.modules.api import MANAGER, MONITORING, Clock, Token
 from enclave_os.modules.issuer_keys import IssuerKey, keys_of
-from enclave_os.modules.spent_tokens import Spending, SpentTokens
+from enclave_os.modules.spent_tokens import SpentTokens, spent_name
+from enclave_os.modules.tokens import Spend, Spending
 from enclave_os.wire.setting_issuers import Issuer
 
 TOKEN_SIZE_MAX: Final = 16 * 1024
@@ -55,12 +56,12 @@ REASONS: Final = {
     401: "a valid bearer token is required",
     403: "no token issuer is configured; add [[auth.issuers]] with issuer, audience and public_key_pem to "
     "enclave-os.toml (enclave-os token keygen prints one)",
-    503: "this worker cannot take the one-time token now: try again over a new connection",
+    503: "whether the one-time token was spent cannot be known now: try again later",
 }
 UNAUTHORIZED: Final = error_response(401, REASONS[401], (("WWW-Authenticate", 'Bearer realm="enclave-os"'),))
 FORBIDDEN: Final = error_response(403, "the token does not carry the role that this route needs")
 UNCONFIGURED: Final = error_response(403, REASONS[403])
-OTHER_WORKER: Final = error_response(503, REASONS[503], (("Retry-After", "0"),))
+UNREACHED: Final = error_response(503, REASONS[503], (("Retry-After", "1"),))
 FULL: Final = error_response(503, REASONS[503], (("Retry-After", "60"),))
 
 _NS_PER_SECOND: Final = 1_000_000_000
@@ -73,7 +74,7 @@ _ES256: Final = ECAlgorithm(ECAlgorithm.SHA256)
 _SPENDING: Final[dict[Spending, Response | None]] = {
     Spending.TAKEN: None,
     Spending.REFUSED: UNAUTHORIZED,
-    Spending.ELSEWHERE: OTHER_WORKER,
+    Spending.UNREACHED: UNREACHED,
     Spending.FULL: FULL,
 }
 
@@ -104,7 +105,8 @@ class Authenticator:
             be the key's thumbprint (RFC 7638) or the `kid` that its JWK has.
         clock: asked once a token.
         verify: checks one signature.
-        worker_index, worker_count: a one-time token is taken by one worker only, which its `jti` chooses.
+        spend: takes a one-time token where all workers' are remembered; None: in a memory of this one's own.
+        scope: what these tokens are for, where it is not the whole server.
     Raises:
         ConfigError: a key that is no P-256 public key, or that is there twice.
     """
@@ -115,12 +117,14 @@ class Authenticator:
         clock: Clock,
         verify: Verify = verify_es256,
         *,
-        worker_index: int = 0,
-        worker_count: int = 1,
+        spend: Spend | None = None,
+        scope: str = "",
     ) -> None:
         self._clock = clock
         self._verify = verify
-        self._spent = SpentTokens(worker_index, worker_count)
+        self._spent = SpentTokens(clock)
+        self.spend = self._spent.spend if spend is None else spend
+        self._scope = scope
         self._keys: dict[str, list[_TrustedKey]] = {}
         self._kept: dict[str, Token] = {}
         for entry in issuers:
@@ -144,16 +148,13 @@ class Authenticator:
         self._keys[entry.issuer] = trusted
         self._kept.clear()  # what was verified with a key that is not trusted any more
 
-    def begin(self) -> None:
-        """Take one-time tokens from now on: those issued before may have been spent in an earlier run.
+    def authorize(self, request: Request, role: str) -> Response | Awaitable[Response | None] | None:
+        """None lets the request pass, with `request.principal` set; a Response refuses it.
 
-        Raises: ClockUntrusted: nothing is taken before a later call, or the first good token.
+        Awaitable for a one-time token that another worker remembers, and for nothing else.
         """
-        self._spent.begin(self._clock.trusted_ns() // _NS_PER_SECOND)
-
-    def authorize(self, request: Request, role: str) -> Response | None:
-        """None lets the request pass, with `request.principal` set; a Response refuses it."""
-        return self._admit(request, role, None)
+        found = self._admitted(bearer(request) or "", role, None)
+        return self._settle(request, found) if isinstance(found, Token | Response) else self._later(request, found)
 
     def authorize_at(self, request: Request, role: str, moments: Sequence[int]) -> Response | None:
         """As `authorize`, for a token that must be good at each of `moments` and whatever our clock says.
@@ -166,33 +167,37 @@ class Authenticator:
         """
         if not moments:
             raise UsageError("a token is judged at a time")
-        return self._admit(request, role, moments)
+        return self._settle(request, self._judged(bearer(request) or "", role, moments))
 
-    def verify(self, request: Request) -> Token:
+    async def verify(self, request: Request) -> Token:
         """The request's token; see `modules.api.Tokens`. Raises: HTTPError."""
         found = request.principal
         if isinstance(found, Token):
             return found
-        token = self.verify_text(bearer(request) or "")
+        token = await self.verify_text(bearer(request) or "")
         request.principal = token
         return token
 
-    def verify_text(self, token: str) -> Token:
+    async def verify_text(self, token: str) -> Token:
         """A token as text; see `modules.api.Tokens`. Raises: HTTPError."""
         found = self._admitted(token, None, None)
+        if not isinstance(found, Token | Response):
+            found = await found
         if isinstance(found, Response):
             raise HTTPError(found.status, REASONS[found.status], found.headers)
         return found
 
-    def _admit(self, request: Request, role: str, moments: Sequence[int] | None) -> Response | None:
-        found = self._admitted(bearer(request) or "", role, moments)
+    def _settle(self, request: Request, found: Token | Response) -> Response | None:
         if isinstance(found, Response):
             return found
         request.principal = found
         return None
 
-    def _admitted(self, text: str, role: str | None, moments: Sequence[int] | None) -> Token | Response:
-        """The token, if it stands up, carries `role`, and (a one-time token) was not spent; spends it then."""
+    async def _later(self, request: Request, found: Awaitable[Token | Response]) -> Response | None:
+        return self._settle(request, await found)
+
+    def _judged(self, text: str, role: str | None, moments: Sequence[int] | None) -> Token | Response:
+        """The token, if it stands up and carries `role`; a one-time token may have been spent."""
         if not self._keys:
             return UNCONFIGURED
         token = self.judge(text, moments) if text else None
@@ -200,13 +205,22 @@ class Authenticator:
             return UNAUTHORIZED
         if role is not None and role not in token.roles:
             return FORBIDDEN
-        return _SPENDING[self._spend(token)] or token
+        return token
 
-    def _spend(self, token: Token) -> Spending:
-        if not token.one_time:
-            return Spending.TAKEN
-        now = self._now()[0]
-        return self._spent.spend(token, now) if now >= 0 else Spending.REFUSED
+    def _admitted(
+        self, text: str, role: str | None, moments: Sequence[int] | None
+    ) -> Token | Response | Awaitable[Token | Response]:
+        """As `_judged`, and a one-time token is spent by this."""
+        found = self._judged(text, role, moments)
+        if isinstance(found, Response) or not found.one_time:
+            return found
+        spending = self.spend(spent_name(found, self._scope), found.claims["iat"], found.expires_at)
+        if isinstance(spending, Spending):
+            return _SPENDING[spending] or found
+        return self._after(found, spending)
+
+    async def _after(self, token: Token, spending: Awaitable[Spending]) -> Token | Response:
+        return _SPENDING[await spending] or token
 
     def judge(self, token: str, moments: Sequence[int] | None = None) -> Token | None:
         """Who `token` proves; None when any check fails. It is spent by nothing here.

@@ -59,7 +59,7 @@ class KV(Module):
 
     async def get(self, request: Request) -> Response:
         """A value, or what is in the namespace."""
-        table = self._allowed(request, "read")
+        table = await self._allowed(request, "read")
         if "key" not in _params(request) and not re.search(r"(?:\A|&)key=", request.query):
             return await self._list(request, table)
         key, _ = _key(request, ())
@@ -75,7 +75,7 @@ class KV(Module):
 
     async def put(self, request: Request) -> Response:
         """Write one key, whatever it has, or for the version that the request names."""
-        table = self._allowed(request, "write")
+        table = await self._allowed(request, "write")
         key, query = _key(request, ("ttl",))
         if len(request.body) > VALUE_SIZE_MAX:
             raise HTTPError(413, f"a value has at most {VALUE_SIZE_MAX} bytes")
@@ -86,7 +86,7 @@ class KV(Module):
 
     async def delete(self, request: Request) -> Response:
         """Delete one key, whether it is there or not, or only the version that the request names."""
-        table = self._allowed(request, "write")
+        table = await self._allowed(request, "write")
         key, _ = _key(request, ())
         if "if-none-match" in request.headers:
             raise HTTPError(400, "a deletion takes If-Match only")
@@ -131,11 +131,11 @@ class KV(Module):
                     raise _conflict(again.version) from again
         raise StoreBusy("the key is written all the time")
 
-    def _allowed(self, request: Request, what: str) -> Table:
+    async def _allowed(self, request: Request, what: str) -> Table:
         """The namespace's table, if the token has its scope. Raises: HTTPError: 401, 403: the same for all."""
         if self._services is None:
             raise InternalError("the module was not started")
-        token = self._services.tokens.verify(request)
+        token = await self._services.tokens.verify(request)
         namespace = _params(request)["namespace"]
         if not _NAMESPACE.match(namespace) or f"kv:{namespace}:{what}" not in token.scopes:
             raise HTTPError(403, FORBIDDEN, (NO_STORE,))

@@ -41,7 +41,7 @@ MODULE_FAILURES: Final = (Exception, SystemExit)
 class Authorizer(Protocol):
     """Who may call a route that needs a role; `modules.auth.Authenticator` is the one there is."""
 
-    def authorize(self, request: Request, role: str) -> Response | None:
+    def authorize(self, request: Request, role: str) -> Response | Awaitable[Response | None] | None:
         """None lets the request pass and sets its principal; a Response refuses it."""
 
 
@@ -218,9 +218,19 @@ class Registry:
         authorize = self._authorizer.authorize
 
         def guarded(request: Request) -> Response | Awaitable[Response]:
-            return authorize(request, role) or handler(request)
+            refused = authorize(request, role)
+            if refused is None:
+                return handler(request)
+            return refused if isinstance(refused, Response) else self._when_allowed(refused, handler, request)
 
         return guarded
+
+    @staticmethod
+    async def _when_allowed(
+        waiting: Awaitable[Response | None], handler: Handler, request: Request
+    ) -> Response:
+        answer = await waiting or handler(request)
+        return answer if isinstance(answer, Response) else await answer
 
     # -- what an exact route did instead of answering ------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ RPC client -> log -> clock -> sealed configuration and CA -> key-value store -> 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from enclave_os._tls import ClientHello, TLSContext
 from enclave_os._x509 import Identity
-from enclave_os.errors import ClockUntrusted, HostRefused, InternalError
+from enclave_os.errors import HostRefused, InternalError
 from enclave_os.modules.api import Module, NoStorage, Services, Status, WorkerReport
 from enclave_os.modules.attestation import AttestationRoutes
 from enclave_os.modules.attestation_servers import AttestationServers
@@ -25,6 +24,7 @@ from enclave_os.modules.core import Core
 from enclave_os.modules.recover import RecoverRoutes
 from enclave_os.modules.registry import Registry, load_modules
 from enclave_os.modules.seal import SealRoutes
+from enclave_os.modules.spent_tokens import SpentTokens
 from enclave_os.modules.store import StoreRoutes
 from enclave_os.ratls.certificate import CertificateStore, pem_from_der
 from enclave_os.ratls.collateral_source import COLLATERAL_SECONDS, CollateralSource
@@ -116,8 +116,10 @@ class Server:
             keep_buffers=True,  # the ingress knows which connections are idle
             judge_client=self._attestation.judge.handshake,
         )
-        index, count = settings.worker_index, settings.worker_count
-        authenticator = Authenticator(settings.auth.issuers, self._clock, worker_index=index, worker_count=count)
+        self._spent = SpentTokens(self._clock)
+        authenticator = Authenticator(
+            settings.auth.issuers, self._clock, spend=lambda *token: self._calls.spend(*token)
+        )
         self._authenticator = authenticator
         self._sealing = Sealing(
             worker_index=settings.worker_index,
@@ -161,6 +163,7 @@ class Server:
             respond=lambda request: self._registry.respond(request),
             to_module=lambda module, what: self._registry.peer(module, what),
             report=self._report_worker,
+            spent=self._spent,
             given=self._give,
             logger=logging.getLogger("workers"),
         )
@@ -250,8 +253,7 @@ class Server:
             self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
         self._group.begin()
         self._take_authority(self._authority)
-        with contextlib.suppress(ClockUntrusted):  # then no token is good either
-            self._authenticator.begin()
+        self._spent.begin()
         issuers, egress = self._context.settings.auth.issuers, self._egress.of(PUBLISHED_KEYS)
         self._keep(PublishedKeys(issuers, egress, self._authenticator, self._clock.monotonic).run())
         await self._registry.start(self._services, None if self._store.held is None else self._own)

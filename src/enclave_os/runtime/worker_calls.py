@@ -25,11 +25,13 @@ from enclave_os.errors import HostRefused, InternalError, StoreBusy
 from enclave_os.http import HTTPError, Request, RequestParser, Response, error_response
 from enclave_os.http.build import parse_request
 from enclave_os.modules.api import NoPeers, Peers, WorkerReport
+from enclave_os.modules.spent_tokens import SpentTokens
+from enclave_os.modules.tokens import Spending
 from enclave_os.runtime.group import Group
 from enclave_os.wire.setting_table import EnclaveSettings
 from enclave_os.workers import group_calls
 from enclave_os.workers.conversation import NotSent, Unanswered
-from enclave_os.workers.group_calls import Answered, Forwarded, GroupOperation
+from enclave_os.workers.group_calls import Answered, Forwarded, GroupOperation, OneTime
 from enclave_os.workers.store_calls import REFUSALS, encode_refusal
 
 FORWARDED_MAX: Final = 64  # requests of one worker's clients that are with worker 0 at once
@@ -65,6 +67,7 @@ class WorkerCalls:
         respond: answers a request that came to this worker.
         to_module: says something to a module of this worker, and returns what it answers.
         report: how this worker does.
+        spent: one-time tokens that were taken, of all workers' clients; worker 0's counts.
         given: worker 0 seals that a measurement is given what is sealed, and tells the others.
     """
 
@@ -76,6 +79,7 @@ class WorkerCalls:
         respond: Callable[[Request], Response | Awaitable[Response]],
         to_module: Callable[[str, bytes], Awaitable[bytes]],
         report: Callable[[], WorkerReport],
+        spent: SpentTokens,
         given: Callable[[bytes], Awaitable[None]],
         logger: logging.Logger,
     ) -> None:
@@ -87,6 +91,7 @@ class WorkerCalls:
         self._respond = respond
         self._to_module = to_module
         self._report = report
+        self._spent = spent
         self._given = given
         self._logger = logger
         self._with_first = 0
@@ -164,6 +169,19 @@ class WorkerCalls:
         """Wait until the others have taken what they were told, those that can be reached."""
         await self._group().ask_others(group_calls.encode_bare(GroupOperation.HEARD), HEARD_SECONDS)
 
+    def spend(self, name: bytes, issued_at: int, expires_at: int) -> Spending | Awaitable[Spending]:
+        """Take a one-time token, if it was shown to no worker before; see `SpentTokens.spend`."""
+        if self.is_first:
+            return self._spent.spend(name, issued_at, expires_at)
+        return self._spend(OneTime(name, issued_at, expires_at))
+
+    async def _spend(self, token: OneTime) -> Spending:
+        try:
+            reply = await self._group().ask_first(group_calls.encode_spend(token), again=False)
+        except (NotSent, Unanswered):
+            return Spending.UNREACHED
+        return Spending(group_calls.decode_ok(reply)[0])
+
     async def give(self, measurement: bytes) -> None:
         """Have it sealed that a measurement is given all that is sealed; this worker knows of it then.
 
@@ -223,6 +241,9 @@ class WorkerCalls:
             return group_calls.encode_ok(_json(self._report().document()))
         if operation is GroupOperation.GATHER:
             return group_calls.encode_ok(_json([one.document() for one in await self._gather()]))
+        if operation is GroupOperation.SPEND:
+            token = group_calls.decode_spend(payload)
+            return group_calls.encode_ok(bytes((self._spent.spend(token.name, token.issued_at, token.expires_at),)))
         if operation is GroupOperation.GIVEN:
             await self._given(group_calls.decode_given(payload))
             return group_calls.encode_ok()

@@ -129,13 +129,13 @@ class Access:
             peer = None  # the handshake says who, and authorises nothing (RT15)
         if peer is not None and "authorization" not in request.headers:
             return Who(Caller(enclave=peer), None)
-        token = self._services.tokens.verify(request)
+        token = await self._services.tokens.verify(request)
         await self._spend(token)
         return Who(Caller(token.issuer, token.subject, token.roles, token.scopes, peer), token)
 
     async def who_by_text(self, text: str) -> Who:
         """The caller whose token came in the body."""
-        token = self._services.tokens.verify_text(text)
+        token = await self._services.tokens.verify_text(text)
         await self._spend(token)
         return Who(Caller(token.issuer, token.subject, token.roles, token.scopes), token)
 

@@ -461,7 +461,7 @@ class Apps:
             if app is not None:
                 app.write_log(line)
 
-        return spec.permissions.tokens(self._services, report)
+        return spec.permissions.tokens(spec.name, self._services, report)
 
     def _take(self, app: App) -> None:
         known = self.by_name.get(app.name)

@@ -97,7 +97,7 @@ class Envelope:
             if wanted == "wasm_schema":
                 return {"status": "schema", "schema": describe.schema(app)}
             return {"status": "mcp_tools", "manifest": {"name": app.name, "tools": tools(app)}}
-        caller = self._platform_token(request, auth)
+        caller = await self._platform_token(request, auth)
         if wanted == "wasm_list":
             return {"status": "apps", "apps": [app.describe() for app in parts.apps.seen(caller)]}
         if wanted == "wasm_load":
@@ -108,10 +108,10 @@ class Envelope:
         await parts.unload(name, caller)
         return {"status": "unloaded", "name": name}
 
-    def _platform_token(self, request: Request, auth: object) -> Token:
+    async def _platform_token(self, request: Request, auth: object) -> Token:
         if isinstance(auth, str):
-            return self._parts.services.tokens.verify_text(auth)
-        return self._parts.services.tokens.verify(request)
+            return await self._parts.services.tokens.verify_text(auth)
+        return await self._parts.services.tokens.verify(request)
 
 
 def _result(export: Export, value: Any) -> bytes:

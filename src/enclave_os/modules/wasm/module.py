@@ -139,33 +139,33 @@ class Wasm(Module):
     async def list_apps(self, request: Request) -> Response:
         """The apps that the caller may see."""
         parts = self._given()
-        caller = parts.services.tokens.verify(request)
+        caller = await parts.services.tokens.verify(request)
         return json_response({"apps": [app.describe() for app in parts.apps.seen(caller)]}, headers=[NO_STORE])
 
     async def load(self, request: Request) -> Response:
         """Load or replace one."""
         parts = self._given()
-        caller = parts.services.tokens.verify(request)
+        caller = await parts.services.tokens.verify(request)
         document, code = loading.body_of(request)
         app, new = await parts.load((request.params or {})["name"], document, code, caller)
         return json_response(app.describe(), 201 if new else 200, [NO_STORE])
 
     async def describe(self, request: Request) -> Response:
         """One app."""
-        app, _ = self._seen(request)
+        app, _ = await self._seen(request)
         return json_response(app.describe(), headers=[NO_STORE])
 
     async def unload(self, request: Request) -> Response:
         """Forget one."""
         parts = self._given()
-        caller = parts.services.tokens.verify(request)
+        caller = await parts.services.tokens.verify(request)
         await parts.unload((request.params or {})["name"], caller)
         return Response(204)
 
     async def unlock(self, request: Request) -> Response:
         """Take a developer's key again."""
         parts = self._given()
-        caller = parts.services.tokens.verify(request)
+        caller = await parts.services.tokens.verify(request)
         key = loading.key_of(request)
         app = await parts.unlock((request.params or {})["name"], key, caller)
         return json_response(app.describe(), headers=[NO_STORE])
@@ -173,14 +173,14 @@ class Wasm(Module):
     async def log(self, request: Request) -> Response:
         """An app's last lines, of one worker after the other."""
         parts = self._given()
-        caller = parts.services.tokens.verify(request)
+        caller = await parts.services.tokens.verify(request)
         app = parts.apps.get((request.params or {})["name"])
         parts.apps.may_change(app, caller)
         return json_response({"lines": [*app.log, *await parts.sharing.lines(app.name)]}, headers=[NO_STORE])
 
     async def metrics(self, request: Request) -> Response:
         """What an app's calls have cost, on all workers and in all starts."""
-        app, parts = self._seen(request)
+        app, parts = await self._seen(request)
         await parts.store_meters()
         await parts.sharing.have_meters_stored()
         item = await parts.store.meters.get(app.name.encode())
@@ -190,14 +190,14 @@ class Wasm(Module):
     async def compiled(self, request: Request) -> Response:
         """Compiled code, to be brought back."""
         parts = self._given()
-        if MANAGER not in parts.services.tokens.verify(request).roles:
+        if MANAGER not in (await parts.services.tokens.verify(request)).roles:
             raise HTTPError(403, "compiled code goes out to managers only")
         app = parts.apps.get((request.params or {})["name"])
         return Response(200, await parts.apps.bundle(app), "application/octet-stream", [NO_STORE])
 
-    def _seen(self, request: Request) -> tuple[App, _Parts]:
+    async def _seen(self, request: Request) -> tuple[App, _Parts]:
         parts = self._given()
-        caller = parts.services.tokens.verify(request)
+        caller = await parts.services.tokens.verify(request)
         app = parts.apps.get((request.params or {})["name"])
         if not parts.apps.may_see(app, caller):
             raise HTTPError(403, "an app is seen by its owner and by monitoring")

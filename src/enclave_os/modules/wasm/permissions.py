@@ -17,14 +17,13 @@ Sockets are the one thing that the app itself is permitted here: whom it may rea
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Any, Final, cast
 
-from enclave_os.errors import ClockUntrusted, ConfigError
+from enclave_os.errors import ConfigError
 from enclave_os.http import HTTPError
 from enclave_os.modules.api import Services, Token, Tokens
 from enclave_os.modules.auth import Authenticator
@@ -146,12 +145,12 @@ class Permissions:
             if name not in known:
                 raise HTTPError(400, f"permissions.functions: the component has no function {name!r}")
 
-    def tokens(self, services: Services, report: Callable[[str], None]) -> AppTokens | None:
+    def tokens(self, app: str, services: Services, report: Callable[[str], None]) -> AppTokens | None:
         """What judges the tokens of the app's own issuer. Raises: HTTPError: 400: its key is none."""
         if self.issuer is None:
             return None
         try:
-            return AppTokens(self.issuer, services, report)
+            return AppTokens(self.issuer, app, services, report)
         except ConfigError as error:
             raise HTTPError(400, f"permissions.oidc: {error}") from error
 
@@ -162,11 +161,9 @@ class AppTokens:
     Args: report: takes a line for the app's log when keys could not be fetched.
     """
 
-    def __init__(self, issuer: Issuer, services: Services, report: Callable[[str], None]) -> None:
-        status, clock = services.status(), services.clock
-        self._judge = Authenticator([issuer], clock, worker_index=status.worker_index, worker_count=status.worker_count)
-        with contextlib.suppress(ClockUntrusted):  # then with the first good token
-            self._judge.begin()
+    def __init__(self, issuer: Issuer, app: str, services: Services, report: Callable[[str], None]) -> None:
+        clock = services.clock
+        self._judge = Authenticator([issuer], clock, spend=services.tokens.spend, scope=f"app {app}")
         self._source: FetchedKeys | None = None
         if issuer.jwks_url:
             self._source = FetchedKeys(issuer, services.egress, self._judge, clock.monotonic, report)
@@ -175,7 +172,7 @@ class AppTokens:
         """Whose token it is. Raises: HTTPError: 401: it does not stand up, or no keys could be had to tell."""
         if self._source is not None:
             await self._source.wanted_for(text)
-        return self._judge.verify_text(text)
+        return await self._judge.verify_text(text)
 
 
 def authorize(rule: Rule, token: Token | None) -> None:
@@ -192,7 +189,7 @@ async def token_of(text: str | None, own: AppTokens | None, servers: Tokens) -> 
     """The caller's token, verified by who may. Raises: HTTPError: 401: there is one, and it does not stand up."""
     if text is None:
         return None
-    return servers.verify_text(text) if own is None else await own.verify_text(text)
+    return await (servers if own is None else own).verify_text(text)
 
 
 def _rule(document: Mapping[str, Any], policy: str, roles: str, where: str) -> Rule:
