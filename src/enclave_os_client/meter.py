@@ -1,6 +1,6 @@
 """Two readings of a server's counters, and what happened between them.
 
-`/metrics` gives each worker's counters since it began; a person wants rates. A counter that is smaller than before is
+`/metrics` gives every worker's counters since it began; a person wants rates. A counter that is smaller than before is
 that of a worker which was started anew: what it shows now happened since.
 """
 
@@ -38,11 +38,27 @@ class Reading:
     counters: Counters
 
 
-def read_metrics(document: Mapping[str, Any], seconds: float) -> Reading:
-    """A reading of what `GET /metrics` answered. Raises: ServerProtocolError: it is not that."""
-    worker, counters = document.get("worker"), document.get("counters")
-    if not isinstance(worker, int) or isinstance(worker, bool) or not 0 <= worker < WORKERS_MAX:
-        raise ServerProtocolError("/metrics names no worker")
+def read_metrics(document: Mapping[str, Any], seconds: float) -> dict[int, Reading | None]:
+    """What `GET /metrics` answered, by worker; None: it did not answer whom we asked.
+
+    Raises: ServerProtocolError: it is not that.
+    """
+    workers = document.get("workers")
+    if not isinstance(workers, list) or not 0 < len(workers) <= WORKERS_MAX:
+        raise ServerProtocolError("/metrics names no workers")
+    found: dict[int, Reading | None] = {}
+    for worker in workers:
+        index = worker.get("index") if isinstance(worker, dict) else None
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < WORKERS_MAX or index in found:
+            raise ServerProtocolError("/metrics shows a worker without a number of its own")
+        up = worker.get("up")
+        if not isinstance(up, bool):
+            raise ServerProtocolError(f"/metrics does not say whether worker {index} answers")
+        found[index] = Reading(seconds, index, _counters(worker.get("counters"))) if up else None
+    return dict(sorted(found.items()))
+
+
+def _counters(counters: object) -> Counters:
     if not isinstance(counters, dict) or len(counters) > COUNTERS_MAX:
         raise ServerProtocolError("/metrics shows no counters")
     for name, value in counters.items():
@@ -50,7 +66,7 @@ def read_metrics(document: Mapping[str, Any], seconds: float) -> Reading:
             raise ServerProtocolError("/metrics shows a counter without a proper name")
         if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**63:  # NaN as well
             raise ServerProtocolError(f"/metrics shows no number for {name}")
-    return Reading(seconds, worker, counters)
+    return counters
 
 
 def rate(name: str, before: Reading | None, now: Reading) -> float:

@@ -45,33 +45,40 @@ def test_names_in_their_order() -> None:
     assert names([reading(0, b=1, a=1), reading(0, a=1, c=1)]) == ["b", "a", "c"]
 
 
+def shown(counters: object, **worker: object) -> dict[str, Any]:
+    """What `/metrics` shows of one worker."""
+    return {"workers": [{"index": 3, "up": True, "counters": counters} | worker]}
+
+
 def test_labels_stand_behind_a_name() -> None:
     name = 'wasm_function_calls_total{app="notes",function="a:b/c/add"}'
-    before, now = (read_metrics({"worker": 0, "counters": {name: n, "a": 1}}, n) for n in (10.0, 12.0))
+    before, now = (read_metrics(shown({name: n, "a": 1}), n)[3] for n in (10.0, 12.0))
+    assert before is not None
+    assert now is not None
     assert rate(name, before, now) == 1
     assert names([now]) == ["a"]
     for bad in ("{}", 'a{"\n"}', "a{", "a}", 'a{x="\x1b"}', "a{" + "x" * 600 + "}"):
         with pytest.raises(ServerProtocolError):
-            read_metrics({"worker": 0, "counters": {bad: 1}}, 0.0)
+            read_metrics(shown({bad: 1}), 0.0)
 
 
 def test_what_is_read() -> None:
-    found = read_metrics({"worker": 3, "counters": {"a_total": 1, "b": 0.5}}, 7.0)
-    assert found == Reading(7.0, 3, {"a_total": 1, "b": 0.5})
+    document = shown({"a_total": 1, "b": 0.5})
+    document["workers"].insert(0, {"index": 4, "up": False, "counters": {}})
+    assert read_metrics(document, 7.0) == {3: Reading(7.0, 3, {"a_total": 1, "b": 0.5}), 4: None}
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        {}, {"worker": 0}, {"counters": {}}, {"worker": True, "counters": {}}, {"worker": -1, "counters": {}},
-        {"worker": "0", "counters": {}}, {"worker": 1 << 40, "counters": {}}, {"worker": 0, "counters": []},
-        {"worker": 0, "counters": {"a": "1"}}, {"worker": 0, "counters": {"a": None}},
-        {"worker": 0, "counters": {"a": True}},
-        {"worker": 0, "counters": {"a": float("nan")}}, {"worker": 0, "counters": {"a": float("inf")}},
-        {"worker": 0, "counters": {"a": 10**4000}}, {"worker": 0, "counters": {"\x1b[2J": 1}},
-        {"worker": 0, "counters": {"a b": 1}}, {"worker": 0, "counters": {"": 1}}, {"worker": 0, "counters": {"é": 1}},
-        {"worker": 0, "counters": {"a" * 129: 1}},
-        {"worker": 0, "counters": {f"a{index}": 1 for index in range(COUNTERS_MAX + 1)}},
+        {}, {"worker": 0, "counters": {}}, {"workers": []}, {"workers": {}}, {"workers": [1]}, {"workers": [{}]},
+        {"workers": shown({})["workers"] * 2}, {"workers": shown({})["workers"] * 5000},
+        shown({}, index=True), shown({}, index=-1), shown({}, index="0"), shown({}, index=1 << 40),
+        shown({}, index=None), shown({}, up=1), shown({}, up=None), shown([]), shown(None), shown({"a": "1"}),
+        shown({"a": None}), shown({"a": True}), shown({"a": float("nan")}), shown({"a": float("inf")}),
+        shown({"a": 10**4000}), shown({"\x1b[2J": 1}), shown({"a b": 1}), shown({"": 1}), shown({"é": 1}),
+        shown({'{a="b"}': 1}), shown({"a" * 129: 1}),
+        shown({f"a{index}": 1 for index in range(COUNTERS_MAX + 1)}),
     ],
 )  # fmt: skip
 def test_what_is_no_reading(document: dict[str, Any]) -> None:

@@ -117,9 +117,7 @@ class Server:
             judge_client=self._attestation.judge.handshake,
         )
         self._spent = SpentTokens(self._clock)
-        authenticator = Authenticator(
-            settings.auth.issuers, self._clock, spend=lambda *token: self._calls.spend(*token)
-        )
+        authenticator = Authenticator(settings.auth.issuers, self._clock, spend=lambda *one: self._calls.spend(*one))
         self._authenticator = authenticator
         self._sealing = Sealing(
             worker_index=settings.worker_index,
@@ -143,7 +141,7 @@ class Server:
             commits=settings.kv.anchor_every == "commit",
             changed=lambda: self._group.written(),
         )
-        self._group = Group(
+        self._group: Group = Group(
             settings,
             self._rpc,
             self._loop,
@@ -157,7 +155,7 @@ class Server:
             admitted_again=lambda: self._keep(self._registry.look_again()),
             on_broken=self._stop.ask,
         )
-        self._calls = WorkerCalls(
+        self._calls: WorkerCalls = WorkerCalls(
             settings,
             lambda: self._group,
             respond=lambda request: self._registry.respond(request),
@@ -192,7 +190,7 @@ class Server:
         if self._recovering is None:
             modules += load_modules(settings.modules.enabled, context.module_points)
         forward = None if settings.worker_index == 0 else self._calls.forward
-        self._registry = Registry(modules, authenticator, logging.getLogger("module"), forward)
+        self._registry: Registry = Registry(modules, authenticator, logging.getLogger("module"), forward)
 
     async def run(self) -> ExitCode:
         """Serve until the host calls `shutdown`, goes away, or lies. Returns the process's exit code."""

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 UNAUTHORIZED: Final = 401
 READ_SIZE: Final = 64 << 10
 ANSWER_SIZE_MAX: Final = 32 << 20  # the largest value of a store is 16 MiB
-CONNECTIONS_MAX: Final = 64
-"""Tries to reach worker 0, which alone writes: the host spreads connections over the workers."""
 
 TRUST: Final = """\
 The token goes to a server that is known, never to another: --mrenclave (or --mrsigner) has it attest itself over this
@@ -193,19 +191,13 @@ def ask(
     *,
     mode: Mode,
 ) -> Answer:
-    """The server's answer to one request, over a connection of its own, by worker 0 if only that can give it.
+    """The server's answer to one request, over a connection of its own.
 
     Args: mode: the evidence that is asked for, when there are demands on evidence.
     Raises: Refused. OSError: a file cannot be read.
     """
-    import httpx
-
-    for _ in range(CONNECTIONS_MAX):
-        with Server(parser, parsed, mode) as server:
-            response = server.send(method, path, document)
-        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or response.headers.get("retry-after") != "0":
-            return read(response)
-    raise Refused(f"worker 0 of {parsed.url} was not reached in {CONNECTIONS_MAX} connections", os.EX_TEMPFAIL)
+    with Server(parser, parsed, mode) as server:
+        return read(server.send(method, path, document))
 
 
 def say(*lines: object) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .manage import CONNECTIONS_MAX, EXIT_CODES, TRUST, Refused, Server, add_server, run
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, run
 
 if TYPE_CHECKING:
     from enclave_os_client.meter import Reading
@@ -24,15 +24,14 @@ examples:
   enclave-os top --url https://localhost:8443 --token t --ca state/ca/root.pem --interval 5
   enclave-os top --url https://localhost:8443 --token t --ca state/ca/root.pem --json --count 60 > minute.jsonl
 
-One kept connection to each worker; the token's file is read anew for each look, so that a fresh token may take the
-old one's place. Counters that say that something went wrong are shown once they have moved.
+Every worker is shown, whichever answers; how many do not is said at the top. The token's file is read anew for each
+look, so that a fresh token may take the old one's place. Counters that say that something went wrong are shown once
+they have moved.
 
 {TRUST}
 {EXIT_CODES}"""
 
 INTERVAL_MIN: Final = 0.2
-AGAIN: Final = 4
-"""Connections a look, after the first, to find a worker that is missing."""
 CLEAR: Final = "\x1b[H\x1b[2J"
 
 # Name in /metrics, and what a person calls it.
@@ -80,17 +79,18 @@ def add(commands: Subparsers) -> None:
 def _top(parser: Parser, parsed: argparse.Namespace) -> int:
     if not INTERVAL_MIN <= parsed.interval <= 3600 or parsed.count < 0:
         parser.error(f"--interval is {INTERVAL_MIN} to 3600 seconds, --count not negative")
-    with Workers(lambda: Server(parser, parsed)) as workers:
+    with Look(lambda: Server(parser, parsed)) as look:
         before: dict[int, Reading] = {}
         looks = 0
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 began = time.monotonic()
-                now = workers.look(time.monotonic)
+                found = look.take(time.monotonic)
+                now = {index: reading for index, reading in found.items() if reading is not None}
                 if parsed.json:
-                    _print(json.dumps(_document(before, now)) + "\n")
+                    _print(json.dumps(_document(before, now, len(found))) + "\n")
                 else:
-                    text = "\n".join(table(parsed.url, workers.status, before, now))
+                    text = "\n".join(table(parsed.url, look.status, before, now, len(found)))
                     _print(f"{CLEAR if sys.stdout.isatty() else ''}{text}\n")
                 before = now
                 looks += 1
@@ -105,57 +105,46 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-class Workers:
-    """One connection to each worker. Which worker a connection meets is the host's choice: it tries until it has all.
+class Look:
+    """One kept connection, to whichever worker answers it: each shows all.
 
     Args: connect: makes an unused connection.
     """
 
     def __init__(self, connect: Callable[[], Server]) -> None:
         self._connect = connect
-        self._servers: dict[int, Server] = {}
-        self._tries = CONNECTIONS_MAX
+        self._server: Server | None = None
         self.status: dict[str, Any] = {}
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Look:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for server in self._servers.values():
+        self._leave()
+
+    def take(self, clock: Callable[[], float]) -> dict[int, Reading | None]:
+        """A reading of every worker, by index; None of one that does not answer. Raises: Refused."""
+        kept = self._server
+        if kept is not None:
+            try:
+                return self._read(kept, clock)
+            except Refused:
+                self._leave()  # it ended, or our evidence of it did
+        self._server = self._connect()
+        try:
+            self.status = self._server.ask("GET", "/status")
+            return self._read(self._server, clock)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
             server.close()
 
-    def look(self, clock: Callable[[], float]) -> dict[int, Reading]:
-        """A reading of every worker that can be had, by index. Raises: Refused: of none."""
-        found: dict[int, Reading] = {}
-        for index, server in list(self._servers.items()):
-            try:
-                reading = self._read(server, clock)
-            except Refused:
-                reading = None  # it ended, or our evidence of it did: below, a new connection
-            if reading is not None and reading.worker == index:
-                found[index] = reading
-            else:
-                self._servers.pop(index).close()
-        for _ in range(self._tries):
-            if self.status and len(found) >= worker_count(self.status):
-                break
-            server = self._connect()
-            try:
-                self.status = server.ask("GET", "/status")
-                reading = self._read(server, clock)
-            except BaseException:
-                server.close()
-                raise
-            if reading.worker in self._servers:
-                server.close()
-            else:
-                self._servers[reading.worker] = server
-            found[reading.worker] = reading
-        self._tries = AGAIN  # what was not found among many is not looked for as hard at each look
-        return dict(sorted(found.items()))
-
     @staticmethod
-    def _read(server: Server, clock: Callable[[], float]) -> Reading:
+    def _read(server: Server, clock: Callable[[], float]) -> dict[int, Reading | None]:
         from enclave_os.errors import ServerProtocolError
         from enclave_os_client.meter import read_metrics
 
@@ -166,21 +155,15 @@ class Workers:
             raise Refused(str(error), os.EX_PROTOCOL) from error
 
 
-def worker_count(status: Mapping[str, Any]) -> int:
-    """How many workers the server says that it has; one that says nonsense has one."""
-    worker = status.get("worker")
-    count = worker.get("count") if isinstance(worker, dict) else None
-    return count if isinstance(count, int) and 1 <= count <= CONNECTIONS_MAX else 1
-
-
-def table(url: str, status: Mapping[str, Any], before: Mapping[int, Reading], now: Mapping[int, Reading]) -> list[str]:
-    """The picture of one look, as lines."""
+def table(
+    url: str, status: Mapping[str, Any], before: Mapping[int, Reading], now: Mapping[int, Reading], said: int
+) -> list[str]:
+    """The picture of one look, as lines. Args: said: how many workers there are, those included that do not answer."""
     from enclave_os.evidence.exchange import printable
     from enclave_os_client.meter import names, rate
 
     mode, count = printable(str(status.get("mode", "?"))), len(now)
-    said = worker_count(status)
-    workers = f"{count} worker{'' if count == 1 else 's'}" if count >= said else f"{count} of {said} workers reached"
+    workers = f"{count} worker{'' if count == 1 else 's'}" if count == said else f"{count} of {said} workers answer"
     words = f"{url}   {mode if mode == 'sgx' else mode.upper()}, {workers}"
     warnings = status.get("warnings")
     lines = [words, *[f"warning: {printable(str(text))}" for text in (warnings if isinstance(warnings, list) else [])]]
@@ -231,11 +214,12 @@ def _amount(name: str, value: float) -> str:
     return f"{value:,.1f} GiB{unit}"
 
 
-def _document(before: Mapping[int, Reading], now: Mapping[int, Reading]) -> dict[str, Any]:
+def _document(before: Mapping[int, Reading], now: Mapping[int, Reading], said: int) -> dict[str, Any]:
     from enclave_os_client.meter import rate
 
     return {
         "time": int(time.time()),
+        "worker_count": said,
         "workers": {
             str(index): {name: round(rate(name, before.get(index), reading), 3) for name in reading.counters}
             for index, reading in now.items()
