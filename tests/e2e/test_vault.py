@@ -46,8 +46,8 @@ class Issuer:
         return token.issue(self._pair.private_pem, roles=roles, subject=subject, now=self._now, claims=claims)
 
     def once(self, subject: str, *roles: str) -> str:
-        """A one-time token, issued after the server's start (a clock may be five seconds ahead)."""
-        ahead = int(time.time()) + 4
+        """A one-time token, by a clock that is as far ahead as it may be: good a second after the server's start."""
+        ahead = int(time.time()) + 5
         return token.issue(self._pair.private_pem, roles=roles, subject=subject, now=ahead, one_time=True)
 
 
@@ -187,10 +187,11 @@ def test_every_worker_serves_the_one_vault(start_server: StartServer) -> None:
             value = b"of %d" % number
             assert ask(connection, "PUT", path, writer, value).status == (200 if number else 201)
             assert ask(connections[number - 4], "GET", path, writer).body == value
-        once = issuer.once("alice", "vault-writer")
-        answers = [ask(connection, "GET", path, once).status for connection in connections]
-        assert answers.count(200) == 1
-        assert set(answers) <= {200, 401, 503}
+        answers: list[int] = []
+        while 200 not in answers:  # of the second of the start, it may be of an earlier run
+            once = issuer.once("alice", "vault-writer")
+            answers = [ask(connection, "GET", path, once).status for connection in connections]
+        assert sorted(answers) == [200] + [401] * (len(connections) - 1)
         chains = json.loads(ask(connections[0], "GET", "/vault/audit", writer).body)["chains"]
         assert {chain["chain"] for chain in chains} == workers
         for worker in workers:

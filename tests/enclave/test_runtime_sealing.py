@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -101,7 +102,8 @@ def bearing(now: int, *, roles: tuple[str, ...] = ("manager",), lifetime: int = 
     return make_request("POST", "/seal/clock", [("Authorization", f"Bearer {made}")])
 
 
-def status_of(refusal: Response | None) -> int:
+def status_of(refusal: Response | Awaitable[Response | None] | None) -> int:
+    assert isinstance(refusal, Response | None), "no one-time token"
     return 200 if refusal is None else refusal.status
 
 

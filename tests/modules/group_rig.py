@@ -19,6 +19,7 @@ from enclave_os.errors import HostRefused
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import Request, Response
 from enclave_os.modules.api import Storage, Table, WorkerReport
+from enclave_os.modules.auth import UNAUTHORIZED
 from enclave_os.modules.spent_tokens import SpentTokens
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.group import Group
@@ -223,7 +224,7 @@ class Worker:
         settings = SimpleNamespace(
             worker_index=index,
             worker_count=host.count,
-            timeouts=SimpleNamespace(rpc=RPC_SECONDS, request=SECONDS),
+            timeouts=SimpleNamespace(rpc=RPC_SECONDS, request=4 * RPC_SECONDS),
             limits=check({}).limits,
         )
         self.group = Group(
@@ -249,6 +250,7 @@ class Worker:
             cast(Any, settings),
             lambda: self.group,
             respond=lambda request: self.respond(request),
+            refusal=lambda bearer: None if bearer.startswith("good") else UNAUTHORIZED,
             to_module=lambda module, what: self.answer_module(module, what),
             report=lambda: WorkerReport(index, True, True, 1.5, (f"of {index}",), {"index": index}),
             spent=self.spent,

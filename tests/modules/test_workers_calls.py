@@ -18,6 +18,7 @@ from enclave_os.errors import ConnectionGone, HostRefused, StoreBusy
 from enclave_os.http import Request, RequestParser, Response, StreamingResponse, error_response, make_request
 from enclave_os.http.build import parse_request
 from enclave_os.modules.api import WorkerReport
+from enclave_os.modules.auth import UNAUTHORIZED
 from enclave_os.modules.tokens import Spending
 from enclave_os.runtime import worker_calls
 from enclave_os.runtime.worker_calls import as_message
@@ -159,7 +160,9 @@ class TestForwardedRequests:
             async with Workers(2) as workers:
                 calls = workers.now[1].calls
                 workers.now[0].respond = respond
-                assert (await calls.forward(make_request("PUT", "/", body=b"1" * 2000))) is worker_calls.TOO_LARGE
+                known = [("Authorization", "Bearer good")]
+                too_large = make_request("PUT", "/", known, b"1" * 2000)
+                assert (await calls.forward(too_large)) is worker_calls.TOO_LARGE
                 asking = [asyncio.ensure_future(calls.forward(make_request("PUT", "/")))]
                 await asyncio.sleep(0)
                 assert (await calls.forward(make_request("PUT", "/", body=b"1" * 999))) is worker_calls.CROWDED
@@ -168,10 +171,26 @@ class TestForwardedRequests:
                 assert (await calls.forward(make_request("PUT", "/"))) is worker_calls.CROWDED
                 gate.set()
                 assert [one.status for one in await asyncio.gather(*asking)] == [200] * 3
-                alone = await calls.forward(make_request("PUT", "/", body=b"1" * 1500))
+                alone = await calls.forward(make_request("PUT", "/", known, b"1" * 1500))
                 assert alone.status == 200
                 large = await calls.forward(make_request("GET", "/?2001"))
                 assert (large.status, large.body) == (500, worker_calls.ANSWER_TOO_LARGE.body)
+
+        run(test)
+
+    def test_a_stranger_fills_no_channel(self) -> None:
+        async def test() -> None:
+            body = bytes(worker_calls.STRANGERS_SIZE_MAX)
+            bearer = [("Authorization", "Bearer good")]
+            async with Workers(2) as workers:
+                first, other = (worker.calls for worker in workers.now)
+                for forged in ([], [("Authorization", "Bearer x")], [("Authorization", "good")]):
+                    assert await other.forward(make_request("PUT", "/", forged, body)) is UNAUTHORIZED
+                assert first.served == 0
+                assert (await other.forward(make_request("PUT", "/", body=body[:60000]))).status == 200
+                assert (await other.forward(make_request("PUT", "/", bearer, body))).status == 200
+                assert (await other.forward(make_request("PUT", "/", body=body), "good")).status == 200
+                assert first.served == 3, "and worker 0 judges each anew"
 
         run(test)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from enclave_os.errors import ConfigError
 from enclave_os.http import HTTPError, Request, Response, make_request
-from enclave_os.modules.api import NoEgress, Services, Status, Token
+from enclave_os.modules.api import NoEgress, NoPeers, Peers, Services, Status, Token
 from enclave_os.modules.registry import Registry
 from enclave_os.modules.spent_tokens import SpentTokens
 from enclave_os.modules.wasm import Wasm
@@ -78,12 +78,14 @@ class Site:
     clock: RunningClock = field(default_factory=RunningClock)
     egress: Any = field(default_factory=NoEgress)
     workers: int = 1
+    peers: Peers = field(default_factory=NoPeers)
     changes: int = 0
     module: Wasm = field(default_factory=Wasm)
     compiled_before: tuple[bytes, ...] = ()
 
     async def __aenter__(self) -> Site:
-        self.registry = Registry([self.module], DenyAll(), LOGGER)
+        forward = None if self.peers.first else self.peers.forward
+        self.registry = Registry([self.module], DenyAll(), LOGGER, forward)
         await self.registry.start(lambda module: self._services())
         parts = self.module._parts
         assert parts is not None
@@ -117,6 +119,7 @@ class Site:
             config_changed=changed,
             storage=self.storage.of("wasm"),
             egress=self.egress,
+            peers=self.peers,
         )
 
     async def again(self) -> Site:

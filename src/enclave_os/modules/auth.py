@@ -23,13 +23,12 @@ from enclave_os.http import HTTPError, Request, Response, error_response, parse_
 from enclave_os.modules.api import MANAGER, MONITORING, Clock, Token
 from enclave_os.modules.issuer_keys import IssuerKey, keys_of
 from enclave_os.modules.spent_tokens import SpentTokens, spent_name
-from enclave_os.modules.tokens import Spend, Spending
+from enclave_os.modules.tokens import SKEW_S_MAX, Spend, Spending
 from enclave_os.wire.setting_issuers import Issuer
 
 TOKEN_SIZE_MAX: Final = 16 * 1024
 LIFETIME_S_MAX: Final = 24 * 3600
 # An issuer's clock may be ahead of ours by this much; expiry has no such grace.
-SKEW_S_MAX: Final = 5
 NUMERIC_DATE_MAX: Final = 2**53  # JSON numbers are exact up to here (RFC 8259 6)
 SIGNATURE_SIZE: Final = 64  # r || s of P-256 (RFC 7518 3.4)
 KEY_ID_SIZE_MAX: Final = 256
@@ -186,6 +185,11 @@ class Authenticator:
         if isinstance(found, Response):
             raise HTTPError(found.status, REASONS[found.status], found.headers)
         return found
+
+    def refusal(self, token: str) -> Response | None:
+        """What a token would be answered that does not stand up; None: it does. It is spent by nothing here."""
+        found = self._judged(token, None, None)
+        return found if isinstance(found, Response) else None
 
     def _settle(self, request: Request, found: Token | Response) -> Response | None:
         if isinstance(found, Response):

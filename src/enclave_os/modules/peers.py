@@ -22,10 +22,12 @@ class Peers(Protocol):
     def first(self) -> bool:
         """Whether this is worker 0, or the only one."""
 
-    async def forward(self, request: Request) -> Response:
+    async def forward(self, request: Request, token: str | None = None) -> Response:
         """Worker 0's answer to this request, for a module that finds only in the body that it is worker 0's to give.
 
         It goes there whole, and is verified there: verify nothing before, lest a one-time token be spent here.
+
+        Args: token: that worker 0 will judge, where it is in the body; None: the Authorization field's.
         """
 
     async def ask_first(self, what: bytes) -> bytes:
@@ -47,7 +49,7 @@ class NoPeers:
 
     first = True
 
-    async def forward(self, request: Request) -> Response:
+    async def forward(self, request: Request, token: str | None = None) -> Response:
         """Raises: InternalError."""
         raise InternalError("the only worker forwards to nobody")
 

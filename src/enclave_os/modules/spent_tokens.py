@@ -1,10 +1,11 @@
 """One-time tokens that were taken, each remembered until it expires.
 
 What is remembered is the token's name, (scope, issuer, `jti`), and never its signature, which a thief could exchange
-for another one that verifies (JW3). The memory is this run's, so a token that was issued before the run began is
-refused: it may have been spent in an earlier one. Of several workers, worker 0 remembers for all: a token that is shown
-to two of them at once is taken from one. The memory is bounded, and what does not fit is refused: nothing is forgotten
-before its time, and by the time at which it is forgotten it has expired here, whatever another worker's clock says.
+for another one that verifies (JW3). The memory is this run's, so a token that an issuer may have issued before the run
+began, as far as its clock may be ahead of ours, is refused: it may have been spent in an earlier one. Of several
+workers, worker 0 remembers for all: a token that is shown to two of them at once is taken from one. The memory is
+bounded, and what does not fit is refused: nothing is forgotten before its time, and by the time at which it is
+forgotten it has expired here, whatever another worker's clock says.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final
 
 from enclave_os.errors import ClockUntrusted
 from enclave_os.modules.api import Clock
-from enclave_os.modules.tokens import Spending, Token
+from enclave_os.modules.tokens import SKEW_S_MAX, Spending, Token
 
 _NS_PER_SECOND: Final = 1_000_000_000
 SPENT_MAX: Final = 65536
@@ -65,7 +66,7 @@ class SpentTokens:
             return Spending.REFUSED
         if self._since is None:
             self._since = now
-        if issued_at < self._since or expires_at <= now or name in self._names:
+        if issued_at <= self._since + SKEW_S_MAX or expires_at <= now or name in self._names:
             return Spending.REFUSED
         while self._expiries and self._expiries[0][0] <= now:
             self._names.discard(heapq.heappop(self._expiries)[1])

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from enclave_os.http import Request
+
+SKEW_S_MAX: Final = 5
+"""By how much an issuer's clock may be ahead of ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,7 @@ class Server:
             settings,
             lambda: self._group,
             respond=lambda request: self._registry.respond(request),
+            refusal=authenticator.refusal,
             to_module=lambda module, what: self._registry.peer(module, what),
             report=self._report_worker,
             spent=self._spent,

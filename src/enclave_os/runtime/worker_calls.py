@@ -25,6 +25,7 @@ from enclave_os.errors import HostRefused, InternalError, StoreBusy
 from enclave_os.http import HTTPError, Request, RequestParser, Response, error_response
 from enclave_os.http.build import parse_request
 from enclave_os.modules.api import NoPeers, Peers, WorkerReport
+from enclave_os.modules.auth import bearer
 from enclave_os.modules.spent_tokens import SpentTokens
 from enclave_os.modules.tokens import Spending
 from enclave_os.runtime.group import Group
@@ -35,7 +36,8 @@ from enclave_os.workers.group_calls import Answered, Forwarded, GroupOperation, 
 from enclave_os.workers.store_calls import REFUSALS, encode_refusal
 
 FORWARDED_MAX: Final = 64  # requests of one worker's clients that are with worker 0 at once
-FORWARDED_BYTES_MAX: Final = 64 << 20  # of them together; one alone may have FORWARDED_SIZE_MAX
+FORWARDED_BYTES_MAX: Final = 32 << 20  # of them together, half of what may wait; one alone may have FORWARDED_SIZE_MAX
+STRANGERS_SIZE_MAX: Final = 64 << 10  # bytes of a request whose token does not stand up
 OTHERS_SECONDS: Final = 10.0
 """How long a change waits for a worker to have made it too. One that is slower makes it later, by itself."""
 HEARD_SECONDS: Final = 2.0
@@ -65,6 +67,7 @@ class WorkerCalls:
     Args:
         group: where this worker stands among the others.
         respond: answers a request that came to this worker.
+        refusal: what a bearer token is answered that does not stand up, without spending it; None: it does.
         to_module: says something to a module of this worker, and returns what it answers.
         report: how this worker does.
         spent: one-time tokens that were taken, of all workers' clients; worker 0's counts.
@@ -77,6 +80,7 @@ class WorkerCalls:
         group: Callable[[], Group],
         *,
         respond: Callable[[Request], Response | Awaitable[Response]],
+        refusal: Callable[[str], Response | None],
         to_module: Callable[[str, bytes], Awaitable[bytes]],
         report: Callable[[], WorkerReport],
         spent: SpentTokens,
@@ -89,6 +93,7 @@ class WorkerCalls:
         self._seconds = settings.timeouts.request
         self._group = group
         self._respond = respond
+        self._refusal = refusal
         self._to_module = to_module
         self._report = report
         self._spent = spent
@@ -108,10 +113,20 @@ class WorkerCalls:
 
     # -- what this worker asks ----------------------------------------------------------------------------------------
 
-    async def forward(self, request: Request) -> Response:
-        """Worker 0's answer to a client's request."""
+    async def forward(self, request: Request, token: str | None = None) -> Response:
+        """Worker 0's answer to a client's request.
+
+        What is large goes there for somebody who is known here: the store's calls share the channel, and a stranger
+        must not fill it. Worker 0 judges the token all the same.
+
+        Args: token: where it came by another way than the Authorization field.
+        """
         message = as_message(request)
         size = len(message)
+        if size > STRANGERS_SIZE_MAX:
+            refusal = self._refusal(token or bearer(request) or "")
+            if refusal is not None:
+                return refusal
         if size > group_calls.FORWARDED_SIZE_MAX:
             return TOO_LARGE
         if self._with_first >= FORWARDED_MAX or (
@@ -283,8 +298,8 @@ class ModulePeers:
     def first(self) -> bool:
         return self._calls.is_first
 
-    async def forward(self, request: Request) -> Response:
-        return await self._calls.forward(request)
+    async def forward(self, request: Request, token: str | None = None) -> Response:
+        return await self._calls.forward(request, token)
 
     async def ask_first(self, what: bytes) -> bytes:
         return await self._calls.ask_first_module(self._module, what)

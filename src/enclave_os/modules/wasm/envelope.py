@@ -63,7 +63,8 @@ class Envelope:
             return None
         try:
             if wanted[0] in CHANGES and not self._parts.services.peers.first:
-                return await self._parts.services.peers.forward(request)
+                auth = document.get("auth")
+                return await self._parts.services.peers.forward(request, auth if isinstance(auth, str) else None)
             body = document[wanted[0]]
             if not isinstance(body, dict):
                 raise HTTPError(400, f"{wanted[0]} is an object")
