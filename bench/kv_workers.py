@@ -1,4 +1,4 @@
-"""What it costs that another worker keeps the store: the same requests to worker 0 and to worker 1, over HTTPS.
+"""What it costs that worker 0 keeps the store, and answers for others: the same requests to worker 0 and to worker 1.
 
 python -m bench.kv_workers      latency on one connection, then CPU of each process with 256 requests in flight
 """
@@ -72,7 +72,9 @@ def main() -> None:
             "get": get("/kv/ns/k", bearer),
             "no store": get("/trial/worker"),
         }
-        for name, message in messages.items():
+        monitoring = f"Authorization: Bearer {site.token(roles=['monitoring'])}"
+        alone = {"forwarded (/store)": get("/store", monitoring), "gathered (/metrics)": get("/metrics", monitoring)}
+        for name, message in (messages | alone).items():
             for worker in (0, 1):
                 (connection,) = connections(server, worker, 1)
                 print(f"{name} at worker {worker}: {latency(connection, message)}")

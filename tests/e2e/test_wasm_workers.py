@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from cryptography import x509
 
+from enclave_os.evidence import oids
 from tests.e2e.server import Overrides, Server
-from tests.e2e.test_wasm import PROBE, Site, client
+from tests.e2e.test_wasm import HOSTNAME, PROBE, Site, client
+from tests.e2e.wire import SECONDS, client_context
 
+CUSTOM_SECTION = b"\x00\x05\x04note"  # another component, the same program
 CONNECTIONS = 24  # with two workers, all of them reach one worker once in 2**23 runs
 
 
@@ -40,6 +46,29 @@ def each(server: Server, function: str, **arguments: Any) -> list[httpx2.Respons
         with client(server) as asking:
             answers.append(asking.post(f"/rpc/probe/{function}", json=arguments))
     return answers
+
+
+def code_hashes(server: Server, name: str) -> set[bytes]:
+    """The code hash (P.3.2) that the certificate for an app's name states, on each of many connections."""
+    found = set()
+    for _ in range(CONNECTIONS):
+        raw = socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
+        with client_context(server).wrap_socket(raw, server_hostname=name) as tls:
+            certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b"")
+        code = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(oids.APP_CODE)).value
+        assert isinstance(code, x509.UnrecognizedExtension)
+        found.add(code.value)
+    return found
+
+
+def test_every_workers_certificates_follow(site: Site, server: Server) -> None:
+    site.wasm(server, "load", "named", PROBE, "--hostname", HOSTNAME)
+    assert code_hashes(server, HOSTNAME) == {hashlib.sha256(PROBE.read_bytes()).digest()}
+    other = site.folder / "other.wasm"
+    other.write_bytes(PROBE.read_bytes() + CUSTOM_SECTION)
+    site.wasm(server, "load", "named", other, "--hostname", HOSTNAME)
+    assert code_hashes(server, HOSTNAME) == {hashlib.sha256(other.read_bytes()).digest()}
+    site.wasm(server, "unload", "named")
 
 
 def test_all_workers_follow_one(site: Site, server: Server) -> None:

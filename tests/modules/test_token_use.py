@@ -189,7 +189,8 @@ def test_two_parts_of_a_server_with_issuers_of_their_own_do_not_spend_each_other
         keeper = authenticator()
         keeper._spent.begin(0)
         text = token(KEY, ONE_TIME)
-        for own in (keeper, *(Authenticator([issuer(KEY)], FixedClock(), spend=keeper.spend, scope=scope) for scope in ("a", "b"))):
+        others = [Authenticator([issuer(KEY)], FixedClock(), spend=keeper.spend, scope=scope) for scope in ("a", "b")]
+        for own in (keeper, *others):
             assert (await own.verify_text(text)).one_time
             with pytest.raises(HTTPError):
                 await own.verify_text(text)

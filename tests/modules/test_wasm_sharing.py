@@ -244,3 +244,39 @@ def test_one_that_was_away_follows_when_it_looks_again() -> None:
         assert await server.sites[2].value("demo", "echo", data=data) == data
 
     on_server(test)
+
+
+def test_many_words_of_changes_cost_two_looks_and_one_that_nobody_waits_for_is_finished() -> None:
+    async def test(server: Server) -> None:
+        site = server.sites[1]
+        parts = site.module._parts
+        assert parts is not None
+        looks, gate = 0, asyncio.Event()
+        follow = parts.apps.follow
+
+        async def slowly() -> None:
+            nonlocal looks
+            looks += 1
+            await gate.wait()
+            await follow()
+
+        parts.apps.follow = slowly  # type: ignore[method-assign]
+        server.down.add(1)
+        await server.sites[0].loaded("demo", PLAIN)
+        server.down.discard(1)
+        asked = [asyncio.ensure_future(site.registry.peer("wasm", b"")) for _ in range(50)]
+        while looks == 0:
+            await asyncio.sleep(0)
+        asked += [asyncio.ensure_future(site.registry.peer("wasm", b"")) for _ in range(50)]
+        await asyncio.sleep(0)
+        for one in asked[1:]:
+            one.cancel()  # worker 0 waits no longer
+        gate.set()
+        await asked[0]
+        assert (await server.states())[1] == "ready"
+        while looks < 2:
+            await asyncio.sleep(0)
+        await parts.sharing.look()
+        assert looks == 3
+
+    on_server(test)

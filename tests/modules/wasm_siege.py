@@ -109,7 +109,7 @@ async def upload(site: Site, wasm: bytes) -> Response:
     parts = site.module._parts
     assert parts is not None
     try:
-        app, _ = await parts.load("evil", None, wasm, NamedTokens().verify_text("boss:manager"))
+        app, _ = await parts.load("evil", None, wasm, await NamedTokens(site.clock).verify_text("boss:manager"))
     except HTTPError as error:
         return Response(error.status, error.message.encode())
     return Response(200, app.state.encode())

@@ -48,7 +48,7 @@ from enclave_os.modules.wasm.envelope import Envelope
 from enclave_os.modules.wasm.mcp import MCPServer
 from enclave_os.modules.wasm.meter import AppMeter
 from enclave_os.modules.wasm.settings import WasmSettings
-from enclave_os.modules.wasm.sharing import LOOK, Sharing
+from enclave_os.modules.wasm.sharing import Sharing
 from enclave_os.modules.wasm.spec import AppSpec
 from enclave_os.modules.wasm.store import AppStore
 from enclave_os.wasm import Engine, Pool
@@ -309,7 +309,7 @@ class _Parts:
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
             try:
-                await self.sharing.answer(LOOK)
+                await self.sharing.look()
             except EnclaveError as error:
                 self.services.logger.error("the apps of the other workers are not taken: %s", type(error).__name__)
 
@@ -348,6 +348,7 @@ class _Parts:
 
     async def close(self) -> None:
         """End everything, in the order in which it depends."""
+        self.sharing.close()
         for task in (*self.tasks, *self.apps.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, *self.apps.tasks, return_exceptions=True)

@@ -12,6 +12,7 @@ of the others. When all have ended, it has to come again.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -38,6 +39,30 @@ class Sharing:
         self._peers = services.peers
         self._apps = apps
         self._store_meters = store_meters
+        self._looking: asyncio.Task[None] | None = None
+        self._looks_next: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        """End what is under way."""
+        for task in (self._looking, self._looks_next):
+            if task is not None:
+                task.cancel()
+
+    async def look(self) -> None:
+        """Have what the store has, and keys that others have, as it is at some moment after this call.
+
+        Many at once cost two looks: the one under way may have looked before, the next serves them all. A look goes on
+        when whoever waits for it does not any more. Raises: EnclaveError.
+        """
+        if self._looks_next is None:
+            self._looks_next = asyncio.get_running_loop().create_task(self._after(self._looking))
+        await asyncio.shield(self._looks_next)
+
+    async def _after(self, current: asyncio.Task[None] | None) -> None:
+        if current is not None:
+            await asyncio.wait([current])
+        self._looking, self._looks_next = self._looks_next, None
+        await self._follow()
 
     async def spread(self) -> None:
         """Have every other worker follow what was changed here."""
@@ -66,7 +91,7 @@ class Sharing:
             size = int.from_bytes(rest[:_NAME_SIZE], "little") + _NAME_SIZE
             await self._apps.take_key(rest[_NAME_SIZE:size].decode(), rest[size:])
         else:
-            await self._follow()
+            await self.look()
         return b""
 
     async def _follow(self) -> None:
