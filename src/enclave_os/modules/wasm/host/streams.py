@@ -123,18 +123,15 @@ def _poll(context: CallContext, pollables: list[Pollable]) -> list[int]:
         raise GuestTrap("poll waits for nothing")
     if len(pollables) > POLLABLES_MAX:
         raise GuestTrap(f"poll waits for more than {POLLABLES_MAX} things")
-    now = monotonic_ns(context)
-    found = _those(pollables, now)
-    if found:
-        return found
     moments = [pollable.when for pollable in pollables if pollable.ready is None]
-    # Beyond the deadline `wait` ends the call; without it a far moment would hold a timer for ever.
-    seconds = min([context.remaining() + 1, *((moment - now) / 1e9 for moment in moments)])
-    waiting = [pollable.ready for pollable in pollables if pollable.ready is not None]
-    context.wait(context.events.until(lambda: any(ready() for ready in waiting), seconds))
-    found = _those(pollables, monotonic_ns(context))
-    # The timer may be a tick ahead of the clock as the app sees it.
-    return found or _those(pollables, min(moments))
+    others = [pollable.ready for pollable in pollables if pollable.ready is not None]
+    now = monotonic_ns(context)
+    while not (found := _those(pollables, now)):
+        # Beyond the deadline `wait` ends the call; without it a far moment would hold a timer for ever.
+        seconds = min([context.remaining() + 1, *((moment - now) / 1e9 for moment in moments)])
+        context.wait(context.events.until(lambda: any(ready() for ready in others), seconds))
+        now = monotonic_ns(context)
+    return found
 
 
 def _those(pollables: list[Pollable], now: int) -> list[int]:
