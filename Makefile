@@ -115,8 +115,9 @@ test-direct: $(STAMPS)/fast $(STAMPS)/test ## the end-to-end suite with the encl
 	$(PYTEST) tests/e2e --enclave direct $(ARGS)
 
 EVENTS ?= 1000000000
-hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host at length: 1e6 RPC calls, EVENTS=1e9 rewritten words (minutes)
+hostile: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the lying host at length: 1e6 RPC calls, 1e6 frames searched, EVENTS=1e9 rewritten words
 	$(PY) -m tests.hostile.rpc_faults --calls 1000000
+	ENCLAVE_OS_SECRET_FRAMES=1000000 $(PYTEST) -q --timeout 3600 tests/hostile/test_ingress_secrets.py
 	$(PY) -m tests.hostile.ring_storm --events $(EVENTS)
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PY) -m tests.hostile.ring_storm --events $$(( $(EVENTS) / 100 ))
 

@@ -21,7 +21,6 @@ from enclave_os.wire.layout import (
     LAYOUT_VERSION,
     MAGIC_OFFSET,
     REGION_SIZE_OFFSET,
-    RING_HEADER_SIZE,
     RING_HEADERS_OFFSET,
     VERSION_OFFSET,
     EntryResult,
@@ -34,6 +33,7 @@ from enclave_os.wire.layout import (
     plan_region,
     slot_offset,
 )
+from enclave_os.wire.limits import RING_HEADER_SIZE
 
 from .fake_host import CAPACITY, FakeHost
 

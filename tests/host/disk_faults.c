@@ -1,5 +1,6 @@
 /* Preloaded into a process of the tests: while the file that FAULT_FLAG names exists, its first letter says what fails.
- * s: fsync and fdatasync, with EIO. w: writes to a RocksDB log, with EIO. */
+ * s: fsync and fdatasync, with EIO. Writes to a RocksDB log: w with EIO, r with EROFS, h short, down to the last byte,
+ * and that one with EIO, so that a torn record lies there. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -51,9 +52,14 @@ int fsync(int fd)
 
 ssize_t write(int fd, const void *data, size_t size)
 {
-    if (is_log(fd) && fails('w')) {
-        errno = EIO;
-        return -1;
+    if (is_log(fd)) {
+        int half = fails('h');
+        if (half && size > 1)
+            size = size / 2;
+        else if (half || fails('w') || fails('r')) {
+            errno = fails('r') ? EROFS : EIO;
+            return -1;
+        }
     }
     return syscall(SYS_write, fd, data, size);
 }

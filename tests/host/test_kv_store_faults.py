@@ -123,11 +123,14 @@ def test_a_failed_fsync_acknowledges_nothing_and_is_not_tried_again(
     assert again.ask("put 4") == "OK"
 
 
-def test_a_log_that_cannot_be_written_stops_writes_and_not_reads(tmp_path: Path, start: Start, shim: str) -> None:
+@pytest.mark.parametrize("fault", ["w", "r", "h"], ids=["EIO", "EROFS", "short"])
+def test_a_log_that_cannot_be_written_stops_writes_and_not_reads(
+    tmp_path: Path, start: Start, shim: str, fault: str
+) -> None:
     flag = tmp_path / "flag"
     store = start(tmp_path, environment={"LD_PRELOAD": shim, "FAULT_FLAG": str(flag)})
     assert store.ask("put 1") == "OK"
-    flag.write_text("w")
+    flag.write_text(fault)
     assert store.ask("put 2") == "NOT_WRITABLE"
     flag.unlink()
     assert store.ask("put 3") == "NOT_WRITABLE"

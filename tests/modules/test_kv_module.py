@@ -62,6 +62,11 @@ def etag(response: Response) -> str:
     return dict(response.headers)["ETag"]
 
 
+async def body_of(response: Response) -> bytes:
+    """As a client has it in the end."""
+    return b"".join([chunk async for chunk in response.chunks]) if response.streaming else response.body  # type: ignore[attr-defined]
+
+
 def listed(response: Response) -> tuple[list[str], str | None]:
     document = json.loads(response.body)
     return [row["key"] for row in document["keys"]], document["cursor"]
@@ -210,7 +215,33 @@ def test_a_list_reads_no_large_values() -> None:
         keys, _ = listed(await rig.ask("GET", "/kv/ns"))
         assert keys == ["0", "1", "2"]
         assert rig.storage.rows.gets == before
-        assert (await rig.ask("GET", "/kv/ns/1")).body == bytes(100_000)
+        assert await body_of(await rig.ask("GET", "/kv/ns/1")) == bytes(100_000)
+
+    run(work())
+
+
+def test_large_values_on_their_way_to_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads slowly holds its own value, and no more than so many in all; 503 beyond, and small ones go on."""
+    monkeypatch.setattr("enclave_os.modules.kv.ANSWERS_SIZE_MAX", 250_000)
+
+    async def work() -> None:
+        rig = await Rig.open()
+        for name, size in (("a", 100_000), ("b", 100_000), ("large", 300_000), ("small", 1000)):
+            await rig.ask("PUT", f"/kv/ns/{name}", bytes(size))
+        slow = [await rig.ask("GET", f"/kv/ns/{name}") for name in "ab"]
+        assert [response.status for response in slow] == [200, 200]
+        assert dict(slow[0].headers)["ETag"] == '"1"'
+        refused = await rig.ask("GET", "/kv/ns/a")
+        assert refused.status == 503
+        assert (await rig.ask("GET", "/kv/ns/small")).status == 200
+        assert [await body_of(response) for response in slow] == [bytes(100_000)] * 2
+        assert (await rig.ask("GET", "/kv/ns/a")).status == 503, "until the ingress lets go of them"
+        slow.clear()
+        assert len(await body_of(await rig.ask("GET", "/kv/ns/large"))) == 300_000, "one alone is always taken"
+        assert (await rig.ask("GET", "/kv/ns/a")).status == 200  # and nobody reads it
+        module = rig.registry.started[0]
+        assert isinstance(module, KV)
+        assert module._answers.held == 0
 
     run(work())
 

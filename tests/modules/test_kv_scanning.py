@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from enclave_os.errors import StoreBusy, UsageError
-from enclave_os.kv import scanning
+from enclave_os.kv import large_values, scanning
 from enclave_os.kv.change import Item
 from enclave_os.kv.first_items import FirstItems
 from enclave_os.kv.record import INLINE_SIZE_MAX
@@ -21,17 +21,24 @@ LARGE = INLINE_SIZE_MAX + 1
 
 
 class CountedStore(MemoryStore):
-    """`parts`: rows of parts that were asked for; `asked`: by one call at most."""
+    """`parts`: rows of parts that were asked for; `asked`: by one call at most; at `gate` who reads parts waits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.parts = 0
         self.asked = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.at_gate = 0
 
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         self.parts += sum(len(key) > 16 for key in keys)
         self.asked = max(self.asked, len(keys))
         await asyncio.sleep(0)
+        if len(keys[0]) > 16:
+            self.at_gate += 1
+            await self.gate.wait()
+            self.at_gate -= 1
         return await super().multi_get(namespace, keys)
 
 
@@ -89,6 +96,10 @@ def test_a_scan_of_too_much_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(UsageError, match="more than 100000 bytes: ask for fewer"):
                 await kv.scan(place, start, b"", limit)
         assert len(await kv.names(place)) == 72
+        names = [b"large %d" % number for number in range(8)]
+        assert [item and item.name for item in await kv.multi_get(place, [b"absent", *names[:2]])] == [None, *names[:2]]
+        with pytest.raises(UsageError, match="more than 100000 bytes: ask for fewer"):
+            await kv.multi_get(place, names)
         assert len([item async for item in kv.iterate(place)]) == 72
         with pytest.raises(UsageError, match="at least one"):
             await kv.scan(place, limit=0)
@@ -134,6 +145,43 @@ def test_scans_that_go_on_at_once_are_bounded_and_give_back_what_they_held(monke
         # One alone is always taken, however large.
         await asyncio.gather(*(kv.put(place, b"more %d" % number, b"") for number in range(200)))
         assert len(await kv.names(place, limit=1000)) == 300
+
+    run(body)
+
+
+def test_large_values_are_read_some_at_a_time_and_who_leaves_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many bytes of parts are read at once; one that is larger than that is read alone."""
+    monkeypatch.setattr(large_values, "READING_SIZE_MAX", 100_000)
+    monkeypatch.setattr(large_values, "READERS_MAX", 20)
+
+    async def body(kv: SealedKV, store: CountedStore) -> None:
+        place = kv.namespace("", "t")
+        names = [b"%d" % number for number in range(20)]
+        await asyncio.gather(*(kv.put(place, name, name * 17_000) for name in names))
+        await kv.put(place, b"huge", bytes(300_000))
+        store.gate.clear()
+        reads = [asyncio.ensure_future(kv.get(place, name)) for name in (*names[:10], b"huge", *names[10:])]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert 1 <= store.at_gate <= 3
+        assert kv._large._held <= 100_000
+        for one in (reads[0], reads[5], reads[15]):
+            one.cancel()
+        more = [asyncio.ensure_future(kv.get(place, b"huge")) for _ in range(30)]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert len(kv._large._waiting) <= 20
+        store.gate.set()
+        refused = [one for one in await asyncio.gather(*more, return_exceptions=True) if isinstance(one, StoreBusy)]
+        assert 10 <= len(refused) < 30
+        assert "readers of large values wait already" in str(refused[0])
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        assert [type(one) for one in found].count(asyncio.CancelledError) == 3
+        assert sum(isinstance(one, Item) for one in found) == 18
+        assert (kv._large._held, len(kv._large._waiting)) == (0, 0)
+        huge = await kv.get(place, b"huge")
+        assert huge is not None
+        assert len(huge.value) == 300_000
 
     run(body)
 

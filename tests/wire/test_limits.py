@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from enclave_os import _codec
-from enclave_os.wire import layout, limits
+from enclave_os.wire import limits
 
 
 def constants_of_pxd() -> dict[str, int]:
@@ -28,12 +28,6 @@ def test_every_limit_has_its_reason() -> None:
     text = Path(limits.__file__).read_text()
     reasons = set(re.findall(r'^([A-Z_]+) = [^\n]+\n"""\w', text, re.MULTILINE))
     assert reasons == set(constants_of_python())
-
-
-def test_layout_uses_the_same_bounds() -> None:
-    assert layout.RING_HEADER_SIZE == limits.RING_HEADER_SIZE
-    assert layout.RING_CAPACITY_MIN == limits.RING_CAPACITY_MIN
-    assert layout.RING_CAPACITY_MAX == limits.RING_CAPACITY_MAX
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,11 @@ from enclave_os.wire.layout import (
     MAGIC_OFFSET,
     REGION_FOLDER,
     REGION_SIZE_OFFSET,
-    RING_CAPACITY_MAX,
-    RING_CAPACITY_MIN,
     RING_DATA_OFFSET,
     VERSION_OFFSET,
     check_region_name,
 )
+from enclave_os.wire.limits import RING_CAPACITY_MAX, RING_CAPACITY_MIN
 
 REGION_SIZE_MIN: Final = RING_DATA_OFFSET + 4 * RING_CAPACITY_MIN
 REGION_SIZE_MAX: Final = RING_DATA_OFFSET + 4 * RING_CAPACITY_MAX

@@ -54,6 +54,20 @@ class Scans:
                 if found is not None:
                     yield found
 
+    async def entries_of(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
+        """Those of the tokens, whole, in their order. Raises: UsageError: of more than SCAN_SIZE_MAX bytes."""
+        found: list[Item | None] = []
+        size = 0
+        for start in range(0, len(tokens), PAGE):
+            page = tokens[start : start + PAGE]
+            for token, row in zip(page, await self._store.read_rows(namespace, page), strict=True):
+                unread = row is not None and row.value is UNREAD
+                found.append(item := await self._store.read(namespace, token) if unread else row)
+                size += len(item.value) if item is not None else 0
+                if size > SCAN_SIZE_MAX:
+                    raise too_large(SCAN_SIZE_MAX)
+        return found
+
     async def first_names(self, namespace: Namespace, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, int]]:
         """Names and versions of the first entries by name. Raises: StoreBusy."""
         found = FirstItems(start, end, limit, SCAN_SIZE_MAX)

@@ -42,7 +42,8 @@ from enclave_os.kv.change import Change, Item
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
-from enclave_os.kv.namespace import Namespace, part_key, parts_range
+from enclave_os.kv.large_values import LargeValues
+from enclave_os.kv.namespace import Namespace, parts_range
 from enclave_os.kv.pipeline import Pipeline
 from enclave_os.kv.row_count import RowCount, store_full
 from enclave_os.kv.scanning import UNREAD, Scans
@@ -91,7 +92,7 @@ class SealedKV:
         self._trusted_ns = trusted_ns
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
-        self._scans = Scans(self)
+        self._scans, self._large = Scans(self), LargeValues(store)
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
         self._version = 0
         self._root = self._fresh.root(0)
@@ -188,8 +189,11 @@ class SealedKV:
         return self.read(namespace, namespace.token(checked_name(name)))
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
-        """`get` for each, in their order; each is the latest at some moment between call and return."""
-        return await self.read_rows(namespace, [namespace.token(checked_name(name)) for name in names], whole=True)
+        """`get` for each, in their order; each is the latest at some moment between call and return.
+
+        Raises: UsageError: more than `scanning.SCAN_SIZE_MAX` bytes of values.
+        """
+        return await self._scans.entries_of(namespace, [namespace.token(checked_name(name)) for name in names])
 
     def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
@@ -236,11 +240,9 @@ class SealedKV:
         await self.anchoring.shown(place)
         return item
 
-    async def read_rows(
-        self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = False
-    ) -> list[Item | None]:
-        """`read` of each, in their order; where a value is in parts and not `whole`, it is UNREAD."""
-        items = await self._get_many(namespace, tokens, whole=whole)
+    async def read_rows(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
+        """`read` of each, in their order; where a value is in parts it is UNREAD."""
+        items = await self._get_many(namespace, tokens)
         await self.anchoring.shown(*((namespace.table, token) for token in tokens))
         return items
 
@@ -259,18 +261,14 @@ class SealedKV:
             entry = self._opened(namespace, token, known, record)
             value = UNREAD if entry.count else entry.value
             if entry.count and whole:
-                keys = [part_key(token, entry.parts_id, index) for index in range(entry.count)]
-                rows = await self._store.multi_get(namespace.table, keys)
+                rows = await self._large.rows(namespace, token, entry)
                 if self._moved(place, known):
                     continue
                 value = namespace.open_parts(token, entry, rows)
             return self._item(entry, value)
         raise StoreBusy("the key is written all the time: read it again later")
 
-    async def _get_many(
-        self, namespace: Namespace, tokens: Sequence[bytes], *, whole: bool = True
-    ) -> list[Item | None]:
-        """Args: whole: False leaves the parts of values unread; such an item's value is UNREAD."""
+    async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
         self.anchoring.check()
         places = [(namespace.table, token) for token in tokens]
         for place in places:
@@ -284,13 +282,10 @@ class SealedKV:
         rows = await self._store.multi_get(namespace.table, [tokens[index] for index, _ in asked])
         for (index, latest), record in zip(asked, rows, strict=True):
             if self._moved(places[index], latest):
-                items[index] = await self._get(namespace, tokens[index], whole=whole)
+                items[index] = await self._get(namespace, tokens[index], whole=False)
                 continue
             entry = self._opened(namespace, tokens[index], latest, record)
-            if entry.count and whole:
-                items[index] = await self._get(namespace, tokens[index])
-            else:
-                items[index] = self._item(entry, UNREAD if entry.count else entry.value)
+            items[index] = self._item(entry, UNREAD if entry.count else entry.value)
         return items
 
     def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> Entry:

@@ -125,7 +125,7 @@ class Table(Protocol):
         """The latest value; None: absent, or expired."""
 
     async def multi_get(self, names: Sequence[bytes]) -> list[Item | None]:
-        """`get` for each, in their order; each is the latest at some moment between call and return."""
+        """`get` of each, the latest at some moment between call and return. Raises: UsageError: more than 64 MiB."""
 
     async def put(self, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0) -> int:
         """Write one entry, durable when this returns; returns its version. `expected` and `expires_ns`: see `Write`.

@@ -18,10 +18,12 @@ from typing import Final
 from enclave_os.errors import ClockUntrusted, ConfigError, InternalError, StoreBusy, VersionConflict
 from enclave_os.http import HTTPError, Request, Response
 from enclave_os.modules.api import NO_STORE, Module, Route, Services, Table
+from enclave_os.modules.held_answers import HeldAnswers
 from enclave_os.modules.query import percent_encoded, read_number, read_query
 
 KEY_SIZE_MAX: Final = 1024
 VALUE_SIZE_MAX: Final = 16 << 20
+ANSWERS_SIZE_MAX: Final = 128 << 20  # of large values on their way to clients: eight of the largest; then 503
 LIST_MAX: Final = 1000
 LIST_DEFAULT: Final = 100
 TTL_S_MAX: Final = 100 * 366 * 24 * 3600
@@ -43,7 +45,7 @@ class KV(Module):
 
     def __init__(self) -> None:
         self._services: Services | None = None
-        self._tables: dict[str, Table] = {}
+        self._answers = HeldAnswers(ANSWERS_SIZE_MAX)
         self.routes = [
             Route(method, path, handler)
             for method, handler in (("GET", self.get), ("PUT", self.put), ("DELETE", self.delete))
@@ -71,7 +73,7 @@ class KV(Module):
         held = request.headers.get("if-none-match")
         if held is not None and (held == "*" or etag in [part.strip() for part in held.split(",")]):
             return Response(304, headers=fields)
-        return Response(200, item.value, "application/octet-stream", fields)
+        return self._answers.response(item.value, "application/octet-stream", fields)
 
     async def put(self, request: Request) -> Response:
         """Write one key, whatever it has, or for the version that the request names."""

@@ -70,8 +70,9 @@ cdef enum:
     # What one connection may have in the outgoing ring: at most two windows. So one big answer neither fills the ring
     # before the host's PAUSE can arrive, nor makes the others wait for all of it.
     WRITE_WINDOW = 131072
-    # Connections that keep their TLS buffers (33 KiB each) between requests: the last that were answered. The heap keeps
-    # what they leave, so this is memory for good: 4 MiB, where 1024 of them took 10,000 idle connections over 15 KiB each.
+    # Connections that keep their TLS buffers (33 KiB each) between requests, as long as each has its next one soon. The
+    # heap keeps what they leave, so this is memory for good: 4 MiB, where 1024 of them took 10,000 idle connections over
+    # 15 KiB each.
     WARM_MAX = 128
     BODY_PIECE = 16384          # plaintext bytes of a body written at once: one full TLS record
     # Rings' worth that an honest host may bring of a connection after we asked for PAUSE: what is in the ring; what it puts

@@ -72,7 +72,10 @@ cdef inline void connections_cool(Connections all_, conn_t *conn) noexcept:
     deadline_set(&all_.deadlines, conn, DEADLINE_IDLE, conn.since)
 
 cdef inline void connections_idle(Connections all_, conn_t *conn) noexcept:
-    # Between requests: warm first. The oldest of too many, or one whose time is up, cools down.
-    deadline_set(&all_.deadlines, conn, DEADLINE_WARM, all_.now)
-    if all_.deadlines.count[DEADLINE_WARM] > WARM_MAX:
-        connections_cool(all_, all_.deadlines.first[DEADLINE_WARM])
+    # Between requests: warm, until its time is up. Where as many are warm as may be, this one goes cold, and not the one
+    # that waited longest: its request is the next to come when all take turns, and then everybody would always be cold.
+    if conn.deadline == DEADLINE_WARM or all_.deadlines.count[DEADLINE_WARM] < WARM_MAX:
+        deadline_set(&all_.deadlines, conn, DEADLINE_WARM, all_.now)
+        return
+    tls_release(conn.tls)
+    deadline_set(&all_.deadlines, conn, DEADLINE_IDLE, all_.now)

@@ -32,7 +32,7 @@ from enclave_os.workers.store_calls import (
 )
 
 CURSORS_MAX: Final = 64  # of one worker; the one that was not moved for the longest time makes room
-NAMES_AT_ONCE: Final = 16  # of one GET: at most so many values of the largest size are held for it
+NAMES_AT_ONCE: Final = 4  # of one GET: at most so many values of the largest size are held for it
 
 
 @dataclass(slots=True)

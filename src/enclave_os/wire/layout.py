@@ -29,6 +29,7 @@ from enum import IntEnum
 from typing import Final
 
 from enclave_os.wire.errors import PeerProtocolError, UsageError
+from enclave_os.wire.limits import RING_CAPACITY_MAX, RING_CAPACITY_MIN, RING_HEADER_SIZE
 
 MAGIC: Final = int.from_bytes(b"ENCLAVOS", "little")
 LAYOUT_VERSION: Final = 1
@@ -51,13 +52,9 @@ DESCRIPTOR_SIZE: Final = 48  # six words; one descriptor every 64 bytes
 DESCRIPTOR_STRIDE: Final = 64
 
 RING_HEADERS_OFFSET: Final = 0x1000
-RING_HEADER_SIZE: Final = 512
 CONFIG_OFFSET: Final = 0x2000
 CONFIG_SIZE_MAX: Final = 1 << 20
 RING_DATA_OFFSET: Final = CONFIG_OFFSET + CONFIG_SIZE_MAX
-
-RING_CAPACITY_MIN: Final = 64 << 10
-RING_CAPACITY_MAX: Final = 1 << 30
 
 REGION_FOLDER: Final = "/dev/shm/enclave-os"  # noqa: S108 - the one folder of the untrusted_shm mount, mode 0700
 REGION_NAME: Final = re.compile(r"[a-z0-9-]{1,64}")
