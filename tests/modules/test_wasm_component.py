@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +11,7 @@ import wasmtime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import enclave_os
 from enclave_os.errors import InternalError
-from enclave_os.modules.wasm.host import INTERFACES
 from enclave_os.wasm import (
     CallLimits,
     Component,
@@ -32,7 +29,6 @@ from enclave_os.wasm.types import SCALARS, TYPE_NODES_MAX
 from tests.modules import wasm_guests as guests
 
 ENGINE = Engine()
-PROBE = Path(__file__).parent / "guests" / "probe.wasm"
 PADDING = (0,) * 17
 
 
@@ -229,22 +225,6 @@ def test_what_it_raises_while_an_instance_is_made_comes_out_of_that_call_only(pl
         assert isinstance(after.failure, GuestTrap)
         assert "secret" not in str(after.failure)
     assert getattr(wasmtime.component._enter, "LAST_EXCEPTION", None) is None
-
-
-def test_nothing_of_wasmtimes_own_wasi_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its random numbers, clocks and files are the host's, and a store without them ends the process."""
-
-    def never(*_: object) -> None:
-        raise AssertionError("wasmtime's own WASI")
-
-    monkeypatch.setattr(wasmtime.component.Linker, "add_wasip2", never)
-    monkeypatch.setattr(wasmtime.Store, "set_wasi", never)
-    component = Component.compile(ENGINE, PROBE.read_bytes())
-    component.link(INTERFACES)
-    assert any(name.startswith("wasi:random/") for name in component.imports)
-    assert any(name.startswith("wasi:clocks/") for name in component.imports)
-    source = Path(enclave_os.__file__).parent
-    assert not [path for path in source.rglob("*.py*") if b"add_wasip2(" in path.read_bytes()]
 
 
 def test_a_host_function_that_answers_with_another_type_ends_the_call() -> None:

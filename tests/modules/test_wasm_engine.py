@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import wasmtime
 
+import enclave_os
+from enclave_os.modules.wasm.host import INTERFACES
+from enclave_os.wasm import Component
 from enclave_os.wasm import engine as module
 from enclave_os.wasm.engine import SETTINGS, Engine, make_config
+
+PROBE = Path(__file__).parent / "guests" / "probe.wasm"
 
 
 def test_nothing_rests_on_pages_or_signals() -> None:
@@ -81,3 +87,19 @@ def test_what_the_heap_keeps_is_given_back_when_idle(monkeypatch: pytest.MonkeyP
     engine.end()
     assert trimmed.wait(10)
     engine.close()
+
+
+def test_nothing_of_wasmtimes_own_wasi_is_linked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its random numbers, clocks and files are the host's, and a store without them ends the process."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("wasmtime's own WASI")
+
+    monkeypatch.setattr(wasmtime.component.Linker, "add_wasip2", never)
+    monkeypatch.setattr(wasmtime.Store, "set_wasi", never)
+    component = Component.compile(Engine(), PROBE.read_bytes())
+    component.link(INTERFACES)
+    assert any(name.startswith("wasi:random/") for name in component.imports)
+    assert any(name.startswith("wasi:clocks/") for name in component.imports)
+    source = Path(enclave_os.__file__).parent
+    assert not [path for path in source.rglob("*.py*") if b"add_wasip2(" in path.read_bytes()]
