@@ -111,7 +111,7 @@ test-sanitize: build/sanitize/.stamp $(STAMPS)/fast $(STAMPS)/test ## the same u
 	$(ASAN) PYTHONPATH=build/sanitize/lib $(PYTEST) --junit-xml=$(RESULTS)/sanitize.xml $(SANITIZED_TESTS) $(ARGS)
 
 .PHONY: test-direct
-test-direct: $(STAMPS)/fast $(STAMPS)/test ## the end-to-end suite with the enclave under gramine-direct
+test-direct: $(STAMPS)/fast $(STAMPS)/test $(NOTES) ## the end-to-end suite with the enclave under gramine-direct
 	$(PYTEST) tests/e2e --enclave direct $(ARGS)
 
 EVENTS ?= 1000000000

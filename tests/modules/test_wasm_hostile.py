@@ -188,6 +188,57 @@ def test_a_result_pointer_into_nowhere_is_a_trap() -> None:
     trapped(go(Component.compile(ENGINE, made).link([interface]), "go"))
 
 
+def test_a_guest_that_calls_out_while_it_is_given_its_arguments_is_trapped() -> None:
+    """Re-entrancy: `realloc` is the guest's code, and runs while a value is on its way in."""
+    called: list[Any] = []
+    made = guests.wat(
+        """(component
+          (import "t:t/h@0.1.0" (instance $host (export "f" (func))))
+          (core func $f (canon lower (func $host "f")))
+          (core module $M (import "host" "f" (func $f)) (memory (export "memory") 1)
+            (func (export "realloc") (param i32 i32 i32 i32) (result i32) (call $f) (i32.const 8))
+            (func (export "go") (param i32 i32)))
+          (core instance $m (instantiate $M (with "host" (instance (export "f" (func $f))))))
+          (func (export "go") (param "text" string)
+            (canon lift (core func $m "go") (memory (core memory $m "memory")) (realloc (core func $m "realloc")))))"""
+    )
+    interface = Interface("t:t/h", ("0.1.0",), {"f": lambda subject: called.append(subject)}, {})
+    trapped(go(Component.compile(ENGINE, made).link([interface]), "go", "text"))
+    assert called == []
+
+
+@pytest.mark.parametrize(("inner", "size"), [(4096, 65536), (60_000, 4), (2, 0x7FFF_0000)])
+def test_lists_that_lie_over_one_another_do_not_multiply(inner: int, size: int) -> None:
+    """A list of lists that are all the same bytes: 4096 times 64 KiB would be 8 GiB of values on our side."""
+    called: list[Any] = []
+    made = guests.core(
+        f"""(import "host" "f" (func $f (param i32 i32 i32)))
+        (func (export "go") (local $at i32)
+          (drop (memory.grow (i32.const 20)))
+          (local.set $at (i32.const 65536))
+          (loop $more
+            (i32.store (local.get $at) (i32.const 0)) (i32.store offset=4 (local.get $at) (i32.const {size}))
+            (local.set $at (i32.add (local.get $at) (i32.const 8)))
+            (br_if $more (i32.lt_u (local.get $at) (i32.const {65536 + 8 * inner}))))
+          (call $f (i32.const 65536) (i32.const {inner}) (i32.const 0)))""",
+        '(func (export "go") (canon lift (core func $m "go")))',
+        imports="""(import "t:t/h@0.1.0" (instance $host
+          (export "f" (func (param "d" (list (list u8))) (result (list u8))))))
+        (alias export $host "f" (func $f))""",
+        given="""(with "host" (instance (export "f" (func $lowered))))""",
+        before=f"(core func $lowered (canon lower (func $f) {guests.USING}))",
+    )
+    interface = Interface("t:t/h", ("0.1.0",), {"f": lambda subject, data: called.append(len(data)) or b""}, {})
+    before = resident_bytes()
+    outcome = go(Component.compile(ENGINE, made).link([interface]), "go")
+    if size > 4:
+        trapped(outcome)
+        assert called == []
+    else:
+        assert called == [inner]  # many, and small: served
+    assert resident_bytes() < before + (320 << 20)
+
+
 def test_calls_on_many_threads_do_not_mix(plain: Linker) -> None:
     wrong: list[Any] = []
 

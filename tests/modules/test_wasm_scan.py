@@ -38,6 +38,7 @@ def test_what_is_below_the_limits_compiles_and_runs() -> None:
         monsters.loops(1000),
         monsters.many_instances(50),
         monsters.much_data(1 << 20),
+        monsters.crossing_values(20, 16),
     ):
         assert go(Component.compile(ENGINE, wasm).link([]), "f").failure is None
     endless = Component.compile(ENGINE, monsters.crossings(50, 50)).link([])

@@ -112,10 +112,31 @@ def loops(count: int) -> bytes:
     return one(b"\x03\x40\x0b" * count)
 
 
+def conversions(count: int) -> bytes:
+    """One function of so many conversions of floats, each of which may trap."""
+    return one(b"\x43\0\0\0\0\xa8\x21\0" * count)
+
+
 def crossings(loops_: int, locals_: int) -> bytes:
     """Nested loops, all of which change all locals: as many copies as their product."""
     used = b"".join(b"\x20" + number(n) + b"\x41\x01\x6a\x21" + number(n) for n in range(locals_))
     return one(b"\x03\x40" * loops_ + used + b"\x0c\0" + b"\x0b" * loops_, locals_)
+
+
+def crossing_values(loops_: int, values: int) -> bytes:
+    """Nested loops that all take and give so many values."""
+    types = section(1, many([NO_PARAMETERS, b"\x60" + 2 * (number(values) + bytes([I32]) * values)]))
+    code = b"\x41\0" * values + b"\x03\x01" * loops_ + END * loops_ + b"\x1a" * values
+    exported = section(7, many([name("f") + b"\0\0"]))
+    return component(MODULE + types + section(3, b"\x01\0") + exported + section(10, many([function(code, 0)])))
+
+
+def giving_calls(calls: int, results: int) -> bytes:
+    """So many calls that all give so many values, which nobody takes."""
+    types = section(1, many([NO_PARAMETERS, b"\x60\0" + number(results) + bytes([I32]) * results]))
+    bodies = [function(b"\x10\x01" * calls + b"\0", 0), function(b"\x41\0" * results, 0)]
+    exported = section(7, many([name("f") + b"\0\0"]))
+    return component(MODULE + types + section(3, b"\x02\0\x01") + exported + section(10, many(bodies)))
 
 
 def long_function(size: int) -> bytes:
@@ -136,10 +157,13 @@ def much_data(size: int) -> bytes:
     return component(module([function(b"", 0)], more=memory, last=data))
 
 
-def many_types(count: int) -> bytes:
+def many_types(count: int, params: int = 17) -> bytes:
     """So many different types of functions."""
     bits = [bytes(0x7E if number_ >> bit & 1 else 0x7F for bit in range(17)) for number_ in range(count)]
-    return component(module([function(b"", 0)], types=[b"\x60\x11" + each + b"\0" for each in bits]))
+    rest = bytes([I32]) * (params - 17)
+    return component(
+        module([function(b"", 0)], types=[b"\x60" + number(params) + each + rest + b"\0" for each in bits])
+    )
 
 
 def many_core_exports(count: int) -> bytes:
@@ -199,9 +223,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "levels": (lambda: doubling(30), "16 deep"),
     "branches": (lambda: branches(100_000), "function 0 of module 1 has 100000 branches"),
     "indirect calls": (lambda: indirect_calls(6_000), "18000 branches"),
+    "conversions": (lambda: conversions(20_000), "checked conversions"),
     "loops": (lambda: loops(100_000), "100000 loops|100000 branches"),
     "locals that meet": (lambda: crossings(2_000, 3_000), "branches times locals"),
     "many locals": (lambda: crossings(18, 49_000), "microseconds of work"),
+    "1000 values": (lambda: crossing_values(10, 1000), "1000 parameters and 1000 results"),
+    "values that nobody takes": (lambda: giving_calls(100_000, 16), "branches times"),
     "a long function": (lambda: long_function(2 << 20), "bytes of code"),
     "50 MiB of code": (lambda: much_code(50 << 20), "longer than some 80 s"),
 }

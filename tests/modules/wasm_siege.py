@@ -170,13 +170,16 @@ async def just_below(siege: Siege, report: Callable[[str], None]) -> None:
     """What the limits let through, one kind at its limit each: what it costs, and that it is served like any other."""
     below: dict[str, Callable[[], bytes]] = {
         "50,000 functions": lambda: monsters.many_functions(50_000),
-        "10,000 types": lambda: monsters.many_types(9_999),
+        "10,000 wide types": lambda: monsters.many_types(9_999, 255),
         "16,000 branches in a function": lambda: monsters.branches(16_000),
         "5,300 indirect calls in a function": lambda: monsters.indirect_calls(5_300),
+        "16,000 conversions in a function": lambda: monsters.conversions(16_000),
         "16,000 loops in a function": lambda: monsters.loops(16_000),
         "1e6 branches times locals": lambda: monsters.crossings(999, 990),
         "10 s by branches and locals": lambda: monsters.crossings(38, 16_000),
         "1 MiB in a function": lambda: monsters.long_function(1_000_000),
+        "values that cross loops": lambda: monsters.crossing_values(15_000, 16),
+        "values that nobody takes": lambda: monsters.giving_calls(62_000, 16),
         "1e6 jump targets": lambda: monsters.jumps(9, 110_000),
         "50 MiB of data": lambda: monsters.much_data(50 * MIB),
     }

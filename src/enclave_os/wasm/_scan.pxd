@@ -3,13 +3,18 @@
 # Measured with wasmtime 49 as engine.SETTINGS has it (`make hostile-wasm` measures again). CPython's component, 19 MB,
 # is the largest that people load: 13,395 functions, 6.6 MB of code, some 17 s and 560 MiB. Each limit is a few times
 # what it or SpiderMonkey's needs, and all of them together keep the compiler below 2 GiB.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+from enclave_os.wasm._bytes cimport Cursor
 
 cdef enum:
     DEPTH_MAX = 16                  # components within components; toolchains make 2 levels
     MODULES_MAX = 1000
     FUNCTIONS_MAX = 50_000          # 6 KB and 50 us each, however empty: 1e5 took 640 MiB
-    TYPES_MAX = 10_000              # of functions; each has entries of its own, 80 us and 8 KB: 1e5 took 850 MiB
+    TYPES_MAX = 10_000              # of functions; each has entries of its own, 8 KB: 1e5 took 850 MiB
+    # Values of one type: 6 KB of nested loops with 1000 parameters took more than 12 GB. The canonical ABI passes 16.
+    PARAMS_MAX = 255
+    RESULTS_MAX = 16
     ITEMS_MAX = 50_000              # of each further kind in all: imports, exports, globals, aliases, segments
     ELEMENTS_MAX = 1_000_000        # in all segments of tables
 
@@ -21,8 +26,10 @@ cdef enum:
     # Of one function. The compiler holds one at a time, and several of its passes are quadratic.
     CODE_MAX = 1 << 20              # bytes; CPython's largest has 427 KB. 110 bytes of memory each
     BRANCHES_MAX = 16_000           # CPython's most: 7,780. 16,000 take 1.3 s; 125,000 took minutes
-    LOOPS_MAX = 16_000              # each checks fuel and epoch: 27 KB of memory while the function is compiled
-    # Each place where ways meet may need its own copy of each local: 33 KB of wasm with 6e6 such pairs took 750 MiB.
+    LOOPS_MAX = 16_000              # each checks fuel and epoch: 27 KB of memory while the function is compiled;
+                                    # conversions of floats that may not fit take as much
+    # Each place where ways meet may need its own copy of each local and of each value that the ways bring along: 33 KB
+    # of wasm with 6e6 such pairs took 750 MiB.
     PAIRS_MAX = 1_000_000           # SpiderMonkey's most: 260,000
     LOCALS_MAX = 50_000             # wasm's own limit
     FUNCTION_WORK_MAX = 10_000_000  # see below; 18 loops with 49,000 locals took minutes
@@ -33,7 +40,7 @@ cdef enum:
 # What one of each adds to the work.
 cdef enum:
     FUNCTION_WORK = 50
-    TYPE_WORK = 80
+    TYPE_BYTE_WORK = 10
     TRAP_WORK = 18                  # a load, a store, a division, a table access: a check and a way out
     CALL_WORK = 5
     LOOP_WORK = 65
@@ -41,19 +48,15 @@ cdef enum:
     PAIRS_PER = 1000                # branches times locals times locals, divided by this
 
 
-cdef struct Cursor:
-    const uint8_t *at
-    const uint8_t *end
-    bint broken                     # something was read beyond the end, or is no number
-
-
 cdef struct Body:
     uint64_t branches               # ways that part, weighted by how many blocks the compiler makes of them
     uint64_t joins                  # places where ways meet
-    uint64_t loops
+    uint64_t loops                  # and what becomes as much code as the checks of one
     uint64_t traps                  # instructions that check something and may end the call
     uint64_t calls
     uint64_t locals                 # different ones that are used
+    uint64_t targets                # of jump tables
+    uint64_t widest                 # values that one way brings along, at the most
     int unknown                     # an instruction that is not known: its first byte; -1: none
 
 
@@ -62,10 +65,13 @@ cdef class Scan:
     cdef readonly uint64_t modules, functions, code, types, items, elements, type_bytes
     cdef readonly uint64_t instances, adapters      # as they would be made, each as often as it is instantiated
     cdef readonly uint64_t work                     # microseconds, about
+    cdef uint16_t *arity                            # of the current module's types: parameters and results
+    cdef uint64_t arities, widest_result, widest_type
     cdef uint32_t *seen                             # local -> the function that used it last, counted from 1
 
     cdef tuple _component(self, Cursor *within, int depth)
     cdef int _module(self, Cursor *within) except -1
+    cdef int _types(self, Cursor *within) except -1
     cdef int _code(self, Cursor *within) except -1
     cdef int _count(self, uint64_t *total, uint64_t more, uint64_t most, str what) except -1
     cdef int _add_work(self, uint64_t more) except -1

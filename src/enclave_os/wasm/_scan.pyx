@@ -1,8 +1,7 @@
 # What compiling a component would cost, found out in one pass over its bytes (some 10 ms for a large one).
 #
-# The compiler runs inside the enclave, cannot be stopped once it began, and ends the whole process when it finds no
-# memory. A few hundred bytes can ask it for any amount of both: components that double with each level, a function with
-# many branches or many locals. So what is too much is refused before, by the name of the part that is too much.
+# The compiler runs inside the enclave, cannot be stopped, and ends the process when it finds no memory. A few hundred
+# bytes can ask it for any amount of both. So what is too much is refused before, by the name of what is too much.
 #
 #     component:  sections -> nested components, core modules, instances, aliases, imports, exports
 #     module:     sections -> counts, and the code of each function, instruction by instruction
@@ -12,12 +11,15 @@
 #
 # Invariant: no byte outside [at, end) is read; every loop over a count ends with the bytes.
 cimport cython
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+
+from enclave_os.wasm._bytes cimport Cursor, byte, index_of, number, part, skip, skip_signed, skip_type
 
 from enclave_os.wasm.errors import ComponentRefused
 
 LIMITS = {
-    "functions": FUNCTIONS_MAX, "types": TYPES_MAX, "items": ITEMS_MAX, "elements": ELEMENTS_MAX,
+    "functions": FUNCTIONS_MAX, "types": TYPES_MAX, "params": PARAMS_MAX, "results": RESULTS_MAX, "items": ITEMS_MAX, "elements": ELEMENTS_MAX,
     "instances": INSTANCES_MAX, "adapters": ADAPTER_BYTES_MAX, "code": CODE_MAX, "branches": BRANCHES_MAX,
     "loops": LOOPS_MAX, "pairs": PAIRS_MAX, "work": WORK_MAX,
 }
@@ -48,66 +50,6 @@ cdef enum:
     NO_COMPONENT = 0xFFFF_FFFF
 
 
-# -- bytes ------------------------------------------------------------------------------------------------------------
-
-cdef inline uint8_t byte(Cursor *c) noexcept nogil:
-    cdef uint8_t found
-    if c.at >= c.end:
-        c.broken = True
-        return 0
-    found = c.at[0]
-    c.at += 1
-    return found
-
-
-cdef inline uint64_t number(Cursor *c, int size_max) noexcept nogil:
-    """An unsigned LEB128 number of at most `size_max` bytes."""
-    cdef uint64_t value = 0
-    cdef uint8_t part
-    cdef int index
-    for index in range(size_max):
-        part = byte(c)
-        value |= <uint64_t>(part & 0x7F) << (7 * index)
-        if not part & 0x80:
-            return value
-    c.broken = True
-    return 0
-
-
-cdef inline uint64_t index_of(Cursor *c) noexcept nogil:
-    return number(c, 5)
-
-
-cdef inline void skip(Cursor *c, uint64_t size) noexcept nogil:
-    if size > <uint64_t>(c.end - c.at):
-        c.broken = True
-        c.at = c.end
-    else:
-        c.at += size
-
-
-cdef inline void skip_signed(Cursor *c) noexcept nogil:
-    number(c, 10)  # what ends it is the same
-
-
-cdef inline void skip_type(Cursor *c) noexcept nogil:
-    """A value type, block type or heap type: one number, but for references, which have a heap type behind them."""
-    cdef bint reference = c.at < c.end and (c.at[0] == 0x63 or c.at[0] == 0x64)
-    skip_signed(c)
-    if reference:
-        skip_signed(c)
-
-
-cdef inline Cursor part(Cursor *c, uint64_t size) noexcept nogil:
-    """The next bytes by themselves; `c` is behind them."""
-    cdef Cursor within
-    within.at = c.at
-    skip(c, size)
-    within.end = c.at
-    within.broken = c.broken
-    return within
-
-
 # -- one function -----------------------------------------------------------------------------------------------------
 
 cdef inline void use(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexcept nogil:
@@ -124,6 +66,19 @@ cdef inline void memory_access(Cursor *c) noexcept nogil:
     if alignment & 0x40:  # of a memory that has a number (multi-memory)
         index_of(c)
     number(c, 10)
+
+
+cdef inline void block(Cursor *c, Body *body, const uint16_t *arity, uint64_t arities) noexcept nogil:
+    """The type of a block: nothing, one value, or a function's type by its number."""
+    cdef uint64_t index
+    if c.at < c.end and c.at[0] & 0xC0 == 0x40:
+        skip_type(c)
+        return
+    index = index_of(c)
+    if index >= arities:
+        c.broken = True
+    elif arity[index] > body.widest:
+        body.widest = arity[index]
 
 
 cdef void prefixed(Cursor *c, Body *body) noexcept nogil:
@@ -144,6 +99,7 @@ cdef void vector(Cursor *c, Body *body) noexcept nogil:
     if op <= 11 or 84 <= op <= 93:
         body.traps += 1
         memory_access(c)
+    body.loops += op == 0xF8 or op == 0xF9 or op == 0xFC or op == 0xFD  # conversions of four at once
     if op == 12 or op == 13:
         skip(c, 16)
     elif 21 <= op <= 34 or 84 <= op <= 91:
@@ -152,7 +108,9 @@ cdef void vector(Cursor *c, Body *body) noexcept nogil:
         body.unknown = 0xFD
 
 
-cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexcept nogil:
+cdef void read_body(
+    Cursor *c, Body *body, const uint16_t *arity, uint64_t arities, uint64_t widest_type, uint32_t *seen, uint32_t stamp
+) noexcept nogil:
     """One function: its locals, then its instructions to the last byte."""
     cdef uint64_t count = index_of(c)
     cdef uint8_t op
@@ -170,17 +128,18 @@ cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexc
             body.traps += 1
             memory_access(c)
         elif 0x45 <= op <= 0xC4:
-            if 0x6D <= op <= 0x70 or 0x7F <= op <= 0x82 or 0xA8 <= op <= 0xB1:
-                body.traps += 1  # divisions, and conversions that may not fit
+            body.traps += 0x6D <= op <= 0x70 or 0x7F <= op <= 0x82  # divisions
+            body.loops += 0xA8 <= op <= 0xAB or 0xAE <= op <= 0xB1  # conversions that may not fit: as much code
         elif 0x02 <= op <= 0x04:
             body.joins += 1
             body.branches += op != 0x02
             body.loops += op == 0x03
-            skip_type(c)
+            block(c, body, arity, arities)
         elif op == 0x05:
             body.joins += 1
             body.branches += 1
         elif op == 0x0C or op == 0x23 or op == 0x24 or op == 0xD2:
+            body.traps += op == 0x24
             index_of(c)
         elif op == 0x0D or op == 0xD5 or op == 0xD6:
             body.joins += 1
@@ -190,6 +149,7 @@ cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexc
             body.joins += 1
             body.branches += 1
             count = index_of(c)
+            body.targets += count
             while count and not c.broken:
                 index_of(c)
                 count -= 1
@@ -225,7 +185,8 @@ cdef void read_body(Cursor *c, Body *body, uint32_t *seen, uint32_t stamp) noexc
         elif op == 0x1F:
             body.joins += 1
             body.branches += 1
-            skip_type(c)
+            block(c, body, arity, arities)
+            body.widest = max(body.widest, widest_type)  # what an exception brings
             count = index_of(c)
             while count and not c.broken:
                 body.joins += 1
@@ -255,7 +216,8 @@ cdef class Scan:
     def __cinit__(self, const uint8_t[::1] wasm not None):
         cdef Cursor whole
         self.seen = <uint32_t *>calloc(LOCALS_MAX, sizeof(uint32_t))
-        if self.seen == NULL:
+        self.arity = <uint16_t *>calloc(TYPES_MAX, sizeof(uint16_t))
+        if self.seen == NULL or self.arity == NULL:
             raise MemoryError
         whole.at = &wasm[0] if wasm.shape[0] else NULL
         whole.end = whole.at + wasm.shape[0]
@@ -264,6 +226,7 @@ cdef class Scan:
 
     def __dealloc__(self):
         free(self.seen)
+        free(self.arity)
 
     cdef tuple _component(self, Cursor *within, int depth):
         """A component without its size. Returns: what one instance of it makes: (instances, functions that cross)."""
@@ -338,6 +301,8 @@ cdef class Scan:
         cdef uint8_t kind
         cdef uint64_t count
         self._count(&self.modules, 1, MODULES_MAX, "modules and components")
+        self.arities = self.widest_type = 0
+        self.widest_result = 1
         skip(within, HEADER_SIZE)
         while within.at < within.end and not within.broken:
             kind = byte(within)
@@ -348,26 +313,49 @@ cdef class Scan:
                 continue
             if kind > MODULE_SECTION_LAST:
                 raise ComponentRefused(f"module {self.modules} has a section of kind {kind}, which is not taken here")
-            if kind == MODULE_CODE:
-                self._code(&section)
-                within.broken |= section.broken
+            if kind == MODULE_CODE or kind == MODULE_TYPES:
+                if kind == MODULE_CODE:
+                    self._code(&section)
+                else:
+                    self._types(&section)
+                within.broken |= section.broken or section.at != section.end
                 continue
             count = index_of(&section)
             within.broken |= section.broken
-            if kind == MODULE_TYPES:
-                self._count(&self.types, count, TYPES_MAX, "types of functions")
-                self._add_work(count * TYPE_WORK)
-            elif kind == MODULE_ELEMENTS:
+            if kind == MODULE_ELEMENTS:
                 self._count(&self.elements, section.end - section.at, ELEMENTS_MAX, "bytes of table elements")
-            if kind != MODULE_TYPES and kind != MODULE_FUNCTIONS:  # functions are counted with their code
+            if kind != MODULE_FUNCTIONS:  # functions are counted with their code
                 self._count(&self.items, count, ITEMS_MAX, "imports, exports, globals and segments")
         if within.broken:
             raise ComponentRefused(f"the component is not valid: module {self.modules} ends in the middle")
         return 0
 
+    cdef int _types(self, Cursor *within) except -1:
+        cdef uint64_t size = within.end - within.at
+        cdef uint64_t count = index_of(within)
+        cdef uint64_t params, results
+        self._count(&self.types, count, TYPES_MAX, "types of functions")
+        self._add_work(size * TYPE_BYTE_WORK)
+        while count and not within.broken:
+            count -= 1
+            if byte(within) != 0x60:
+                raise ComponentRefused(f"module {self.modules} has a type that is no function's")
+            params = skip_types(within)
+            results = skip_types(within)
+            if params > PARAMS_MAX or results > RESULTS_MAX:
+                raise ComponentRefused(
+                    f"module {self.modules} has a function of {params} parameters and {results} results; "
+                    f"{PARAMS_MAX} and {RESULTS_MAX} are the most")
+            if self.arities < TYPES_MAX:  # a second section of types is not valid
+                self.arity[self.arities] = <uint16_t>(params + results)
+                self.arities += 1
+            self.widest_result = max(self.widest_result, results)
+            self.widest_type = max(self.widest_type, params + results)
+        return 0
+
     cdef int _code(self, Cursor *within) except -1:
         cdef uint64_t count = index_of(within)
-        cdef uint64_t index, size, pairs, work
+        cdef uint64_t index, size, values, pairs, work
         cdef Cursor code
         cdef Body body
         self._count(&self.functions, count, FUNCTIONS_MAX, "functions")
@@ -378,20 +366,22 @@ cdef class Scan:
                 within.broken = True
                 return 0
             self.code += size
-            body.branches = body.joins = body.loops = body.traps = body.calls = body.locals = 0
+            body.branches = body.joins = body.loops = body.traps = body.calls = body.locals = body.targets = 0
+            body.widest = self.widest_result
             body.unknown = -1
             # Functions of all modules have different stamps, so that nothing has to be cleared between them.
             with nogil:
-                read_body(&code, &body, self.seen, <uint32_t>(self.functions - count + index + 1))
-            pairs = body.joins * (body.locals + 2)  # and its fuel, and the epoch
+                read_body(&code, &body, self.arity, self.arities, self.widest_type, self.seen,
+                          <uint32_t>(self.functions - count + index + 1))
+            values = body.locals + 2 + body.widest  # and fuel, and the epoch
+            pairs = body.joins * values + (body.targets + body.calls) * body.widest
             work = FUNCTION_WORK + size + TRAP_WORK * body.traps + CALL_WORK * body.calls + LOOP_WORK * body.loops
-            work += body.branches * body.branches // QUADRATIC_PER + pairs * (body.locals + 2) // PAIRS_PER
+            work += body.branches * body.branches // QUADRATIC_PER + pairs * values // PAIRS_PER
             if (code.broken or body.unknown >= 0 or size > CODE_MAX or body.branches > BRANCHES_MAX
                     or body.loops > LOOPS_MAX or pairs > PAIRS_MAX or work > FUNCTION_WORK_MAX):
                 # Counted without the imported ones, as wasm's own tools count the code section.
                 refuse(f"function {index} of module {self.modules}", size, pairs, work, &body)
             self._add_work(work)
-        within.broken |= within.at != within.end
         return 0
 
     cdef int _count(self, uint64_t *total, uint64_t more, uint64_t most, str what) except -1:
@@ -415,13 +405,23 @@ cdef int refuse(str where, uint64_t size, uint64_t pairs, uint64_t work, Body *b
     for found, most, what in (
         (size, CODE_MAX, "bytes of code"),
         (body.branches, BRANCHES_MAX, "branches"),
-        (body.loops, LOOPS_MAX, "loops"),
+        (body.loops, LOOPS_MAX, "loops and checked conversions"),
         (pairs, PAIRS_MAX, "branches times locals"),
         (work, FUNCTION_WORK_MAX, "microseconds of work, by its branches and locals"),
     ):
         if found > most:
             raise ComponentRefused(f"{where} has {found} {what}; {most} is the most that is compiled here")
     raise ComponentRefused(f"the component is not valid: {where} ends in the middle of an instruction")
+
+
+cdef uint64_t skip_types(Cursor *c) noexcept nogil:
+    """A vector of value types. Returns: how many."""
+    cdef uint64_t count = index_of(c)
+    cdef uint64_t left = count
+    while left and not c.broken:
+        skip_type(c)
+        left -= 1
+    return count
 
 
 cdef void skip_sorted(Cursor *c) noexcept nogil:
