@@ -3,8 +3,9 @@
  * wasmtime asks for a memory, grows it and gives it back; here each of that is counted for the call on whose thread it
  * happens. A memory never shrinks and lives as long as its call, so the count at the call's end is the most it had.
  *
- * Pages come from the system and zeroed. Nothing is reserved and nothing guarded: what lies behind a memory is checked
- * by instructions (engine.SETTINGS).
+ * Bytes come from the allocator, zeroed, as wasmtime's own do in this configuration: mapping pages for each call would
+ * cost 8 us of 13. Nothing is reserved and nothing guarded: what lies behind a memory is checked by instructions
+ * (engine.SETTINGS).
  */
 #ifndef ENCLAVE_OS_WASM_MEMORY_H
 #define ENCLAVE_OS_WASM_MEMORY_H
@@ -12,7 +13,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 typedef void *(*wt_make_error)(const char *text);
 
@@ -42,11 +42,6 @@ enum { WT_GROWTH = 1 << 20 }; /* room that a growing memory gets ahead, so that 
 /* Where the memories that this thread makes are counted; NULL: nowhere. */
 static __thread size_t *wt_counted;
 
-static uint8_t *wt_map(size_t size) {
-    void *data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return data == MAP_FAILED ? NULL : data;
-}
-
 static uint8_t *wt_memory_get(void *env, size_t *size, size_t *capacity) {
     wt_memory *memory = env;
     *size = memory->size;
@@ -57,12 +52,12 @@ static uint8_t *wt_memory_get(void *env, size_t *size, size_t *capacity) {
 static void *wt_memory_grow(void *env, size_t size) {
     wt_memory *memory = env;
     if (size > memory->capacity) {
-        uint8_t *data = size > SIZE_MAX - WT_GROWTH ? NULL : wt_map(size + WT_GROWTH);
+        size_t capacity = size > SIZE_MAX - WT_GROWTH ? 0 : size + WT_GROWTH;
+        uint8_t *data = capacity == 0 ? NULL : realloc(memory->data, capacity);
         if (data == NULL) return memory->make_error("no memory");
-        memcpy(data, memory->data, memory->size);
-        munmap(memory->data, memory->capacity);
+        memset(data + memory->capacity, 0, capacity - memory->capacity);
         memory->data = data;
-        memory->capacity = size + WT_GROWTH;
+        memory->capacity = capacity;
     }
     if (memory->counted != NULL) *memory->counted += size - memory->size;
     memory->size = size;
@@ -71,7 +66,7 @@ static void *wt_memory_grow(void *env, size_t size) {
 
 static void wt_memory_free(void *env) {
     wt_memory *memory = env;
-    munmap(memory->data, memory->capacity);
+    free(memory->data);
     free(memory);
 }
 
@@ -86,7 +81,7 @@ static void *wt_memory_make(void *env, const void *type, size_t minimum, size_t 
     }
     if (memory == NULL) return make_error("no memory");
     memory->capacity = minimum != 0 ? minimum : 65536;
-    memory->data = wt_map(memory->capacity);
+    memory->data = calloc(1, memory->capacity);
     if (memory->data == NULL) {
         free(memory);
         return make_error("no memory");
