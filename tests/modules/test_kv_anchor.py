@@ -362,7 +362,7 @@ def test_whatever_is_answered_to_a_swap_is_success_or_a_typed_error(answer: dict
     etcd.answer = 200, json.dumps({"header": {}, **answer}).encode()
     anchor = EtcdAnchor(Exchange(etcd), MASTER, name="etcd")
     calls: tuple[CoroutineType[Any, Any, object], ...] = (
-        cast(Any, anchor.known(new=True)), cast(Any, anchor.claim(1, bytes(32))),
+        cast(Any, anchor.known(new=True)), cast(Any, anchor.claim(1, bytes(32))), cast(Any, anchor.confirm()),
     )  # fmt: skip
     for call in calls:
         try:

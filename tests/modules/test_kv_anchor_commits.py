@@ -421,7 +421,7 @@ def test_histories_under_an_anchor_that_fails_and_a_host_that_turns_back(seed: i
         site, kv = await opened()
         site.exchange = kv.anchoring._anchor._exchange = Faulty(etcd)  # type: ignore[attr-defined] # an EtcdAnchor
         clients = [asyncio.ensure_future(client(number, kv)) for number in range(32)]
-        target = len(history) + 300
+        target = len(history) + 150
         while len(history) < target:
             await asyncio.sleep(0)
             if dice.random() < 0.3:
@@ -434,7 +434,7 @@ def test_histories_under_an_anchor_that_fails_and_a_host_that_turns_back(seed: i
         return site
 
     states.append(Site(etcd))
-    for _ in range(6):
+    for _ in range(12):
         states.append(asyncio.run(life()))
         del states[: max(0, len(states) - 40)]
     assert turned_back, "a host never had a state that it could turn back to: nothing was tried"

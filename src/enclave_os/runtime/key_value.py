@@ -334,6 +334,7 @@ class KeyValue:
             "kv_rows": len(kv),
             "kv_version": kv.state[0],
             "kv_checkpoint_lag": self._lag,
+            "kv_anchor_lag": kv.state[0] - kv.anchoring.version,  # in batches; where there is no anchor, as above
             "kv_checkpoints_total": self._checkpoints,
             "kv_checkpoint_failures_total": self._checkpoint_failures,
             "kv_tampering_total": self._tampered,
