@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import httpx2
 import pytest
 from mcp.client.client import Client as MCPClient
@@ -133,7 +134,8 @@ def test_loading_an_app_ends_what_was_attested_before(site: Site, server: Server
     demands = Demands(policy=Policy(any_identity=True, allow_simulated=True), ca_pem=root)
     with client(server) as asking:
         before = asking.get("/attestation").json()["config_root"]
-    with Client(demands, base_url=f"https://localhost:{server.port}") as attesting:
+    kept = httpx.Limits(keepalive_expiry=60.0)  # by itself httpx leaves a connection after five seconds
+    with Client(demands, limits=kept, base_url=f"https://localhost:{server.port}") as attesting:
         assert attesting.get("/hello").text == "world"
         site.wasm(server, "load", "second", PROBE)
         # The connection's evidence is of another configuration now: 421 ends it, and the next one attests anew.
