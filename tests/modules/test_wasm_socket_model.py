@@ -230,4 +230,4 @@ class Program(RuleBasedStateMachine):
 
 
 TestProgram = Program.TestCase
-TestProgram.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestProgram.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
