@@ -57,6 +57,15 @@ def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no.pem: No such file or directory" in capsys.readouterr().err
 
 
+def test_what_a_token_says_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["token", "keygen"]) == os.EX_OK
+    capsys.readouterr()
+    assert cli.main(["token", "issue", "--role", "m", "--subject", "Zo\u00eb\u009b2J\u202e\u2028"]) == os.EX_OK
+    assert cli.main(["token", "show", capsys.readouterr().out.strip()]) == os.EX_OK
+    shown = capsys.readouterr().out
+    assert '"sub": "Zo\u00eb\\x9b2J\\x202e\\x2028"' in shown
+
+
 def test_what_is_no_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["token", "show", "abc"]) == os.EX_DATAERR
     assert "the token is not valid" in capsys.readouterr().err

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from enclave_os_client import token
 
+from .manage import say
+
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
 
@@ -126,7 +128,8 @@ def _show(parsed: argparse.Namespace) -> int:
     public_pem = token.public_half(token.read_key_file(parsed.key)) if parsed.key else None
     decoded = token.decode(text.strip(), public_pem=public_pem, audience=parsed.audience)
     document = {"verified": decoded.verified, "header": decoded.header, "claims": decoded.claims}
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    # Names may be of any script; what would move a cursor or turn the reading direction is written out.
+    say(*json.dumps(document, indent=2, ensure_ascii=False).split("\n"))
     if not decoded.verified:
         print("not verified: anybody can write this; give --key to check the signature", file=sys.stderr)
     return os.EX_OK
