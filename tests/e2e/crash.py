@@ -158,6 +158,8 @@ class Crash:
     async def _look(self) -> None:
         """Every key, after every start."""
         server = self._running()
+        measurements = [path.name for path in self._site.state.glob("sealed/*")]
+        assert len(measurements) == 1, f"the code changed while this ran, and changed code starts anew: {measurements}"
         async with self._client(server) as client:
             names = iter(self._keys)
 
