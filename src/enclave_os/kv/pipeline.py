@@ -23,7 +23,7 @@ from enclave_os.kv.store import Store
 from enclave_os.wire.kv import WriteFlag
 
 BATCHES_MAX: Final = 3  # under way: one is sealed, one is read by the host, one is written to the disk
-HASTE: Final = 8  # a host that needs so many times what sealing takes waits for its disk
+HASTE: Final = 12  # a host that needs so many times what sealing takes waits for its disk
 WEIGHT: Final = 1 / 8  # of the last one in an average
 
 
@@ -42,8 +42,8 @@ class Pipeline:
         self._batches: deque[Batch] = deque()
         self._refusal: BaseException | None = None
         self._askers: list[asyncio.Future[None]] = []
-        self._answered_ns = 0
-        self._host_ns = 0.0  # that the host takes for a batch, about
+        self._due = False  # whether the next turn of the loop looks again
+        self._host_ns = 0.0  # that the host takes for a batch when it can
         self._seal_ns = 0.0  # that we take to seal one, about
         self.places: dict[Place, int] = {}  # of all batches: in the one of which version
         self.tip: Batch | None = None  # the last one
@@ -110,23 +110,38 @@ class Pipeline:
         batch.call.add_done_callback(self._answered)
 
     def _answered(self, _: asyncio.Future[None]) -> None:
-        """Count what can be, from the first on; a refusal ends it, and is told when nothing is under way any more."""
-        while self._refusal is None and self._batches:
+        if self._batches:
+            took = self._monotonic_ns() - self._batches[0].sent_ns
+            # Down at once: a machine that had other things to do for a moment says nothing about the disk.
+            self._host_ns += (took - self._host_ns) * (WEIGHT if took > self._host_ns else 1)
+        if not self._due:
+            self._look()
+
+    def _look(self) -> None:
+        """Count the first, if it is answered; a refusal is told when nothing is under way any more.
+
+        One in each turn of the loop: the host answers several at once where they shared an fsync, and so the writers of
+        the first have their next batch sealed and sent while those of the second are told.
+        """
+        self._due = False
+        if self._refusal is None and self._first_answered:
             batch = self._batches[0]
-            if batch.call is None or not batch.call.done():
-                break
+            assert batch.call is not None
             self._refusal = _outcome(batch.call)
             if self._refusal is None:
                 self._settled(batch)
+                self._due = self._first_answered
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._look)
         if self._refusal is not None and self._all_answered:
             self._tell(self._refusal)
         self._wake()
 
+    @property
+    def _first_answered(self) -> bool:
+        return bool(self._batches) and self._batches[0].call is not None and self._batches[0].call.done()
+
     def _settled(self, batch: Batch) -> None:
-        now = self._monotonic_ns()
-        took = now - max(batch.sent_ns, self._answered_ns)
-        self._answered_ns = now
-        self._host_ns += WEIGHT * (took - self._host_ns)
         counted = False
         try:
             self._count(batch)

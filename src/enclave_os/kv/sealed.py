@@ -54,7 +54,7 @@ from enclave_os.wire.kv import Operation, OperationKind
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
 READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
-SHARE_MIN: Final = 16  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
+SHARE_MIN: Final = 24  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
 _PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
 

@@ -129,6 +129,10 @@ class RPCClient:
         self._start(method, payload, None, None, None)
         return True
 
+    def hurry(self) -> None:
+        """Have the host begin now with what was sent in this turn of the loop: for calls that are much work for it."""
+        self._ring()
+
     def drain(self) -> None:
         """Take replies, and send what waited for its turn. Called when the ring has records or room again."""
         if self._broken is not None:
@@ -239,8 +243,9 @@ class RPCClient:
             self._loop.call_soon(self._ring)
 
     def _ring(self) -> None:
-        self._ringing = False
-        self._ring_host()
+        if self._ringing:
+            self._ringing = False
+            self._ring_host()
 
     def _reply(self, record: bytes) -> None:
         req_id, status, payload = decode_rpc_reply(record)

@@ -14,7 +14,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from enclave_os.errors import HostRefused
 from enclave_os.rpc.client import RPCClient
@@ -105,34 +105,30 @@ class KVCalls:
         """Delete a row, whether it is there or not."""
         await self._client.call(Method.KV_DELETE, kv.encode_delete(namespace, key, flags))
 
-    async def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> None:
+    def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> Awaitable[None]:
         """All of the operations or none, in their order; in as many messages as they need.
 
-        Batches that are begun one after the other reach the host in that order.
+        Sent, or waiting for its turn, when this returns: so the host has batches in the order of these calls.
 
         Args: number: with `WriteFlag.FOLLOWS`, only on top of the batch of the number before. 0: it has none.
         """
         pieces = kv.split_batch(operations)
         if len(pieces) == 1:
-            await self._client.call(Method.KV_BATCH, kv.encode_batch(operations, flags, number))
-            return
+            end = self._begun(Method.KV_BATCH, kv.encode_batch(operations, flags, number))
+            self._client.hurry()
+            return end
         batch_id = int.from_bytes(os.urandom(8), "little")
-        # All sent now, so that no other batch comes between, and all waited for: a piece that is still on its way must
-        # not meet the next try.
-        replies: list[asyncio.Future[bytes]] = []
-        refusal: BaseException | None = None
-        for index, piece in enumerate(pieces[:-1]):
-            replies.append(self._begun(Method.KV_BATCH_PIECE, kv.encode_piece(batch_id, index, piece)))
-        end = kv.encode_piece(batch_id, len(replies), pieces[-1], flags, number)
-        replies.append(self._begun(Method.KV_BATCH_END, end))
-        for outcome in await asyncio.gather(*replies, return_exceptions=True):
-            refusal = outcome if isinstance(outcome, BaseException) else refusal
-        if refusal is not None:
-            raise refusal  # the end's, if it has one: it says why
+        replies = [
+            self._begun(Method.KV_BATCH_PIECE, kv.encode_piece(batch_id, index, piece))
+            for index, piece in enumerate(pieces[:-1])
+        ]
+        end = self._begun(Method.KV_BATCH_END, kv.encode_piece(batch_id, len(replies), pieces[-1], flags, number))
+        self._client.hurry()
+        return asyncio.ensure_future(_all([*replies, end]))
 
-    def _begun(self, method: Method, request: bytes) -> asyncio.Future[bytes]:
+    def _begun(self, method: Method, request: bytes) -> asyncio.Future[Any]:
         """The reply of a call that is sent, or waits for its turn, when this returns."""
-        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
             self._client.start(method, request, reply)
         except (HostRefused, HostProtocolError, UsageError) as error:
@@ -181,3 +177,12 @@ class KVCalls:
             return decode(payload)
         except PeerProtocolError as error:
             raise self._client.accuse(error.reason) from error
+
+
+async def _all(replies: Sequence[asyncio.Future[bytes]]) -> None:
+    """Of one batch, the end's last: a piece that is still on its way must not meet the next try."""
+    refusal: BaseException | None = None
+    for outcome in await asyncio.gather(*replies, return_exceptions=True):
+        refusal = outcome if isinstance(outcome, BaseException) else refusal
+    if refusal is not None:
+        raise refusal  # the end's, if it has one: it says why
