@@ -2,10 +2,10 @@
 
 Reads run in the caller's thread: rocksdict keeps the GIL while it reads, so another thread would gain nothing. Writes
 go through one thread, in the order of their calls. It takes what waits, writes it to the log at once, and then makes it
-durable as `sync` says, without the GIL:
+durable as `sync` says, without the GIL; in "group" another thread does that, while this one writes what comes next:
 
     always   each write is followed by its own fsync (fdatasync) of the log
-    group    all that waited when the thread came round share one fsync; none is answered before it
+    group    all that is in the log when an fsync begins shares it; none is answered before it
     off      answered when the kernel has it: a crash of the process loses nothing, a crash of the machine the last
              seconds, from some moment on (the log is read up to its first gap)
 
@@ -124,6 +124,10 @@ class KVStore:
         self._full = False
         self._written = 0  # number of the last numbered write that is in the log
         self._thread: threading.Thread | None = None
+        self._appended: list[_Write] = []  # in the log, and to be made durable
+        self._appended_changed = threading.Condition()
+        self._all_appended = False
+        self._syncer: threading.Thread | None = None
         self.writes = 0
         self.syncs = 0
 
@@ -180,7 +184,7 @@ class KVStore:
         number: int = 0,
         follows: bool = False,
     ) -> None:
-        """All of the operations or none, after the writes before; `done` is called once, in the store's thread.
+        """All of the operations or none, after the writes before; `done` is called once, in a thread of the store.
 
         The caller bounds how many wait.
 
@@ -201,7 +205,7 @@ class KVStore:
         done(Status.NOT_WRITABLE)
 
     def settled(self, done: Callable[[], None]) -> None:
-        """Call `done` once all that was handed in before is written, or refused: now, or in the store's thread."""
+        """Call `done` once all that was handed in before is written, or refused: now, or in a thread of the store."""
         with self._changed:
             waits = self._thread is not None and not self._closing
             if waits:
@@ -211,7 +215,7 @@ class KVStore:
             done()
 
     def copy(self, folder: Path) -> None:
-        """A second store in `folder`, which must not exist, of what is written now. The store's thread, in `settled`.
+        """A second store in `folder`, which must not exist, of what is written now. In `settled`, where nobody writes.
 
         Files that do not change any more are linked, so it costs little. Raises: StoreError.
         """
@@ -252,10 +256,41 @@ class KVStore:
                 if write.deferred or status != Status.OK:
                     write.done(status)
             durable = [write for write in group if not write.deferred]
-            if durable and status == Status.OK:
-                status = self._make_durable()
-                for write in durable:
-                    write.done(status)
+            if not durable or status != Status.OK:
+                continue
+            if self._sync != "group":
+                self._settle(durable)
+                continue
+            if self._syncer is None:
+                self._syncer = threading.Thread(target=self._run_syncs, name="kv-sync", daemon=True)
+                self._syncer.start()
+            with self._appended_changed:
+                while len(self._appended) >= GROUP_MAX:
+                    self._appended_changed.wait()
+                self._appended += durable
+                self._appended_changed.notify()
+        if self._syncer is not None:
+            with self._appended_changed:
+                self._all_appended = True
+                self._appended_changed.notify()
+            self._syncer.join(CLOSE_SECONDS_MAX)
+
+    def _run_syncs(self) -> None:
+        while True:
+            with self._appended_changed:
+                while not self._appended and not self._all_appended:
+                    self._appended_changed.wait()
+                durable, self._appended = self._appended, []
+                self._appended_changed.notify()
+            if not durable:
+                return
+            self._settle(durable)  # of writes that were in the log before this began
+
+    def _settle(self, durable: Sequence[_Write]) -> None:
+        """Make durable what is in the log, and answer."""
+        status = Status.NOT_WRITABLE if self._dead is not None else self._make_durable()
+        for write in durable:
+            write.done(status)
 
     def _take(self) -> list[_Write]:
         """What waits, in order and within bounds; empty at the end. `always`: up to the first that must be durable."""
@@ -356,8 +391,11 @@ class KVStore:
         return error.status
 
     def _die(self, why: str) -> None:
-        self._dead = why
-        self._report(f"{why}: no write is taken until the server is started anew; look at the disk first")
+        with self._changed:
+            said = self._dead is not None  # by the other thread: a failed fsync fails the next write too
+            self._dead = self._dead or why
+        if not said:
+            self._report(f"{why}: no write is taken until the server is started anew; look at the disk first")
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
