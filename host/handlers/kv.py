@@ -1,4 +1,4 @@
-"""KV_*: rows of the store. Reads are answered at once, writes by the store's thread when they are durable."""
+"""KV_*: rows of the store. Reads are answered at once, writes by a thread of the store when they are durable."""
 
 from __future__ import annotations
 

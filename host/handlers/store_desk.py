@@ -102,7 +102,7 @@ class StoreDesk:
         return later
 
     def _copied(self, store: KVStore, folder: Path, name: str) -> Path:
-        """The store's thread. A copy that was begun and not finished is in nobody's way: it has another name."""
+        """A thread of the store. A copy that was begun and not finished is in nobody's way: it has another name."""
         copies = folder / BACKUP_FOLDER
         make_private_folder(copies)
         whole = copies / name
