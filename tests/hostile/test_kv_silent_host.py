@@ -79,7 +79,7 @@ def test_a_stopped_host_costs_each_call_its_deadline_and_nothing_is_lost(sealed:
         client._deadline = DEADLINE * ALLOWANCE
         while client._late:  # the host owes these replies, and gives them
             await kv.get(place, b"after")
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads  # those of stores that were closed before may have ended
         assert client.late_replies > 0
 
     sealed.run(body())
