@@ -366,6 +366,28 @@ def test_one_time_tokens_are_good_once_across_starts() -> None:
     run(work)
 
 
+def test_what_is_good_once_is_good_once_for_all_workers() -> None:
+    """A one-time token and an approval, each used at three workers at the same moment."""
+
+    async def work(rig: Rig) -> None:
+        rigs = [rig, *[await Rig.open(None, rig.storage, rig.clock, worker) for worker in (0, 2)]]
+        await put(rig)
+        document = {"owners": ["alice"], "approval": {"roles": ["approver"], "seconds": 60}}
+        for round_ in range(5):
+            bearer = Rig.bearer(one_time=True, jti=f"once {round_}")
+            answers = await asyncio.gather(*(one.ask("GET", URL, bearer=bearer) for one in rigs))
+            assert sorted(answer.status for answer in answers) == [200, 401, 401]
+        assert (await rig.ask("PUT", f"{URL}/policy", document)).status == 200
+        for round_ in range(5):
+            giver = rigs[round_ % 3]
+            approved = await giver.ask("POST", f"{URL}/approve", {"subject": "alice"}, sub="bob", roles=("approver",))
+            assert approved.status == 200
+            answers = await asyncio.gather(*(one.ask("GET", URL) for one in rigs))
+            assert sorted(answer.status for answer in answers) == [200, 403, 403]
+
+    run(work)
+
+
 def test_the_largest_of_everything_is_written_and_purged() -> None:
     """Policy, path and number of versions at their bounds: each change is still one batch."""
     path = "/".join(["alice", *(["p" * 126] * 3), "p" * 124])

@@ -16,7 +16,7 @@ import pytest
 from enclave_os.errors import EnclaveError, HostProtocolError, HostRefused, StoreBusy
 from enclave_os.http import Request, Response, make_request
 from enclave_os.modules.tokens import Spending
-from enclave_os.runtime import worker_calls
+from enclave_os.runtime import membership, worker_calls
 from tests.modules import group_rig
 from tests.modules.group_rig import NOW, SECONDS, Host, Worker, Workers, until
 
@@ -165,6 +165,39 @@ class TestKilledInEveryPhase:
                 )
 
         for phase in range(0, PHASES, 2):
+            asyncio.run(test(phase))
+
+
+class TestKilledWhileAdmitted:
+    """Hello, welcome, first record, first answer: whoever dies in between, the next life gets further."""
+
+    @pytest.mark.parametrize("victim", [0, 1])
+    def test_in_every_phase(self, victim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(membership, "ANSWER_SECONDS", 0.1)
+
+        async def test(phase: int) -> None:
+            host = Host(2)
+            async with Workers(1, host) as workers:
+                await workers.now[0].table().put(b"a", b"kept")
+                joiner = Worker(host, 1)
+                joining = asyncio.ensure_future(outcome(joiner.serve(joiner.begin())))
+                await turns(phase)
+                if victim == 0:
+                    await workers.again(0)
+                    assert await joining is joiner, "it is asked again, of the next life"
+                else:
+                    joiner.kill()
+                    assert isinstance(await joining, ConnectionResetError | Worker)
+                    joiner = await Worker(host, 1).begin()
+                item = await joiner.table().get(b"a")
+                assert item is not None
+                assert item.value == b"kept"
+                assert await joiner.state() == await workers.now[0].state()
+                assert not joiner.broken
+                assert not workers.now[0].broken
+                joiner.kill()
+
+        for phase in range(0, 2 * PHASES, 2):
             asyncio.run(test(phase))
 
 

@@ -14,7 +14,7 @@ from enclave_os.modules.api import PeerIdentity
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.registry import Registry
 from enclave_os.modules.vault.module import Vault
-from tests.enclave.module_services import LOGGER, make_services
+from tests.enclave.module_services import LOGGER, STATUS, make_services
 from tests.enclave.tokens import CLAIMS, NOW, FixedClock, issuer, new_key, token
 from tests.modules.storage import ModuleStorage
 
@@ -57,13 +57,15 @@ class Rig:
         config: Mapping[str, Any] | None = None,
         storage: ModuleStorage | None = None,
         clock: FixedClock | None = None,
+        worker: int = 1,
     ) -> Rig:
         clock = clock or FixedClock()
+        status = dataclasses.replace(STATUS, worker_index=worker, worker_count=3)
         rig = cls(storage or await ModuleStorage.open(trusted_ns=clock.trusted_ns), clock)
         rig.tokens._spent.begin(0)
         await rig.registry.start(
             lambda module: dataclasses.replace(
-                make_services(config=config, tokens=rig.tokens),
+                make_services(config=config, tokens=rig.tokens, status=lambda: status),
                 clock=clock,
                 attestation=rig.peers,
                 storage=rig.storage.of("vault"),

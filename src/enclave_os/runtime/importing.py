@@ -36,7 +36,7 @@ from enclave_os.wire.rpc import CARRY_HEADER_SIZE, CARRY_SIZE_MAX, SEALED_SIZE_M
 CARRY_SECONDS: Final = 60.0
 """For one turn: a quote on hardware, or a disk that the giver seals to, is slow; the host hangs up before."""
 CONNECTIONS_MAX: Final = 64
-"""Tries to reach worker 0, which alone gives: the giver's host spreads connections over the workers."""
+"""Tries, while the giver says that it cannot be asked now: its worker 0, which seals what is given, may be starting."""
 OK: Final = 200
 SERVER: Final = "localhost"
 """As the Host field has it: the name of no application."""
