@@ -227,6 +227,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "loops": (lambda: loops(100_000), "100000 loops|100000 branches"),
     "locals that meet": (lambda: crossings(2_000, 3_000), "branches times locals"),
     "many locals": (lambda: crossings(18, 49_000), "microseconds of work"),
+    "values that cross loops": (lambda: crossing_values(4_000, 16), "branches times"),
     "1000 values": (lambda: crossing_values(10, 1000), "1000 parameters and 1000 results"),
     "values that nobody takes": (lambda: giving_calls(100_000, 16), "branches times"),
     "a long function": (lambda: long_function(2 << 20), "bytes of code"),

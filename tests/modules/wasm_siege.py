@@ -178,7 +178,7 @@ async def just_below(siege: Siege, report: Callable[[str], None]) -> None:
         "1e6 branches times locals": lambda: monsters.crossings(999, 990),
         "10 s by branches and locals": lambda: monsters.crossings(38, 16_000),
         "1 MiB in a function": lambda: monsters.long_function(1_000_000),
-        "values that cross loops": lambda: monsters.crossing_values(15_000, 16),
+        "values that cross loops": lambda: monsters.crossing_values(600, 16),
         "values that nobody takes": lambda: monsters.giving_calls(62_000, 16),
         "1e6 jump targets": lambda: monsters.jumps(9, 110_000),
         "50 MiB of data": lambda: monsters.much_data(50 * MIB),

@@ -56,6 +56,7 @@ cdef struct Body:
     uint64_t calls
     uint64_t locals                 # different ones that are used
     uint64_t targets                # of jump tables
+    uint64_t typed                  # blocks that take or give values by a type's number: nested loops cost their square
     uint64_t widest                 # values that one way brings along, at the most
     int unknown                     # an instruction that is not known: its first byte; -1: none
 

@@ -6,10 +6,8 @@
 #     component:  sections -> nested components, core modules, instances, aliases, imports, exports
 #     module:     sections -> counts, and the code of each function, instruction by instruction
 #
-# Nothing is validated here beyond what counting needs; wasmtime validates everything afterwards. What this cannot read
-# to the last byte is refused, so there are no two opinions about what was counted.
-#
-# Invariant: no byte outside [at, end) is read; every loop over a count ends with the bytes.
+# Nothing is validated here beyond what counting needs; wasmtime does that. What this cannot read to the last byte is
+# refused: no two opinions about what was counted. Every loop over a count ends with the bytes.
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -19,14 +17,13 @@ from enclave_os.wasm._bytes cimport Cursor, byte, index_of, number, part, skip, 
 from enclave_os.wasm.errors import ComponentRefused
 
 LIMITS = {
-    "functions": FUNCTIONS_MAX, "types": TYPES_MAX, "params": PARAMS_MAX, "results": RESULTS_MAX, "items": ITEMS_MAX, "elements": ELEMENTS_MAX,
-    "instances": INSTANCES_MAX, "adapters": ADAPTER_BYTES_MAX, "code": CODE_MAX, "branches": BRANCHES_MAX,
-    "loops": LOOPS_MAX, "pairs": PAIRS_MAX, "work": WORK_MAX,
+    "functions": FUNCTIONS_MAX, "types": TYPES_MAX, "params": PARAMS_MAX, "results": RESULTS_MAX, "items": ITEMS_MAX,
+    "elements": ELEMENTS_MAX, "instances": INSTANCES_MAX, "adapters": ADAPTER_BYTES_MAX, "code": CODE_MAX,
+    "branches": BRANCHES_MAX, "loops": LOOPS_MAX, "pairs": PAIRS_MAX, "work": WORK_MAX,
 }
 
 cdef enum:
     HEADER_SIZE = 8
-    CORE_LAYER = 0                  # the seventh byte: a core module; 1 is a component
     COMPONENT_SORT = 4
     # Sections of a component, and of a module.
     SECTION_CORE_MODULE = 1
@@ -75,6 +72,7 @@ cdef inline void block(Cursor *c, Body *body, const uint16_t *arity, uint64_t ar
         skip_type(c)
         return
     index = index_of(c)
+    body.typed += 1
     if index >= arities:
         c.broken = True
     elif arity[index] > body.widest:
@@ -366,16 +364,18 @@ cdef class Scan:
                 within.broken = True
                 return 0
             self.code += size
-            body.branches = body.joins = body.loops = body.traps = body.calls = body.locals = body.targets = 0
+            body.branches = body.joins = body.loops = body.traps = body.calls = body.locals = 0
+            body.targets = body.typed = 0
             body.widest = self.widest_result
             body.unknown = -1
-            # Functions of all modules have different stamps, so that nothing has to be cleared between them.
+            # Functions of all modules have different stamps: nothing has to be cleared between them.
             with nogil:
                 read_body(&code, &body, self.arity, self.arities, self.widest_type, self.seen,
                           <uint32_t>(self.functions - count + index + 1))
             values = body.locals + 2 + body.widest  # and fuel, and the epoch
-            pairs = body.joins * values + (body.targets + body.calls) * body.widest
-            work = FUNCTION_WORK + size + TRAP_WORK * body.traps + CALL_WORK * body.calls + LOOP_WORK * body.loops
+            pairs = body.joins * values + (body.targets + body.calls + body.typed * body.typed // 16) * body.widest
+            work = FUNCTION_WORK + size + TRAP_WORK * body.traps + LOOP_WORK * body.loops
+            work += CALL_WORK * body.calls * body.widest
             work += body.branches * body.branches // QUADRATIC_PER + pairs * values // PAIRS_PER
             if (code.broken or body.unknown >= 0 or size > CODE_MAX or body.branches > BRANCHES_MAX
                     or body.loops > LOOPS_MAX or pairs > PAIRS_MAX or work > FUNCTION_WORK_MAX):
