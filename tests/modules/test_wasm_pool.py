@@ -244,3 +244,53 @@ def test_a_pool_of_nothing_is_refused(wrong: dict[str, int]) -> None:
             Pool(asyncio.get_running_loop(), PoolLimits(**wrong), Clock())
 
     asyncio.run(main())
+
+
+def test_a_call_that_is_given_up_stops_waiting_and_goes_on_storing() -> None:
+    async def test(pool: Pool, clock: Clock) -> None:
+        begun, stored, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        seen: list[str] = []
+
+        async def store() -> None:
+            begun.set()
+            await stored.wait()
+            seen.append("stored")
+
+        def work(turn: Turn) -> None:
+            turn.wait_for(store())
+            try:
+                turn.wait_for(asyncio.Event().wait(), idle=True)
+            except GuestTrap as trap:
+                seen.append(trap.reason)
+            loop.call_soon_threadsafe(over.set)
+
+        call = pool.submit("a", work, 5000)
+        await begun.wait()
+        call.cancel()
+        await asyncio.sleep(0)
+        assert seen == []
+        stored.set()
+        await over.wait()
+        assert seen == ["stored", "cancelled"]
+
+    with_pool(test)
+
+
+def test_a_call_that_only_waits_ends_when_it_is_given_up() -> None:
+    async def test(pool: Pool, clock: Clock) -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        call = pool.submit("a", lambda turn: turn.wait_for(wait(), idle=True), 5000)
+        await begun.wait()
+        call.cancel()
+        await ended.wait()
+
+    with_pool(test)

@@ -90,7 +90,7 @@ class Program(RuleBasedStateMachine):
         self.held: dict[str, list[Any]] = {"socket": [], "input": [], "output": []}
         self.network = sockets.Network()
 
-    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def wait(self, work: Coroutine[Any, Any, Any], *, idle: bool = False) -> Any:
         """As a call with little time: what takes longer is the deadline's trap."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(SECONDS)
 

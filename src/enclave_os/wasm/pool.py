@@ -89,16 +89,18 @@ class Turn:
             raise GuestTrap("the call took longer than its deadline", "deadline")
         self._pool.yield_core(self)
 
-    def wait_for(self, work: Coroutine[Any, Any, _T]) -> _T:
+    def wait_for(self, work: Coroutine[Any, Any, _T], *, idle: bool = False) -> _T:
         """Do `work` on the event loop and wait for it here, without a core. For host functions.
 
+        Args: idle: it does nothing but wait, so it ends when the call is given up; what stores something goes on.
         Raises: GuestTrap: the deadline passed first, or the call was given up; and what `work` raises.
         """
         self._pool.leave_core(self)
         try:
             waiting = asyncio.run_coroutine_threadsafe(work, self._pool.loop)
-            self._awaited = waiting
-            if self.cancelled:  # after it can be seen: who gives the call up says so first and looks then
+            if idle:
+                self._awaited = waiting
+            if idle and self.cancelled:  # after it can be seen: who gives the call up says so first and looks then
                 waiting.cancel()
             try:
                 return waiting.result(self.remaining())
@@ -118,7 +120,7 @@ class Turn:
         self._pool.loop.call_soon_threadsafe(work)
 
     def give_up(self) -> None:
-        """End the call at its next tick, or now if it waits for the loop. From any thread."""
+        """End the call at its next tick, or now if it only waits. From any thread."""
         self.cancelled = True
         awaited = self._awaited
         if awaited is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -81,7 +81,8 @@ class CallContext:
     """One call of an app: the subject of its host functions.
 
     Args:
-        wait: does a coroutine on the event loop and waits for it on this thread, at most to the call's deadline.
+        wait: does a coroutine on the event loop and waits for it on this thread, at most to the call's deadline; with
+            `idle`, until the call is given up.
         post: has the event loop call something, from this thread.
         remaining: seconds to the deadline.
         caller: subject and roles of the caller's token; None: nobody is known.
@@ -92,7 +93,7 @@ class CallContext:
     def __init__(
         self,
         means: AppMeans,
-        wait: Callable[[Coroutine[Any, Any, Any]], Any],
+        wait: Callable[..., Any],
         post: Callable[[Callable[[], None]], None],
         remaining: Callable[[], float],
         caller: tuple[str, tuple[str, ...]] | None = None,

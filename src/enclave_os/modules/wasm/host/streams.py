@@ -129,7 +129,7 @@ def _poll(context: CallContext, pollables: list[Pollable]) -> list[int]:
     while not (found := _those(pollables, now)):
         # Beyond the deadline `wait` ends the call; without it a far moment would hold a timer for ever.
         seconds = min([context.remaining() + 1, *((moment - now) / 1e9 for moment in moments)])
-        context.wait(context.events.until(lambda: any(ready() for ready in others), seconds))
+        context.wait(context.events.until(lambda: any(ready() for ready in others), seconds), idle=True)
         now = monotonic_ns(context)
     return found
 
@@ -141,7 +141,7 @@ def _those(pollables: list[Pollable], now: int) -> list[int]:
 def _until(context: CallContext, ready: Callable[[], bool]) -> None:
     """Wait on the app's thread; the deadline ends the call."""
     while not ready():
-        context.wait(context.events.until(ready, context.remaining() + 1))
+        context.wait(context.events.until(ready, context.remaining() + 1), idle=True)
 
 
 def _guarded(work: Callable[[], Any]) -> tuple[str, Any]:
