@@ -215,9 +215,10 @@ class KVStore:
             done()
 
     def copy(self, folder: Path) -> None:
-        """A second store in `folder`, which must not exist, of what is written now. In `settled`, where nobody writes.
+        """A second store in `folder`, which must not exist, of what is written now: all that `settled` waited for.
 
-        Files that do not change any more are linked, so it costs little. Raises: StoreError.
+        What comes meanwhile may be in it too: so the caller holds back batches, and parts of values that no entry names
+        yet do no harm. Files that do not change any more are linked, so it costs little. Raises: StoreError.
         """
         with _rocksdb("be copied"):
             rocksdict.Checkpoint(self._opened()).create_checkpoint(str(folder))

@@ -279,6 +279,8 @@ def test_who_is_idle_learns_it_by_asking(etcd: Etcd | FakeEtcd) -> None:
             await first.anchoring.confirm()
         with pytest.raises(SealBroken, match="another enclave has claimed"):
             await get(first, b"shared")
+        with pytest.raises(SealBroken, match="another enclave has claimed"):
+            await first.names(first.namespace("", "empty here"))
 
     run(body)
 

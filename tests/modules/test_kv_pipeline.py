@@ -154,6 +154,61 @@ def test_a_key_that_is_under_way_waits_and_others_do_not() -> None:
     asyncio.run(run())
 
 
+def test_a_host_that_is_silent_costs_all_readers_one_more_try() -> None:
+    """Not one for each of them: the last would wait for as many deadlines as there are readers."""
+
+    async def run() -> None:
+        store = SlowStore()
+        kv, place = await opened(store, MemoryCheckpoint())
+        await kv.put(place, b"0", b"old")
+        (writer,) = await under_way(store, kv, place, 1)
+        readers = [asyncio.ensure_future(kv.get(place, b"0")) for _ in range(20)]
+        await turns()
+        tries = 0
+        while not all(reader.done() for reader in readers):
+            tries += len(store.asked)
+            for _, _, answer in store.asked:
+                answer.set_result(False)
+            store.asked.clear()
+            await turns()
+        assert tries == 2
+        assert isinstance(writer.exception(), HostRefused)
+        assert all(isinstance(reader.exception(), HostRefused) for reader in readers)
+        store.slow = False
+        assert await kv.get(place, b"0") is not None
+
+    asyncio.run(run())
+
+
+def test_a_key_that_is_written_all_the_time_is_read() -> None:
+    """Its writers wait for one another, so there is always one under way; who reads goes between two of them."""
+
+    async def run() -> None:
+        store = SlowStore()
+        kv, place = await opened(store, MemoryCheckpoint())
+        done = False
+
+        async def write() -> None:
+            while not done:
+                await kv.put(place, b"hot", b"x")
+
+        store.slow = True
+        writers = [asyncio.ensure_future(write()) for _ in range(4)]
+        await turns()
+        reader = asyncio.ensure_future(kv.get(place, b"hot"))
+        for _ in range(10):
+            await turns()
+            store.asked.pop()[2].set_result(True)
+        assert reader.done()
+        assert reader.result() is not None
+        done, store.slow = True, False
+        for _, _, answer in store.asked:
+            answer.set_result(True)
+        await asyncio.gather(*writers)
+
+    asyncio.run(run())
+
+
 def test_rows_under_way_count_as_rows() -> None:
     async def run() -> None:
         store = SlowStore()

@@ -4,7 +4,7 @@
 # of the elements of all rows, each SHA-256 keyed by (key, table) over token, version and tag, as a 256-bit number. Sums
 # of steps that wait build on one another; since none of their places comes twice, each is what it will be.
 #
-# Cost: find 0.1 us; step and change together about 0.6 us a row; 56 bytes of memory a row (bench/bench_freshness.py).
+# Cost: find 0.1 us; step and change together about 0.6 us a row; 52 bytes of memory a row (bench/bench_freshness.py).
 #
 # It does not: know what a row holds, ask anybody, or bound itself: `SealedKV` counts before it writes.
 cimport cython

@@ -41,7 +41,9 @@ class Pipeline:
         self._monotonic_ns = monotonic_ns
         self._batches: deque[Batch] = deque()
         self._refusal: BaseException | None = None
-        self._askers: list[asyncio.Future[None]] = []
+        self._tries = 0  # times that refused ones were sent again
+        self._readers: list[asyncio.Future[None]] = []  # who waits; told first
+        self._senders: list[asyncio.Future[None]] = []  # who waits to send more, over what readers wait for
         self._due = False  # whether the next turn of the loop looks again
         self._host_ns = 0.0  # that the host takes for a batch when it can
         self._seal_ns = 0.0  # that we take to seal one, about
@@ -70,28 +72,29 @@ class Pipeline:
     async def room(self, places: Iterable[Place]) -> None:
         """Returns when one more may be sent that changes these places. Raises: as `settle`."""
         while self._refusal is not None or len(self._batches) >= (BATCHES_MAX if self.quick else 1):
-            await self.settle(self._batches[0].version)
+            await self._settle(self._batches[0].version, self._senders)
         under_way = [version for place in places if (version := self.places.get(place)) is not None]
         if under_way:
-            await self.settle(max(under_way))
+            await self._settle(max(under_way), self._senders)
 
     async def settle(self, version: int | None = None) -> None:
         """Returns when all to this version are counted, without one: all that are under way now.
 
-        Those that were refused are sent again, once. Raises: HostRefused, HostProtocolError: again in vain.
+        Those that were refused are sent again, once for all who wait. Raises: HostRefused, HostProtocolError: again in
+        vain.
         """
-        if not self._batches:
-            return
-        last = self._batches[-1].version if version is None else version
-        tried = False
+        if self._batches:
+            await self._settle(self._batches[-1].version if version is None else version, self._readers)
+
+    async def _settle(self, last: int, askers: list[asyncio.Future[None]]) -> None:
+        tries = self._tries
         while self._batches and self._batches[0].version <= last:
             if self._refusal is not None and self._all_answered:
-                if tried:
+                if self._tries > tries:
                     raise self._refusal
-                tried = True
                 self._send_again()
             asker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._askers.append(asker)
+            askers.append(asker)
             await asker
 
     @property
@@ -100,6 +103,7 @@ class Pipeline:
 
     def _send_again(self) -> None:
         self._refusal = None
+        self._tries += 1
         for index, batch in enumerate(self._batches):
             self._send(batch, follows=index > 0)
 
@@ -167,7 +171,10 @@ class Pipeline:
             batch.waiting = []
 
     def _wake(self) -> None:
-        askers, self._askers = self._askers, []
+        """Readers first: of a key that is written all the time they would find the next batch under way each time."""
+        askers = [*self._readers, *self._senders]
+        self._readers.clear()
+        self._senders.clear()
         for asker in askers:
             if not asker.done():
                 asker.set_result(None)

@@ -217,6 +217,7 @@ class SealedKV:
         """Of all entries, and of those that have expired, one after the other."""
         tokens = self._fresh.tokens(namespace.table)
         await self.anchoring.all_shown()  # also what is no longer there
+        self.anchoring.check()  # where there are none, no read follows that would
         return tokens
 
     async def read(self, namespace: Namespace, token: bytes) -> Item | None:
@@ -256,9 +257,12 @@ class SealedKV:
             if known is None:
                 return None
             record = await self._store.get(namespace.table, token)
-            if self._moved(place, known):
-                continue
-            entry = self._opened(namespace, token, known, record)
+            try:
+                entry = self._opened(namespace, token, known, record)  # the latest when it was asked for
+            except SealBroken:
+                if self._moved(place, known):
+                    continue  # the host shows the next one, say
+                raise
             value = UNREAD if entry.count else entry.value
             if entry.count and whole:
                 rows = await self._large.rows(namespace, token, entry)
