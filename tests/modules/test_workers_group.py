@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -189,6 +190,27 @@ class TestDeath:
                 item = await reading
                 assert item is not None
                 assert item.value == b"1"
+
+        run(test)
+
+    def test_who_asks_for_the_state_and_leaves_while_worker_0_is_away_ends_nobody(self) -> None:
+        """`GET /attestation` is anybody's: that nobody hears of its refusal is no bug of the worker's."""
+
+        async def test() -> None:
+            async with Workers(2) as workers:
+                told: list[dict[str, Any]] = []
+                asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+                other = workers.now[1]
+                workers.now[0].kill()
+                leaving = asyncio.ensure_future(other.group.refresh())  # type: ignore[misc]
+                await asyncio.sleep(0)
+                leaving.cancel()
+                await asyncio.wait([leaving])
+                with pytest.raises(StoreBusy):
+                    await other.table().get(b"a")  # as long as the question takes
+                gc.collect()
+                await asyncio.sleep(0)
+                assert told == []
 
         run(test)
 

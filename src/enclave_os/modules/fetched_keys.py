@@ -16,6 +16,7 @@ from enclave_os.errors import ConfigError, EgressError
 from enclave_os.modules.api import Egress
 from enclave_os.modules.auth import Authenticator
 from enclave_os.modules.issuer_keys import read_jwks
+from enclave_os.modules.shared_work import result_of
 from enclave_os.wire.setting_issuers import Issuer
 
 REFRESH_SECONDS: Final = 3600.0
@@ -97,7 +98,7 @@ class FetchedKeys:
             self._fetching = asyncio.get_running_loop().create_task(self.fetch())
             self._fetching.add_done_callback(self._done)
         # Who gives up does not end it for the others.
-        await asyncio.shield(self._fetching)
+        await result_of(self._fetching)
 
     def _done(self, task: asyncio.Task[bool]) -> None:
         self._fetching = None

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from enclave_os.errors import ConfigError, EnclaveError, HostRefused, SealBroken
 from enclave_os.evidence.store_state import StoreState
+from enclave_os.modules.shared_work import let_go, result_of
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.keeper import SealKeeper
@@ -336,11 +337,11 @@ class Member:
         """
         if self._asking is None:
             self._asking = self._loop.create_task(self._ask_state())
-            await asyncio.shield(self._asking)
+            await result_of(self._asking)
             return
         if self._asked_next is None:
             self._asked_next = self._loop.create_task(self._ask_after(self._asking))
-        await asyncio.shield(self._asked_next)
+        await result_of(self._asked_next)
 
     def counters(self) -> dict[str, int | float]:
         """Counters and gauges, named as in Prometheus."""
@@ -375,6 +376,7 @@ class Member:
                 return await self._begin(keys)
         finally:
             taking.cancel()
+            let_go(taking)  # the host may have refused it already, and what was written too
         raise why
 
     def _take_letter(self, due: float) -> asyncio.Task[bytes]:

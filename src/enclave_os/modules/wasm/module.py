@@ -41,6 +41,7 @@ from enclave_os.modules.api import (
     Token,
 )
 from enclave_os.modules.auth import bearer
+from enclave_os.modules.shared_work import result_of
 from enclave_os.modules.wasm import describe, loading
 from enclave_os.modules.wasm.apps import App, Apps
 from enclave_os.modules.wasm.calling import Caller, by_name, http_response
@@ -285,11 +286,11 @@ class _Parts:
             spec = replace(known.record.spec, keep_data=False, brought_key=None)  # consent and key are given each time
         else:
             spec = AppSpec.read(name, document or {}, self.settings)
-        return await asyncio.shield(self._shared(self.apps.load(spec, code, caller)))
+        return await result_of(asyncio.ensure_future(self._shared(self.apps.load(spec, code, caller))))
 
     async def unload(self, name: str, caller: Token) -> None:
         """Forget an app."""
-        await asyncio.shield(self._shared(self.apps.unload(name, caller)))
+        await result_of(asyncio.ensure_future(self._shared(self.apps.unload(name, caller))))
         self.pool.forget(name)
 
     async def unlock(self, name: str, key: bytes, caller: Token) -> App:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from enclave_os.modules.api import Services
+from enclave_os.modules.shared_work import result_of
 from enclave_os.modules.wasm.apps import LOG_LINES_MAX, Apps
 
 LOOK: Final = b""
@@ -56,7 +57,7 @@ class Sharing:
         """
         if self._looks_next is None:
             self._looks_next = asyncio.get_running_loop().create_task(self._after(self._looking))
-        await asyncio.shield(self._looks_next)
+        await result_of(self._looks_next)
 
     async def _after(self, current: asyncio.Task[None] | None) -> None:
         if current is not None:

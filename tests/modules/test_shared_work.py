@@ -1,0 +1,74 @@
+"""Work that several wait for: who leaves does not end it, and what it is refused then ends nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+
+from enclave_os.errors import EnclaveError, InternalError, StoreBusy
+from enclave_os.modules.shared_work import let_go, result_of
+
+
+async def outcome(error: Exception | None, *, leave: bool) -> tuple[Any, list[dict[str, Any]]]:
+    """What two get who wait, the first of whom leaves or not, and what the loop's handler of exceptions is told."""
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    gate = asyncio.Event()
+
+    async def work() -> int:
+        await gate.wait()
+        if error is not None:
+            raise error
+        return 7
+
+    task = loop.create_task(work())
+    first, second = asyncio.ensure_future(result_of(task)), asyncio.ensure_future(result_of(task))
+    await asyncio.sleep(0)
+    first.cancel()
+    if leave:
+        second.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait([task, first, second])
+    assert first.cancelled()
+    found = None if second.cancelled() else second.exception() or second.result()
+    del task
+    gc.collect()
+    await asyncio.sleep(0)
+    return found, told
+
+
+@pytest.mark.parametrize("error", [None, StoreBusy("full")], ids=["done", "refused"])
+def test_who_leaves_ends_nothing(error: EnclaveError | None) -> None:
+    assert asyncio.run(outcome(error, leave=False)) == (error or 7, [])
+    assert asyncio.run(outcome(error, leave=True)) == (None, [])
+
+
+@pytest.mark.parametrize("error", [InternalError("a bug"), ZeroDivisionError()])
+def test_a_bug_is_told_also_when_nobody_waits(error: Exception) -> None:
+    _, told = asyncio.run(outcome(error, leave=True))
+    assert {type(context["exception"]) for context in told} == {type(error)}
+
+
+def test_what_is_let_go_before_or_after_its_end() -> None:
+    async def run() -> None:
+        told: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        for early in (True, False):
+            future: asyncio.Future[None] = loop.create_future()
+            if early:
+                let_go(future)
+            future.set_exception(StoreBusy("full"))
+            if not early:
+                let_go(future)
+            await asyncio.sleep(0)
+            del future
+            gc.collect()
+        assert told == []
+
+    asyncio.run(run())
