@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+import enclave_os.workers.link as link_module
 from enclave_os.errors import HostProtocolError, InternalError
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.rpc import PEER_RECORD_SIZE_MAX, PEER_WINDOW
@@ -151,6 +152,38 @@ class TestLink:
                 got[index] += sum(len(link.receive(record)) for record in waiting[index])
                 waiting[index].clear()
         assert got == [8, 8]
+
+    def test_large_answers_at_once_are_no_more_than_the_other_end_puts_together(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Twenty clients of one worker read a value of the largest size: none ends it, and small ones wait for none."""
+        monkeypatch.setattr(link_module, "UNSENT_BYTES_MAX", 500_000)
+        monkeypatch.setattr(link_module, "ASSEMBLY_BYTES_MAX", 1_000_000)
+        one, other = make_links()
+        sent = [Message(Kind.REPLY, ident, bytes(200_000)) for ident in range(1, 21)]
+        sent.append(Message(Kind.TELL, 0, b"told"))
+        for message in sent:
+            one.send(message)
+        got = [message for record in _all(one, other) for message in other.receive(record)]
+        assert got[0] == sent[-1]
+        assert sorted(got, key=lambda message: message.id) == sorted(sent, key=lambda message: message.id)
+        assert (one.unsent_bytes, one._begun_bytes, one._later) == (0, 0, [])
+
+    def test_one_that_waits_for_its_turn_can_be_taken_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(link_module, "UNSENT_BYTES_MAX", 3 << 20)
+        one, other = make_links()
+        for ident in (1, 2, 3):
+            one.send(Message(Kind.REQUEST, ident, bytes(3 << 20)))
+        for record in one.records():
+            assert other.receive(record) == []
+        assert one.withdraw(3)
+        assert one.withdraw(1)
+        one.send(Message(Kind.REQUEST, 4, bytes(1 << 20)))
+        got = [message for record in _all(one, other) for message in other.receive(record)]
+        assert sorted((message.kind, message.id) for message in got) == [
+            (Kind.REQUEST, 2), (Kind.REQUEST, 4), (Kind.CANCEL, 1)
+        ]  # fmt: skip
+        assert (one.unsent_bytes, one._begun_bytes, other._incoming_bytes) == (0, 0, 0)
 
     def test_a_request_that_is_taken_back_is_never_done(self) -> None:
         one, other = make_links()

@@ -4,7 +4,8 @@
     frame:                u8 kind, u8 flags (MORE), u16 zero, u32 size, u64 id, bytes of the message
 
 What waits is put together: all messages of a moment share as few records as they fit. A message that is larger than a
-frame goes in several, in turns with the others, so that none holds up the rest; but what is told keeps its order.
+frame goes in several, in turns with the others, so that none holds up the rest; but what is told keeps its order. As
+many large ones take turns as the other end puts together at once; what follows them waits until one is whole.
 
 Back-pressure: at most PEER_WINDOW records are on their way each way; how many were taken stands in every record of the
 other direction, and alone in one when half a window was taken and there is nothing to say. So an honest host never has
@@ -72,6 +73,8 @@ class Link:
         self.where = where
         self._channel = Channel(keys, where)
         self._outgoing: deque[_Outgoing] = deque()
+        self._later: list[_Outgoing] = []  # large ones, while those that have begun are too many
+        self._begun_bytes = 0  # of messages of which a part was sent
         self._unsent_bytes = 0
         self._incoming: dict[tuple[Kind, int], bytearray] = {}
         self._incoming_bytes = 0
@@ -121,13 +124,15 @@ class Link:
 
         The other end is told if it has a part of it.
         """
-        for waiting in self._outgoing:
-            if waiting.message.kind is Kind.REQUEST and waiting.message.id == ident:
-                self._outgoing.remove(waiting)
-                self._unsent_bytes -= len(waiting.message.payload) - waiting.sent
-                if waiting.sent:
-                    self.send(Message(Kind.CANCEL, ident, b""))
-                return True
+        for queue in (self._outgoing, self._later):
+            for waiting in queue:
+                if waiting.message.kind is Kind.REQUEST and waiting.message.id == ident:
+                    queue.remove(waiting)
+                    self._unsent_bytes -= len(waiting.message.payload) - waiting.sent
+                    if waiting.sent:
+                        self._end(waiting)
+                        self.send(Message(Kind.CANCEL, ident, b""))
+                    return True
         return False
 
     def records(self) -> Iterator[bytes]:
@@ -174,6 +179,9 @@ class Link:
             message, sent = waiting.message, waiting.sent
             left = len(message.payload) - sent
             size = min(left, FRAGMENT_SIZE_MAX)
+            if size < left and not sent and not self._may_begin(message):
+                self._later.append(self._outgoing.popleft())
+                continue
             if size > room - _FRAME.size:
                 break
             piece = message.payload if size == len(message.payload) else message.payload[sent : sent + size]
@@ -183,9 +191,25 @@ class Link:
             self._unsent_bytes -= size
             if size == left:
                 self._outgoing.popleft()
-            elif message.kind is not Kind.TELL:
+                if sent:
+                    self._end(waiting)
+                continue
+            if not sent:
+                self._begun_bytes += len(message.payload)
+            if message.kind is not Kind.TELL:
                 self._outgoing.rotate(-1)
         return frames
+
+    def _may_begin(self, message: Message) -> bool:
+        """Whether the other end has room for one more that is not whole. What is told is small: it waits for none."""
+        begun = self._begun_bytes
+        return message.kind is Kind.TELL or not begun or begun + len(message.payload) <= UNSENT_BYTES_MAX
+
+    def _end(self, waiting: _Outgoing) -> None:
+        """One that had begun is whole, or taken back: others may begin."""
+        self._begun_bytes -= len(waiting.message.payload)
+        self._outgoing += self._later
+        self._later.clear()
 
     def _assemble(self, kind: Kind, ident: int, piece: bytes, *, more: bool) -> Message | None:
         key = (kind, ident)
