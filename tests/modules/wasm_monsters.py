@@ -43,11 +43,11 @@ def function(code: bytes, locals_: int = 1) -> bytes:
 
 def module(
     functions: Sequence[bytes], *, types: Sequence[bytes] = (), exports: Iterable[str] = (), more: bytes = b"",
-    last: bytes = b"",
+    elements: bytes = b"", last: bytes = b"",
 ) -> bytes:  # fmt: skip
     """A core module, all of whose functions have type 0; it exports the first as `f`.
 
-    Args: more: sections between functions and exports; last: those after the code.
+    Args: more: sections between functions and exports; elements: that section; last: those after the code.
     """
     exported = [name(text) + b"\0\0" for text in ("f", *exports)]
     return b"".join(
@@ -57,6 +57,7 @@ def module(
             section(3, many([b"\0"] * len(functions))),
             more,
             section(7, many(exported)),
+            elements,
             section(10, many(functions)),
             last,
         ]
@@ -90,6 +91,11 @@ def one(code: bytes, locals_: int = 1) -> bytes:
 def many_functions(count: int) -> bytes:
     """So many empty functions."""
     return component(module([function(b"", 0)] * count))
+
+
+def unused_locals(functions: int, locals_: int) -> bytes:
+    """So many functions that have so many locals and use none."""
+    return component(module([function(b"", locals_)] * functions))
 
 
 def branches(count: int) -> bytes:
@@ -157,6 +163,18 @@ def much_data(size: int) -> bytes:
     return component(module([function(b"", 0)], more=memory, last=data))
 
 
+def wide_tables(count: int, size: int) -> bytes:
+    """So many tables of so many elements, of which the last one is given."""
+    last, at = bytearray(), size - 1
+    while at > 0x3F:
+        last.append(at & 0x7F | 0x80)
+        at >>= 7
+    last.append(at)
+    tables = section(4, many([b"\x70\0" + number(size)] * count))
+    segments = [b"\x02" + number(index) + b"\x41" + last + b"\x0b\0\x01\0" for index in range(count)]
+    return component(module([function(b"", 0)], more=tables, elements=section(9, many(segments))))
+
+
 def many_types(count: int, params: int = 17) -> bytes:
     """So many different types of functions."""
     bits = [bytes(0x7E if number_ >> bit & 1 else 0x7F for bit in range(17)) for number_ in range(count)]
@@ -185,6 +203,18 @@ def many_imports(count: int) -> bytes:
 def many_component_types(count: int) -> bytes:
     """So many types of the component's."""
     return COMPONENT + section(7, many([b"\x40\0\x01\0"] * count))
+
+
+def nested_types(depth: int, kind: int) -> bytes:
+    """Types of components (0x41) or instances (0x42) within each other: a function that calls itself reads them."""
+    return COMPONENT + section(7, b"\x01" + bytes([kind, 1, 1]) * depth + b"\x7f")
+
+
+def wide_import(count: int) -> bytes:
+    """One interface of so many functions that the component imports."""
+    members = [b"\x01\x40\0\x01\0", *(b"\x04\0" + name(f"f{index}") + b"\x01\0" for index in range(count))]
+    wanted = section(10, many([b"\0" + name("a:b/c") + b"\x05\0"]))
+    return COMPONENT + section(7, many([b"\x42" + many(members)])) + wanted
 
 
 def many_instances(count: int) -> bytes:
@@ -216,6 +246,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "1e5 exports": (lambda: many_exports(100_000), "imports, exports"),
     "1e5 imports": (lambda: many_imports(100_000), "imports, exports"),
     "1e5 types of the component": (lambda: many_component_types(100_000), "types and instances"),
+    "types of components in 15 KB": (lambda: nested_types(5_000, 0x41), "16 deep"),
+    "types of instances": (lambda: nested_types(300_000, 0x42), "16 deep"),
+    "an interface of 1e5 functions": (lambda: wide_import(100_000), "100001 members of interfaces"),
     "1e6 instances": (lambda: many_instances(1_000_000), "imports, exports, aliases, types and instances"),
     "1e4 instances": (lambda: many_instances(10_000), "more than 1000 instances"),
     "2**15 instances in 400 bytes": (lambda: doubling(15), "more than 1000 instances"),
@@ -230,6 +263,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "values that cross loops": (lambda: crossing_values(4_000, 16), "branches times"),
     "1000 values": (lambda: crossing_values(10, 1000), "1000 parameters and 1000 results"),
     "values that nobody takes": (lambda: giving_calls(100_000, 16), "branches times"),
+    "1e8 elements of tables": (lambda: wide_tables(100, 1_000_000), "elements of tables"),
+    "locals that nobody uses": (lambda: unused_locals(50_000, 50_000), "longer than some 80 s"),
     "a long function": (lambda: long_function(2 << 20), "bytes of code"),
     "50 MiB of code": (lambda: much_code(50 << 20), "longer than some 80 s"),
 }

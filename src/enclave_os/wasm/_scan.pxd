@@ -8,7 +8,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from enclave_os.wasm._bytes cimport Cursor
 
 cdef enum:
-    DEPTH_MAX = 16                  # components within components; toolchains make 2 levels
+    MEMBERS_MAX = 10_000            # of all types of interfaces: wasmtime-py takes 26 s to name 50,000
     MODULES_MAX = 1000
     FUNCTIONS_MAX = 50_000          # 6 KB and 50 us each, however empty: 1e5 took 640 MiB
     TYPES_MAX = 10_000              # of functions; each has entries of its own, 8 KB: 1e5 took 850 MiB
@@ -16,7 +16,9 @@ cdef enum:
     PARAMS_MAX = 255
     RESULTS_MAX = 16
     ITEMS_MAX = 50_000              # of each further kind in all: imports, exports, globals, aliases, segments
-    ELEMENTS_MAX = 1_000_000        # in all segments of tables
+    # Elements that tables begin with, and bytes of segments: 12 KB of tables with one element each, at their ends, took
+    # more than 6 GB.
+    ELEMENTS_MAX = 1_000_000
 
     # A component that another instantiates twice is there twice, so 30 lines can ask for 2**30 instances.
     INSTANCES_MAX = 1000
@@ -45,6 +47,7 @@ cdef enum:
     CALL_WORK = 5
     LOOP_WORK = 65
     QUADRATIC_PER = 200             # branches squared, divided by this
+    DECLARED_PER = 20               # locals, used or not
     PAIRS_PER = 1000                # branches times locals times locals, divided by this
 
 
@@ -55,6 +58,7 @@ cdef struct Body:
     uint64_t traps                  # instructions that check something and may end the call
     uint64_t calls
     uint64_t locals                 # different ones that are used
+    uint64_t declared               # used or not
     uint64_t targets                # of jump tables
     uint64_t typed                  # blocks that take or give values by a type's number: nested loops cost their square
     uint64_t widest                 # values that one way brings along, at the most
@@ -64,6 +68,7 @@ cdef struct Body:
 cdef class Scan:
     # Counts of all modules of a component together, and what they amount to.
     cdef readonly uint64_t modules, functions, code, types, items, elements, type_bytes
+    cdef readonly uint64_t members                  # of types of interfaces
     cdef readonly uint64_t instances, adapters      # as they would be made, each as often as it is instantiated
     cdef readonly uint64_t work                     # microseconds, about
     cdef uint16_t *arity                            # of the current module's types: parameters and results
@@ -71,8 +76,10 @@ cdef class Scan:
     cdef uint32_t *seen                             # local -> the function that used it last, counted from 1
 
     cdef tuple _component(self, Cursor *within, int depth)
+    cdef int _component_types(self, Cursor *within, uint64_t count) except -1
     cdef int _module(self, Cursor *within) except -1
     cdef int _types(self, Cursor *within) except -1
+    cdef int _tables(self, Cursor *within) except -1
     cdef int _code(self, Cursor *within) except -1
     cdef int _count(self, uint64_t *total, uint64_t more, uint64_t most, str what) except -1
     cdef int _add_work(self, uint64_t more) except -1

@@ -13,6 +13,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from enclave_os.wasm._bytes cimport Cursor, byte, index_of, number, part, skip, skip_signed, skip_type
+from enclave_os.wasm._declared cimport *
 
 from enclave_os.wasm.errors import ComponentRefused
 
@@ -20,31 +21,20 @@ LIMITS = {
     "functions": FUNCTIONS_MAX, "types": TYPES_MAX, "params": PARAMS_MAX, "results": RESULTS_MAX, "items": ITEMS_MAX,
     "elements": ELEMENTS_MAX, "instances": INSTANCES_MAX, "adapters": ADAPTER_BYTES_MAX, "code": CODE_MAX,
     "branches": BRANCHES_MAX, "loops": LOOPS_MAX, "pairs": PAIRS_MAX, "work": WORK_MAX,
+    "members": MEMBERS_MAX,
 }
 
 cdef enum:
     HEADER_SIZE = 8
-    COMPONENT_SORT = 4
-    # Sections of a component, and of a module.
-    SECTION_CORE_MODULE = 1
-    SECTION_CORE_INSTANCE = 2
-    SECTION_CORE_TYPE = 3
-    SECTION_COMPONENT = 4
-    SECTION_INSTANCE = 5
-    SECTION_ALIAS = 6
-    SECTION_TYPE = 7
-    SECTION_CANON = 8
-    SECTION_START = 9
-    SECTION_IMPORT = 10
-    SECTION_EXPORT = 11
+    # Sections of a module.
     MODULE_TYPES = 1
     MODULE_FUNCTIONS = 3
+    MODULE_TABLES = 4
     MODULE_START = 8
     MODULE_ELEMENTS = 9
     MODULE_CODE = 10
     MODULE_DATA_COUNT = 12
     MODULE_SECTION_LAST = 13
-    NO_COMPONENT = 0xFFFF_FFFF
 
 
 # -- one function -----------------------------------------------------------------------------------------------------
@@ -113,7 +103,7 @@ cdef void read_body(
     cdef uint64_t count = index_of(c)
     cdef uint8_t op
     while count and not c.broken:
-        index_of(c)
+        body.declared += index_of(c)
         skip_type(c)
         count -= 1
     while c.at < c.end and not c.broken and body.unknown < 0:
@@ -257,6 +247,7 @@ cdef class Scan:
             self._count(&self.items, count, ITEMS_MAX, "imports, exports, aliases, types and instances")
             if kind == SECTION_TYPE:
                 self.type_bytes += section.end - section.at
+                self._component_types(&section, count)
             elif kind == SECTION_CANON:
                 crossing += count
             elif kind == SECTION_CORE_INSTANCE or kind == SECTION_INSTANCE:
@@ -281,7 +272,7 @@ cdef class Scan:
                         # Which one is instantiated must be seen from here, or nobody knows how often.
                         raise ComponentRefused("it hands components around as values, which is not taken here")
             within.broken |= section.broken
-            if kind != SECTION_TYPE and kind != SECTION_CANON and kind != SECTION_CORE_TYPE:
+            if kind != SECTION_CANON and kind != SECTION_CORE_TYPE:
                 within.broken |= section.at != section.end
         if within.broken:
             raise ComponentRefused("the component is not valid: it ends in the middle of a section")
@@ -293,6 +284,19 @@ cdef class Scan:
                     f"{crossing} functions with {self.type_bytes} bytes of types would cross between its components: "
                     f"the product is at most {ADAPTER_BYTES_MAX}")
         return instances, crossing
+
+    cdef int _component_types(self, Cursor *within, uint64_t count) except -1:
+        cdef Declared found
+        found.members = 0
+        found.deep = False
+        with nogil:
+            while count and not within.broken:
+                read_component_type(within, &found, 0)
+                count -= 1
+        if found.deep:
+            # wasmtime reads them by a function that calls itself: 15 KB of them took the whole stack.
+            raise ComponentRefused(f"it has types of interfaces within each other, more than {DEPTH_MAX} deep")
+        return self._count(&self.members, found.members, MEMBERS_MAX, "members of interfaces")
 
     cdef int _module(self, Cursor *within) except -1:
         cdef Cursor section
@@ -311,17 +315,19 @@ cdef class Scan:
                 continue
             if kind > MODULE_SECTION_LAST:
                 raise ComponentRefused(f"module {self.modules} has a section of kind {kind}, which is not taken here")
-            if kind == MODULE_CODE or kind == MODULE_TYPES:
+            if kind == MODULE_CODE or kind == MODULE_TYPES or kind == MODULE_TABLES:
                 if kind == MODULE_CODE:
                     self._code(&section)
-                else:
+                elif kind == MODULE_TYPES:
                     self._types(&section)
+                else:
+                    self._tables(&section)
                 within.broken |= section.broken or section.at != section.end
                 continue
             count = index_of(&section)
             within.broken |= section.broken
             if kind == MODULE_ELEMENTS:
-                self._count(&self.elements, section.end - section.at, ELEMENTS_MAX, "bytes of table elements")
+                self._count(&self.elements, section.end - section.at, ELEMENTS_MAX, "elements of tables")
             if kind != MODULE_FUNCTIONS:  # functions are counted with their code
                 self._count(&self.items, count, ITEMS_MAX, "imports, exports, globals and segments")
         if within.broken:
@@ -351,6 +357,22 @@ cdef class Scan:
             self.widest_type = max(self.widest_type, params + results)
         return 0
 
+    cdef int _tables(self, Cursor *within) except -1:
+        """Tables as they begin: one element at its end, and the compiler lays the whole of it out."""
+        cdef uint64_t count = index_of(within)
+        cdef uint64_t flags
+        self._count(&self.items, count, ITEMS_MAX, "imports, exports, globals and segments")
+        while count and not within.broken:
+            count -= 1
+            if within.at < within.end and within.at[0] == 0x40:
+                raise ComponentRefused(f"module {self.modules} has a table with a first value, which is not taken here")
+            skip_type(within)
+            flags = index_of(within)
+            self._count(&self.elements, number(within, 10), ELEMENTS_MAX, "elements of tables")
+            if flags & 1:
+                number(within, 10)
+        return 0
+
     cdef int _code(self, Cursor *within) except -1:
         cdef uint64_t count = index_of(within)
         cdef uint64_t index, size, values, pairs, work
@@ -365,7 +387,7 @@ cdef class Scan:
                 return 0
             self.code += size
             body.branches = body.joins = body.loops = body.traps = body.calls = body.locals = 0
-            body.targets = body.typed = 0
+            body.targets = body.typed = body.declared = 0
             body.widest = self.widest_result
             body.unknown = -1
             # Functions of all modules have different stamps: nothing has to be cleared between them.
@@ -375,6 +397,7 @@ cdef class Scan:
             values = body.locals + 2 + body.widest  # and fuel, and the epoch
             pairs = body.joins * values + (body.targets + body.calls + body.typed * body.typed // 16) * body.widest
             work = FUNCTION_WORK + size + TRAP_WORK * body.traps + LOOP_WORK * body.loops
+            work += body.declared // DECLARED_PER
             work += CALL_WORK * body.calls * body.widest
             work += body.branches * body.branches // QUADRATIC_PER + pairs * values // PAIRS_PER
             if (code.broken or body.unknown >= 0 or size > CODE_MAX or body.branches > BRANCHES_MAX
@@ -412,89 +435,3 @@ cdef int refuse(str where, uint64_t size, uint64_t pairs, uint64_t work, Body *b
         if found > most:
             raise ComponentRefused(f"{where} has {found} {what}; {most} is the most that is compiled here")
     raise ComponentRefused(f"the component is not valid: {where} ends in the middle of an instruction")
-
-
-cdef uint64_t skip_types(Cursor *c) noexcept nogil:
-    """A vector of value types. Returns: how many."""
-    cdef uint64_t count = index_of(c)
-    cdef uint64_t left = count
-    while left and not c.broken:
-        skip_type(c)
-        left -= 1
-    return count
-
-
-cdef void skip_sorted(Cursor *c) noexcept nogil:
-    """A sort and an index."""
-    if byte(c) == 0:
-        byte(c)
-    index_of(c)
-
-
-cdef uint64_t read_instance(Cursor *c, uint8_t section) noexcept nogil:
-    """One instance, core or not. Returns: what is instantiated; NO_COMPONENT: it only gathers what is there."""
-    cdef uint8_t kind = byte(c)
-    cdef uint64_t found = NO_COMPONENT
-    cdef uint64_t count
-    c.broken |= kind > 1
-    if kind == 0:
-        found = index_of(c)
-    count = index_of(c)
-    while count and not c.broken:
-        if kind == 1 and section == SECTION_INSTANCE:
-            c.broken |= byte(c) > 1
-        skip(c, index_of(c))
-        if section == SECTION_CORE_INSTANCE:
-            byte(c)
-            index_of(c)
-        else:
-            skip_sorted(c)
-        count -= 1
-    return found
-
-
-cdef bint read_described(Cursor *c) noexcept nogil:
-    """A type of an import or export. Returns: whether it is a component's."""
-    cdef uint8_t kind = byte(c)
-    if kind == 0:
-        c.broken |= byte(c) != 0x11
-        index_of(c)
-    elif kind == 3:
-        if byte(c) == 0:
-            index_of(c)
-    elif kind == 1 or kind == COMPONENT_SORT or kind == 5:
-        index_of(c)
-    else:
-        c.broken = True
-    return kind == COMPONENT_SORT
-
-
-cdef bint read_name_of(Cursor *c, uint8_t section) noexcept nogil:
-    """One alias, import or export. Returns: whether it is a component's."""
-    cdef uint8_t sort, target
-    cdef bint component
-    if section == SECTION_ALIAS:
-        sort = byte(c)
-        if sort == 0:
-            byte(c)
-        target = byte(c)
-        index_of(c)
-        if target <= 1:
-            skip(c, index_of(c))
-        elif target == 2:
-            index_of(c)
-        else:
-            c.broken = True
-        return sort == COMPONENT_SORT
-    c.broken |= byte(c) > 1
-    skip(c, index_of(c))
-    if section == SECTION_IMPORT:
-        return read_described(c)
-    sort = byte(c)
-    if sort == 0:
-        byte(c)
-    index_of(c)
-    target = byte(c)
-    c.broken |= target > 1
-    component = target == 1 and read_described(c)
-    return component or sort == COMPONENT_SORT
