@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from enclave_os.errors import StoreBusy
+from enclave_os.errors import InternalError, StoreBusy
 from enclave_os.http import Request, Response
 from enclave_os.modules.wasm.sharing import KEY_BROUGHT
 from tests.modules import wasm_guests as guests
@@ -40,6 +40,8 @@ class Seen:
         return answer if isinstance(answer, Response) else await answer
 
     async def ask_first(self, what: bytes) -> bytes:
+        if self.first:
+            raise InternalError("worker 0 asks itself")
         if 0 in self._server.down:
             raise StoreBusy("worker 0 is not reached")
         return await self._server.sites[0].registry.peer("wasm", what)
@@ -228,6 +230,22 @@ def test_costs_that_all_workers_store_at_once_are_all_stored() -> None:
             await asyncio.gather(*(site.send("GET", "/wasm/apps/demo/metrics") for site in server.sites))
             shown = json_of(await server.sites[1].send("GET", "/wasm/apps/demo/metrics"))
             assert shown["functions"]["hello"]["calls"] == WORKERS * (round_ + 1)
+
+    on_server(test)
+
+
+def test_worker_0_looks_and_asks_nobody() -> None:
+    async def test(server: Server) -> None:
+        assert (await server.sites[0].load("demo", PLAIN, encryption_key=KEY)).status == 201
+        parts = server.sites[0].module._parts
+        assert parts is not None
+        await parts.sharing.look()
+        await server.stop(0)
+        await server.start(0)  # the others look, and bring the key
+        parts = server.sites[0].module._parts
+        assert parts is not None
+        await parts.sharing.look()
+        assert await server.states() == ["ready"] * WORKERS
 
     on_server(test)
 

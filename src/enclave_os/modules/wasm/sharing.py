@@ -97,6 +97,8 @@ class Sharing:
 
     async def _follow(self) -> None:
         await self._apps.follow()
+        if self._peers.first:
+            return  # the others bring it what it lacks
         for name, app in list(self._apps.by_name.items()):
             key = self._apps.brought_key(name)
             if app.state == "locked":
