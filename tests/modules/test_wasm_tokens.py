@@ -155,6 +155,25 @@ def test_many_who_come_at_once_wait_for_one_answer() -> None:
     on_site(test, egress=web)
 
 
+def test_nobody_whose_key_is_known_waits_for_a_strangers() -> None:
+    web, clock = Web(), SteppedClock()
+
+    async def test(site: Site) -> None:
+        await site.loaded("app", PLAIN, permissions=permissions(jwks_uri=URL))
+        assert await status(site, KEY, "one") == 200
+        clock.now += RETRY_SECONDS
+        web.open.clear()
+        stranger = asyncio.create_task(status(site, STRANGER, "new"))
+        while len(web.asked) < 2:
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(status(site, KEY, "one"), 20) == 200  # the issuer is silent still
+        assert not stranger.done()
+        web.open.set()
+        assert await stranger == 401
+
+    on_site(test, egress=web, clock=clock)
+
+
 @pytest.mark.parametrize(
     ("answers", "code"),
     [

@@ -86,13 +86,14 @@ class FetchedKeys:
     async def wanted_for(self, token: str) -> None:
         """Before a token is judged: ask if the keys are an hour old, or if it names one that is not there.
 
-        At most once in `RETRY_SECONDS`, whatever tokens come; those who come meanwhile wait for the same answer.
+        At most once in `RETRY_SECONDS`, whatever tokens come. Those who need it too wait for the same answer; nobody
+        whose key is there does, or a stranger's token would hold everybody up for as long as the issuer is silent.
         """
+        now = self._monotonic()
+        fresh = self._good_at is not None and now - self._good_at < REFRESH_SECONDS
+        if fresh and not self._authenticator.lacks_key_of(token):
+            return
         if self._fetching is None:
-            now = self._monotonic()
-            fresh = self._good_at is not None and now - self._good_at < REFRESH_SECONDS
-            if fresh and not self._authenticator.lacks_key_of(token):
-                return
             if self._tried_at is not None and now - self._tried_at < RETRY_SECONDS:
                 return
             self._fetching = asyncio.get_running_loop().create_task(self.fetch())
