@@ -73,6 +73,29 @@ class Stage:
         return found
 
 
+@pytest.mark.parametrize("moment", range(10))
+def test_the_end_is_found_while_pages_go_from_the_front(moment: int) -> None:
+    """The first of those that are read may be the last that is there still: an auditor would be shown a shorter log."""
+
+    async def main() -> None:
+        stage = await Stage.open(Kept(1, 0))
+
+        class Busy:
+            asked = 0
+
+            async def get(self, name: bytes) -> Any:
+                if self.asked == moment:
+                    await stage.all()
+                self.asked += 1
+                return await stage.table.get(name)
+
+        busy: Any = Busy()
+        found, there = await last_page(busy, 0), await last_page(stage.table, 0)
+        assert (found.number, found.last, found.hash) == (there.number, there.last, there.hash)
+
+    asyncio.run(main())
+
+
 def test_what_is_beyond_both_bounds_goes() -> None:
     async def work() -> None:
         stage = await Stage.open(Kept(100, 30))

@@ -312,11 +312,21 @@ async def beginning(table: Table, chain: int) -> Beginning:
 async def last_page(table: Table, chain: int) -> Page:
     """The last page of a chain; number 0 where there is none.
 
-    Pages have no gap, so it is found in steps that double, then halve; an absent row costs the host no call.
+    Pages have no gap, so it is found in steps that double, then halve; an absent row costs the host no call. Where
+    pages went from the front meanwhile, one of them may have looked like the end: it is looked for again.
 
     Raises: SealBroken: a page is none.
     """
-    there, step = (await beginning(table, chain)).page - 1, 1
+    begins = await beginning(table, chain)
+    while True:
+        found = await _last_from(table, chain, begins.page)
+        before, begins = begins, await beginning(table, chain)
+        if begins == before:
+            return found
+
+
+async def _last_from(table: Table, chain: int, first: int) -> Page:
+    there, step = first - 1, 1
     found: Item | None = None
     while (item := await table.get(page_name(chain, there + step))) is not None:
         there, found, step = there + step, item, 2 * step
