@@ -91,6 +91,25 @@ def test_the_figures_are_there_by_function_in_metrics_and_of_the_app() -> None:
     on_site(test)
 
 
+def test_a_call_whose_caller_is_gone_is_charged_as_well() -> None:
+    async def test(site: Site) -> None:
+        await site.loaded("app", guests.plain())
+        parts = site.module._parts
+        assert parts is not None
+        call = asyncio.create_task(site.call("app", "spin"))
+        while not parts.pool.used_seconds("app"):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        while parts.pool._running:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        figures = json_of(await site.send("GET", "/wasm/apps/app/metrics"))["functions"]["spin"]
+        assert (figures["calls"], figures["errors"], figures["memory"]) == (1, 1, PAGE)
+
+    on_site(test, config={"fuel": 100_000_000_000, "seconds": 60})
+
+
 def test_they_survive_restarts_sealed_and_are_added_up() -> None:
     async def figures(site: Site) -> dict[str, Any]:
         found: dict[str, Any] = json_of(await site.send("GET", "/wasm/apps/app/metrics"))["functions"]["hello"]

@@ -76,6 +76,7 @@ class Turn:
         self._gate = threading.Condition(pool._lock)
         self._awaited: Future[Any] | None = None
         self.future: asyncio.Future[Any] | None = None
+        self.unclaimed: Callable[[Any], None] | None = None
 
     def remaining(self) -> float:
         """Seconds to the deadline; at least 0."""
@@ -152,10 +153,19 @@ class Pool:
         self._at_gate: list[Turn] = []  # on a thread, waiting for a core
         self._ended = False
 
-    def submit(self, app: str, work: Callable[[Turn], _T], seconds: float, memory: int = 0) -> asyncio.Future[_T]:
+    def submit(
+        self,
+        app: str,
+        work: Callable[[Turn], _T],
+        seconds: float,
+        memory: int = 0,
+        unclaimed: Callable[[_T], None] | None = None,
+    ) -> asyncio.Future[_T]:
         """Run `work(turn)` on a thread. On the loop's thread. Cancelling the future ends the call at its next tick.
 
-        Args: memory: bytes that it may take at most.
+        Args:
+            memory: bytes that it may take at most.
+            unclaimed: given, on the loop, what `work` returned after the future was cancelled.
         Raises: PoolFull: the app has as many waiting as it may. UsageError: it could never fit.
         """
         if memory > self._limits.memory:
@@ -163,6 +173,7 @@ class Pool:
         turn = Turn(self, app, work, self.monotonic() + seconds, memory)
         future: asyncio.Future[_T] = self.loop.create_future()
         turn.future = future
+        turn.unclaimed = unclaimed
         with self._lock:
             known = self._apps.get(app)
             if known is None:
@@ -332,6 +343,8 @@ class Pool:
 
         def settle() -> None:
             if future is None or future.done():
+                if failure is None and turn.unclaimed is not None:
+                    turn.unclaimed(answer)
                 return
             if failure is not None:
                 future.set_exception(failure)

@@ -132,8 +132,14 @@ class Caller:
             outcome = _finish(context, outcome)
             return outcome, b"" if outcome.failure is not None else give(export, outcome.answer)
 
+        def unclaimed(done: tuple[Outcome, bytes]) -> None:
+            # Who hangs up before the answer has used what he used.
+            self._note(app, function, done[0])
+
         try:
-            outcome, text = await self._pool.submit(app.name, work, app.limits.seconds, app.limits.memory_in_all)
+            outcome, text = await self._pool.submit(
+                app.name, work, app.limits.seconds, app.limits.memory_in_all, unclaimed
+            )
         except PoolFull as error:
             again = (("Retry-After", "1"),)
             raise HTTPError(503, "the app has too many calls already; try again later", again) from error
