@@ -111,6 +111,18 @@ def test_mcp_message_by_message() -> None:
     on_site(test)
 
 
+@pytest.mark.parametrize("number", ['"\\ud800"', "1e999", "true", "null", "{}", f'"{"x" * 1000}"'])
+@pytest.mark.parametrize("method", ["ping", "tools/call"])
+def test_an_id_that_cannot_be_repeated_is_the_callers_mistake(number: str, method: str) -> None:
+    async def test(site: Site) -> None:
+        await site.loaded("app", PROBE)
+        text = f'{{"jsonrpc":"2.0","id":{number},"method":"{method}","params":{{"name":"hello"}}}}'
+        answer = await site.send("POST", "/rpc/app/mcp", text.encode(), who=None)
+        assert (answer.status, json_of(answer)["error"]["code"]) == (400, -32600)
+
+    on_site(test)
+
+
 def test_an_app_may_be_no_mcp_server() -> None:
     async def test(site: Site) -> None:
         await site.loaded("app", PROBE, mcp_enabled=False)

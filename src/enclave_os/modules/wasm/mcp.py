@@ -22,6 +22,8 @@ INVALID_REQUEST: Final = -32600
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 
+ID_SIZE_MAX: Final = 256
+
 
 class MCPServer:
     """Answers MCP messages for any app."""
@@ -38,6 +40,8 @@ class MCPServer:
             return _failure(None, INVALID_REQUEST, "a JSON-RPC 2.0 message, one at a time", 400)
         if "id" not in message or "method" not in message:
             return Response(202)  # a notification, or an answer to what we never ask
+        if not _is_id(message["id"]):
+            return _failure(None, INVALID_REQUEST, "an id is a whole number, or a short text", 400)
         params = message.get("params")
         return await self._request(
             app, message["id"], str(message["method"]), params if isinstance(params, dict) else {}, token
@@ -80,6 +84,13 @@ class MCPServer:
             return _result(number, {"content": [_text(error.message)], "isError": True})
         text = b'{"jsonrpc":"2.0","id":' + dumped(number) + b',"result":' + answer.text + b"}"
         return Response(200, text, "application/json")
+
+
+def _is_id(value: object) -> bool:
+    """Whether it is an id that an answer can repeat: a whole number, or a text that holds no half of a character."""
+    if isinstance(value, str):
+        return len(value) <= ID_SIZE_MAX and not any("\ud800" <= character <= "\udfff" for character in value)
+    return type(value) is int
 
 
 def tool_name(function: str) -> str:
