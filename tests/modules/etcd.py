@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime
 import ipaddress
@@ -117,7 +118,8 @@ class Etcd:
 class Exchange:
     """`kv.anchor.Exchange` for tests: over a client, or over a `FakeEtcd`, with faults.
 
-    `lose_answers`: so many requests are done and then not answered; `refuse`: so many do not arrive.
+    `lose_answers`: so many requests are done and then not answered; `refuse`: so many do not arrive. While `open`
+    is not set, calls wait to be let through; `entered` says that one came.
     """
 
     def __init__(self, etcd: Etcd | FakeEtcd) -> None:
@@ -125,8 +127,13 @@ class Exchange:
         self.lose_answers = 0
         self.refuse = 0
         self.calls = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.entered = asyncio.Event()
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+        self.entered.set()
+        await self.open.wait()
         self.calls += 1
         if self.refuse:
             self.refuse -= 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import CoroutineType
 from typing import Any, cast
@@ -17,49 +16,9 @@ from hypothesis import strategies as st
 from enclave_os.errors import HostRefused, SealBroken
 from enclave_os.kv.anchor import Entry, EtcdAnchor
 from enclave_os.kv.sealed import SealedKV
-from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
 
+from .anchor_rig import MASTER, Site, run
 from .etcd import Etcd, Exchange, FakeEtcd
-
-MASTER = bytes(range(32))
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
-    etcd = Etcd(tmp_path_factory.mktemp("etcd"))
-    yield etcd
-    etcd.stop()
-
-
-@pytest.fixture(params=["etcd", "fake"])
-def etcd(request: pytest.FixtureRequest) -> Etcd | FakeEtcd:
-    if request.param == "fake":
-        return FakeEtcd()
-    real: Etcd = request.getfixturevalue("real")
-    real.clear()
-    return real
-
-
-class Site:
-    """A store, its sealed checkpoint, and what can be done to both."""
-
-    def __init__(self, etcd: Etcd | FakeEtcd) -> None:
-        self.exchange = Exchange(etcd)
-        self.store = MemoryStore()
-        self.checkpoint = MemoryCheckpoint()
-
-    async def start(self, *, adopt: bool = False) -> SealedKV:
-        anchor = EtcdAnchor(self.exchange, MASTER, name="etcd", adopt=adopt)
-        return await SealedKV.open(self.store, MASTER, self.checkpoint, lambda: 0, anchor)
-
-    def copy(self) -> Site:
-        other = Site(self.exchange._etcd)
-        other.store, other.checkpoint = self.store.copy(), MemoryCheckpoint(*self.checkpoint.state)
-        return other
-
-
-def run(body: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(body())  # type: ignore[arg-type] # a coroutine function
 
 
 async def write(kv: SealedKV, *values: bytes) -> None:

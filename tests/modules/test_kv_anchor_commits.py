@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,75 +13,27 @@ from enclave_os.errors import HostRefused, SealBroken, StoreBusy, VersionConflic
 from enclave_os.kv import anchoring
 from enclave_os.kv.anchor import Entry, EtcdAnchor
 from enclave_os.kv.sealed import SealedKV
-from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
 from tests.linearizable import History
 
+from . import anchor_rig
+from .anchor_rig import MASTER, run
 from .etcd import Etcd, Exchange, FakeEtcd
 
-MASTER = bytes(range(32))
 
+class Site(anchor_rig.Site):
+    """Each commit is anchored, unless a test says otherwise."""
 
-class Gate(Exchange):
-    """An exchange whose calls wait to be let through; `entered` counts them."""
-
-    def __init__(self, etcd: Etcd | FakeEtcd) -> None:
-        super().__init__(etcd)
-        self.open = asyncio.Event()
-        self.open.set()
-        self.entered = asyncio.Event()
-
-    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        self.entered.set()
-        await self.open.wait()
-        return await super().post(path, body)
-
-
-class Site:
-    """A store, its sealed checkpoint, and an anchor."""
-
-    def __init__(self, etcd: Etcd | FakeEtcd, store: MemoryStore | None = None) -> None:
-        self.etcd = etcd
-        self.exchange = Gate(etcd)
-        self.store = store or MemoryStore()
-        self.checkpoint = MemoryCheckpoint()
-
-    async def start(self, *, commits: bool = True) -> SealedKV:
-        anchor = EtcdAnchor(self.exchange, MASTER, name="etcd")
-        return await SealedKV.open(self.store, MASTER, self.checkpoint, lambda: 0, anchor, commits=commits)
-
-    def copy(self) -> Site:
-        other = Site(self.etcd, self.store.copy())
-        other.checkpoint = MemoryCheckpoint(*self.checkpoint.state)
-        return other
+    async def start(self, *, adopt: bool = False, commits: bool = True) -> SealedKV:
+        return await super().start(adopt=adopt, commits=commits)
 
     def anchored(self) -> int:
         """The version that lies in the fake."""
         assert isinstance(self.etcd, FakeEtcd)
         anchor = EtcdAnchor(self.exchange, MASTER, name="etcd")
-        ((_, value),) = self.etcd.rows.items()
-        (found,) = anchor._value({"kvs": [{"key": next(iter(self.etcd.rows)), "value": value}]}),
+        ((key, value),) = self.etcd.rows.items()
+        found = anchor._value({"kvs": [{"key": key, "value": value}]})
         assert found is not None
         return Entry.decode(anchor._key, anchor._place, found).version
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
-    etcd = Etcd(tmp_path_factory.mktemp("etcd"))
-    yield etcd
-    etcd.stop()
-
-
-@pytest.fixture(params=["etcd", "fake"])
-def etcd(request: pytest.FixtureRequest) -> Etcd | FakeEtcd:
-    if request.param == "fake":
-        return FakeEtcd()
-    real: Etcd = request.getfixturevalue("real")
-    real.clear()
-    return real
-
-
-def run(body: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(body())  # type: ignore[arg-type] # a coroutine function
 
 
 async def put(kv: SealedKV, name: bytes, value: bytes, expected: int | None = None) -> int:
@@ -364,7 +315,7 @@ def test_histories_under_an_anchor_that_fails_and_a_host_that_turns_back(seed: i
     states: list[Site] = []
     turned_back = 0
 
-    class Faulty(Gate):
+    class Faulty(Exchange):
         async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
             for _ in range(dice.randrange(4)):
                 await asyncio.sleep(0)
