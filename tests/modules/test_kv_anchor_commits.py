@@ -18,6 +18,7 @@ from tests.linearizable import History
 from . import anchor_rig
 from .anchor_rig import MASTER, run
 from .etcd import Etcd, Exchange, FakeEtcd
+from .history_client import client
 
 
 class Site(anchor_rig.Site):
@@ -323,39 +324,6 @@ def test_histories_under_an_anchor_that_fails_and_a_host_that_turns_back(seed: i
                 setattr(self, dice.choice(["refuse", "lose_answers"]), 1)
             return await super().post(path, body)
 
-    async def client(number: int, kv: SealedKV) -> None:
-        place = kv.namespace("", "things")
-        seen: dict[bytes, int] = {}
-        while True:
-            key = b"%d" % dice.randrange(6)
-            call = history.begin(number, key)
-            if dice.random() < 0.5:
-                try:
-                    item = await kv.get(place, key)
-                except (HostRefused, StoreBusy):
-                    call.refused()
-                    continue
-                seen[key] = item.version if item else 0
-                call.got(item.value if item else None, seen[key])
-                continue
-            value = None if dice.random() < 0.2 else b"%d" % next(values)
-            expected = seen.get(key) if dice.random() < 0.5 else None
-            try:
-                version = await (
-                    kv.delete(place, key, expected) if value is None else kv.put(place, key, value, expected)
-                )
-            except VersionConflict as conflict:
-                assert expected is not None
-                call.conflicted(conflict.version, expected)
-            except StoreBusy:
-                call.refused()
-            except (HostRefused, asyncio.CancelledError) as error:
-                call.lost(value, expected)
-                if isinstance(error, asyncio.CancelledError):
-                    raise
-            else:
-                call.wrote(value, version, expected)
-
     async def opened() -> tuple[Site, SealedKV]:
         """Of all states that there were, the host tries the oldest first."""
         nonlocal turned_back
@@ -373,7 +341,7 @@ def test_histories_under_an_anchor_that_fails_and_a_host_that_turns_back(seed: i
         """What the host has at the end, when nothing of that life goes on any more."""
         site, kv = await opened()
         site.exchange = kv.anchoring._anchor._exchange = Faulty(etcd)  # type: ignore[attr-defined] # an EtcdAnchor
-        clients = [asyncio.ensure_future(client(number, kv)) for number in range(32)]
+        clients = [asyncio.ensure_future(client(number, kv, history, dice, values)) for number in range(32)]
         target = len(history) + 150
         while len(history) < target:
             await asyncio.sleep(0)

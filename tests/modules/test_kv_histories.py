@@ -9,15 +9,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from enclave_os.errors import HostRefused, StoreBusy, VersionConflict
+from enclave_os.errors import HostRefused
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.wire.kv import Operation
 from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
 from tests.linearizable import History
 
+from .history_client import client
+
 MASTER = bytes(range(32))
 CLIENTS = 32
-KEYS = [b"%d" % number for number in range(6)]
 
 
 class FaultyStore(MemoryStore):
@@ -54,44 +55,6 @@ class FaultyStore(MemoryStore):
             await asyncio.sleep(0)
         if self.dice.random() < 0.02:
             raise HostRefused("too late")
-
-
-async def client(
-    number: int, kv: SealedKV, history: History, dice: random.Random, values: itertools.count[int]
-) -> None:
-    """Reads, writes, conditional writes, deletions, until it is cancelled, which leaves a write's outcome unknown."""
-    place = kv.namespace("", "things")
-    seen: dict[bytes, int] = {}
-    while True:
-        key = dice.choice(KEYS)
-        call = history.begin(number, key)
-        if dice.random() < 0.5:
-            try:
-                item = await kv.get(place, key)
-            except (HostRefused, StoreBusy):
-                call.refused()
-                continue
-            seen[key] = item.version if item else 0
-            call.got(item.value if item else None, seen[key])
-            continue
-        value = None if dice.random() < 0.2 else b"%d" % next(values)
-        expected = seen.get(key) if dice.random() < 0.5 else None
-        try:
-            if value is None:
-                version = await kv.delete(place, key, expected)
-            else:
-                version = await kv.put(place, key, value, expected)
-        except VersionConflict as conflict:
-            assert expected is not None
-            call.conflicted(conflict.version, expected)
-        except StoreBusy:
-            call.refused()
-        except (HostRefused, asyncio.CancelledError) as error:
-            call.lost(value, expected)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-        else:
-            call.wrote(value, version, expected)
 
 
 @pytest.mark.parametrize(("seed", "faults"), [(1, 0.0), (2, 0.05), (3, 0.05), (4, 0.2)])
