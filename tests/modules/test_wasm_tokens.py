@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from enclave_os.errors import EgressError
 from enclave_os.modules.fetched_keys import KEPT_SECONDS, REFRESH_SECONDS, RETRY_SECONDS, SIZE_MAX
 from tests.enclave.tokens import CLAIMS, HEADER, b64, new_key, pem, token
 from tests.modules import wasm_guests as guests
+from tests.modules.published_keys import KEY, NEXT, STRANGER, UNUSABLE, URL, Web
 from tests.modules.test_issuer_keys import jwk
 from tests.modules.wasm_rig import RunningClock, Site, json_of, on_site
 
-KEY, NEXT, STRANGER = new_key(), new_key(), new_key()
-URL = "https://login.example/keys.json"
 PLAIN = guests.plain()
-
-
-class Web:
-    """An egress that answers with what an issuer publishes."""
-
-    def __init__(self) -> None:
-        self.answers: Any = {"keys": [jwk(KEY, kid="one")]}
-        self.status = 200
-        self.asked: list[tuple[str, str, dict[str, Any]]] = []
-        self.open = asyncio.Event()
-        self.open.set()
-
-    async def request(self, method: str, url: str, **how: Any) -> Any:
-        self.asked.append((method, url, how))
-        await self.open.wait()
-        if isinstance(self.answers, Exception):
-            raise self.answers
-        return SimpleNamespace(status_code=self.status, text=json.dumps(self.answers))
 
 
 class SteppedClock(RunningClock):
@@ -174,17 +152,7 @@ def test_nobody_whose_key_is_known_waits_for_a_strangers() -> None:
     on_site(test, egress=web, clock=clock)
 
 
-@pytest.mark.parametrize(
-    ("answers", "code"),
-    [
-        (EgressError("no", "connect", "host"), 200),
-        ({"keys": [jwk(NEXT)]}, 404),
-        ({"keys": []}, 200),
-        ({"keys": [jwk(NEXT, d="x")]}, 200),
-        ([], 200),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("answers", "code"), UNUSABLE, ids=str)
 def test_without_keys_nobody_is_let_in(answers: Any, code: int) -> None:
     web, clock = Web(), SteppedClock()
 
