@@ -49,10 +49,8 @@ def add(actions: Subparsers) -> None:
 
 
 def _accept(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os.verifier.demands import Mode
-
     policy = _policy_of(parsed)
-    found = ask(parser, parsed, "POST", "/seal/policy", {"policy": policy}, mode=Mode.SESSION)
+    found = ask(parser, parsed, "POST", "/seal/policy", {"policy": policy})
     differences = found.inners("differences")
     if not differences:
         print("the configuration has the policy that is in force; what was accepted before is taken back")

@@ -163,7 +163,7 @@ def _list(parser: Parser, parsed: argparse.Namespace) -> int:
         while left is None or left > 0:
             limit = LIST_PAGE if left is None else min(LIST_PAGE, left)
             path = f"{_namespace(parser, parsed)}?limit={limit}&prefix={quote(_bytes(parsed, parsed.prefix), safe='')}"
-            page = read(server.send("GET", path + cursor))
+            page = server.ask("GET", path + cursor)
             rows = page.inners("keys")
             say(*(json.dumps(row) if parsed.json else row.text("key") for row in rows))
             if page.get("cursor") is None:
@@ -178,7 +178,7 @@ def _list(parser: Parser, parsed: argparse.Namespace) -> int:
 
 def _backup(parser: Parser, parsed: argparse.Namespace) -> int:
     with Server(parser, parsed) as server:
-        found = read(server.send("POST", "/store/backup"))
+        found = server.ask("POST", "/store/backup")
     receipt = json.dumps(
         {"boot": found.number("boot"), "version": found.number("version"), "root": found.text("root")}, indent=1
     )
@@ -197,7 +197,7 @@ def _restore(parser: Parser, parsed: argparse.Namespace) -> int:
     except (ValueError, KeyError) as error:
         raise Refused(f"{parsed.receipt} is no receipt of kv backup", os.EX_DATAERR) from error
     with Server(parser, parsed) as server:
-        now = read(server.send("POST", "/store/restore", asked)).inner("now").number("version")
+        now = server.ask("POST", "/store/restore", asked).inner("now").number("version")
     say(f"the store of version {asked['version']} counts, and goes on as version {now}")
     say("the server starts again; take kv.restore out of its configuration at the next stop")
     return os.EX_OK

@@ -189,15 +189,11 @@ def ask(
     path: str,
     document: Mapping[str, Any] | None = None,
     *,
-    mode: Mode,
+    mode: Mode | None = None,
 ) -> Answer:
-    """The server's answer to one request, over a connection of its own.
-
-    Args: mode: the evidence that is asked for, when there are demands on evidence.
-    Raises: Refused. OSError: a file cannot be read.
-    """
+    """The server's answer to one request, over a connection of its own. Args and errors: see `Server`."""
     with Server(parser, parsed, mode) as server:
-        return read(server.send(method, path, document))
+        return server.ask(method, path, document)
 
 
 def say(*lines: object) -> None:

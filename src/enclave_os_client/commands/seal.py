@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Final
 from enclave_os_client.answer import Answer
 
 from . import seal_recover
-from .manage import EXIT_CODES, TRUST, add_server, ask, run, say
+from .manage import EXIT_CODES, TRUST, Server, add_server, ask, run, say
 
 if TYPE_CHECKING:
-    from enclave_os.verifier.demands import Mode
-
     from .parser import Parser, Subparsers
 
 EPILOG: Final = f"""\
@@ -77,7 +75,7 @@ def add(commands: Subparsers) -> None:
     export = names.add_parser("export", description="Approve a measurement, and say what to run there.", epilog=EXPORT)
     export.add_argument("measurement", metavar="MEASUREMENT", help="MRENCLAVE of the new code, 64 hexadecimal digits")
     add_server(export, "of role manager")
-    export.set_defaults(revoke=False, run=lambda parsed: run(parsed, lambda given: _export(export, given)))
+    export.set_defaults(run=lambda parsed: run(parsed, lambda given: _export(export, given)))
     seal_recover.add(names)
     # The host's, executed before parsing; here for the list, and so that a typo is answered.
     names.add_parser("import", description="Take all that another enclave has sealed, before the first start.",
@@ -85,9 +83,7 @@ def add(commands: Subparsers) -> None:
 
 
 def _status(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os.verifier.demands import Mode
-
-    found = ask(parser, parsed, "GET", "/seal", mode=Mode.SESSION)
+    found = ask(parser, parsed, "GET", "/seal")
     if parsed.json:
         print(json.dumps(found, indent=2))
     else:
@@ -105,31 +101,29 @@ def _clock(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _approve(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os.verifier.demands import Mode
-
-    method = "DELETE" if parsed.revoke else "POST"
-    found = ask(parser, parsed, method, "/seal/exports", {"mr_enclave": parsed.measurement}, mode=Mode.SESSION)
-    exports = found.texts("exports")
-    say(*exports)
-    if not exports:
-        print("no measurement is approved")
+    with Server(parser, parsed) as server:
+        _approve_at(server, parsed.measurement, revoke=parsed.revoke)
     return os.EX_OK
 
 
 def _export(parser: Parser, parsed: argparse.Namespace) -> int:
-    code = _approve(parser, parsed)
-    giver = ask(parser, parsed, "GET", "/seal", mode=_session()).text("measurement")
+    with Server(parser, parsed) as server:
+        _approve_at(server, parsed.measurement)
+        giver = server.ask("GET", "/seal").text("measurement")
     say(
         "now, with the new code and this server's configuration, while this server runs:",
         f"  enclave-os seal import --from {parsed.url} --giver {giver} --config FILE",
     )
-    return code
+    return os.EX_OK
 
 
-def _session() -> Mode:
-    from enclave_os.verifier.demands import Mode
-
-    return Mode.SESSION
+def _approve_at(server: Server, measurement: str, *, revoke: bool = False) -> None:
+    """Approve it, or take that back; print what is approved then."""
+    found = server.ask("DELETE" if revoke else "POST", "/seal/exports", {"mr_enclave": measurement})
+    exports = found.texts("exports")
+    say(*exports)
+    if not exports:
+        print("no measurement is approved")
 
 
 def _lines(found: Answer) -> list[str]:

@@ -119,15 +119,13 @@ def _unwrap(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _recover(parser: Parser, parsed: argparse.Namespace) -> int:
-    from enclave_os.verifier.demands import Mode
-
     grant = _read_grant(parsed.grant)
     if not parsed.mrenclave and not parsed.mrsigner:
         parsed.mrenclave = [grant["measurement"]]
     elif parsed.mrenclave != [grant["measurement"]]:
         parser.error(f"what was unwrapped is of measurement {grant['measurement']}: no other enclave opens it")
     document = {"data_key": grant["data_key"], "signature": grant["signature"]}
-    found = ask(parser, parsed, "POST", RECOVER_PATH, document, mode=Mode.SESSION)
+    found = ask(parser, parsed, "POST", RECOVER_PATH, document)
     say(f"recovered, as boot {found.number('boot_count')}: the server ends now; start it without --recover")
     return os.EX_OK
 

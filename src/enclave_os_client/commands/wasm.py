@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from enclave_os_client.answer import Answer
 
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, refusal, run, say
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, ask, refusal, run, say
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -101,7 +101,7 @@ def _load(parser: Parser, parsed: argparse.Namespace) -> int:
         document["component"] = base64.b64encode(component).decode("ascii")
     path = f"/wasm/apps/{_segment(parsed.name)}"
     try:
-        app = _ask(parser, parsed, "PUT", path, document)
+        app = ask(parser, parsed, "PUT", path, document)
     except Refused as refused:
         if refused.code != os.EX_TEMPFAIL or not digest:
             raise
@@ -119,7 +119,7 @@ def _compiled(parser: Parser, parsed: argparse.Namespace, path: str, digest: str
     for _ in range(COMPILE_LOOKS):
         pause.wait(COMPILE_PAUSE_SECONDS)
         try:
-            app = _ask(parser, parsed, "GET", path)
+            app = ask(parser, parsed, "GET", path)
         except Refused as refused:
             if refused.code == os.EX_DATAERR:  # not there yet
                 continue
@@ -141,21 +141,21 @@ def _call(parser: Parser, parsed: argparse.Namespace) -> int:
 
 
 def _list(parser: Parser, parsed: argparse.Namespace) -> int:
-    for app in _ask(parser, parsed, "GET", "/wasm/apps").inners("apps"):
+    for app in ask(parser, parsed, "GET", "/wasm/apps").inners("apps"):
         hostname = app.text("hostname") if app.get("hostname") else "-"
         say(f"{app.text('name')}  {app.text('state')}  {app.text('code_hash')}  {hostname}")
     return os.EX_OK
 
 
 def _show(parser: Parser, parsed: argparse.Namespace) -> int:
-    app = _ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}")
+    app = ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}")
     for line in json.dumps(app, indent=2).splitlines():
         say(line)
     return os.EX_OK
 
 
 def _log(parser: Parser, parsed: argparse.Namespace) -> int:
-    say(*_ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}/log").texts("lines"))
+    say(*ask(parser, parsed, "GET", f"/wasm/apps/{_segment(parsed.name)}/log").texts("lines"))
     return os.EX_OK
 
 
@@ -166,11 +166,6 @@ def _unload(parser: Parser, parsed: argparse.Namespace) -> int:
         raise refusal(response)
     say(f"{parsed.name} is unloaded, and its data deleted")
     return os.EX_OK
-
-
-def _ask(parser: Parser, parsed: argparse.Namespace, method: str, path: str, document: Any = None) -> Answer:
-    with Server(parser, parsed) as server:
-        return server.ask(method, path, document)
 
 
 def _segment(name: str) -> str:
