@@ -10,12 +10,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.modules.tcp_servers import TCPServer
 
 SECONDS_MAX = 20.0
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
@@ -163,10 +165,10 @@ def _usage(*, sign: bool) -> x509.KeyUsage:
 Answer = Callable[[ssl.SSLSocket], None]
 
 
-class TLSServer:
-    """Python's TLS on the loopback; each connection in a thread of its own, given to `answer`.
+class TLSServer(TCPServer):
+    """Python's TLS on top; each connection is given to `answer`.
 
-    Attributes: served: requests' heads, as they came.
+    Attributes: served: requests' heads, as they came. refused: errors of TLS, in words.
     """
 
     def __init__(
@@ -179,38 +181,21 @@ class TLSServer:
     ) -> None:
         self.served: list[bytes] = []
         self.refused: list[str] = []
-        self.connections = 0
         self._answer = answer or self.ok
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = self._context.maximum_version = version
         self._context.set_ciphers("DEFAULT@SECLEVEL=0")
         self._context.load_cert_chain(*leaf.write(folder))
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port = self._listener.getsockname()[1]
-        self._open: set[socket.socket] = set()
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        super().__init__(self._speak)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                plain, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._open.add(plain)
-            threading.Thread(target=self._serve, args=(plain,), daemon=True).start()
-
-    def _serve(self, plain: socket.socket) -> None:
+    def _speak(self, plain: socket.socket) -> None:
+        plain.settimeout(SECONDS_MAX)
         try:
-            plain.settimeout(SECONDS_MAX)
             with self._context.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False) as connection:
                 self._open.add(connection)
                 self._answer(connection)
         except ssl.SSLError as error:
             self.refused.append(str(error))
-        except OSError:
-            pass  # the client, or the end of the test, cut it
 
     def head(self, connection: ssl.SSLSocket) -> bytes:
         """One request's head; empty at the end."""
@@ -231,18 +216,6 @@ class TLSServer:
 
     def url(self, name: str = "localhost", path: str = "/") -> str:
         return f"https://{name}:{self.port}{path}"
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for one in list(self._open):
-            one.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def head(*lines: str, status: str = "200 OK") -> bytes:

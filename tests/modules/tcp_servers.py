@@ -36,7 +36,8 @@ def reset(connection: socket.socket) -> None:
 
 
 class TCPServer:
-    """Attributes: ended: per connection, how its bytes ended: `fin`, `reset`, or what the server did itself."""
+    """Attributes: taken: connections. ended: per connection, how its bytes ended: `fin`, `reset`, or what the server
+    did itself."""
 
     def __init__(self, serve: Serve = echo) -> None:
         self.taken = 0

@@ -61,14 +61,14 @@ class TestWhatArrives:
         server, rig = start()
         for number in range(10):
             assert rig.get(server.url(path=f"/{number}")).text == f"GET /{number} HTTP/1.1"
-        assert server.connections == 1
+        assert server.taken == 1
 
     def test_a_kept_connection_that_ended_is_not_used_again(self, start: Start) -> None:
         server, rig = start(says(whole(b"once"), shut=True))
         for number in range(1, 4):
             assert rig.get(server.url()).content == b"once"
             rig.run(ended(rig))
-            assert server.connections == number
+            assert server.taken == number
 
     def test_a_status_is_an_answer_like_any_other(self, start: Start) -> None:
         server, rig = start(says(whole(b"no", status="500 Oh")))
@@ -308,7 +308,7 @@ class TestLimits:
             return [response.status_code for response in await asyncio.gather(*calls)]
 
         assert rig.run(many()) == [200] * 20
-        assert server.connections <= 2
+        assert server.taken <= 2
 
     def test_a_turn_that_does_not_come(self, start: Start) -> None:
         stop = threading.Event()
@@ -377,7 +377,7 @@ def test_a_hundred_stalled_servers_hold_up_nobody(tmp_path: Path) -> None:
                 asyncio.ensure_future(rig.egress.request("GET", stalled.url(path=f"/{number}")))
                 for number in range(100)
             ]
-            while stalled.connections < 100:
+            while stalled.taken < 100:
                 await asyncio.sleep(0)
             calls = [rig.egress.request("GET", live.url(path=f"/{number}")) for number in range(100)]
             answers = await asyncio.gather(*calls)

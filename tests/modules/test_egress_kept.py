@@ -39,7 +39,7 @@ class Closing(TLSServer):
         return [head.split()[0].decode() for head in self.served]
 
     def once(self, connection: ssl.SSLSocket) -> None:
-        ending = self.connections <= self.lives
+        ending = self.taken <= self.lives
         while data := self.head(connection):
             size = re.search(rb"content-length: (\d+)", data, re.IGNORECASE)
             left = int(size[1]) - len(data.partition(b"\r\n\r\n")[2]) if size else 0
@@ -79,7 +79,7 @@ class TestAKeptConnectionThatEnds:
         server, rig = closing(shut=shut)
         body = b"body" if method == "PUT" else None
         answer = rig.run(rig.egress.request(method, server.url(path="/second"), content=body))
-        assert (answer.status_code, server.methods, server.connections) == (200, ["GET", method, method], 2)
+        assert (answer.status_code, server.methods, server.taken) == (200, ["GET", method, method], 2)
 
     def test_nothing_else_is(self, closing: Any) -> None:
         server, rig = closing()

@@ -289,7 +289,7 @@ class TestRedirects:
         first, _, rig = servers
         self.to(first, first.url())
         assert rig.get(first.url(), redirects=3).status_code == 302
-        assert first.connections == 4
+        assert first.taken == 4
 
     def test_a_location_that_is_none(self, servers: tuple[TLSServer, TLSServer, EgressRig]) -> None:
         first, _, rig = servers
