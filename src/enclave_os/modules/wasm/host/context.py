@@ -160,3 +160,18 @@ def ok(value: Any = None) -> tuple[str, Any]:
 def err(value: Any) -> tuple[str, Any]:
     """A result that is an error."""
     return "err", value
+
+
+def answering(failure: type[Exception]) -> Callable[[Callable[..., Any]], Callable[..., tuple[str, Any]]]:
+    """Makes host functions that answer with a result: what `work` returns, or the text of the `failure` it raised."""
+
+    def answers(work: Callable[..., Any]) -> Callable[..., tuple[str, Any]]:
+        def answered(context: CallContext, *values: Any) -> tuple[str, Any]:
+            try:
+                return ok(work(context, *values))
+            except failure as error:
+                return err(str(error))
+
+        return answered
+
+    return answers

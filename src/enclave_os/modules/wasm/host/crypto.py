@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from enclave_os.errors import SealBroken
-from enclave_os.modules.wasm.host.context import CallContext, err, ok
+from enclave_os.modules.wasm.host.context import CallContext, answering
 from enclave_os.modules.wasm.host.system import RANDOM_MAX, random_bytes
 from enclave_os.wasm import Interface
 
@@ -55,14 +54,7 @@ class Key:
         return loaded
 
 
-def _answers(work: Callable[..., Any]) -> Callable[..., tuple[str, Any]]:
-    def answered(context: CallContext, *values: Any) -> tuple[str, Any]:
-        try:
-            return ok(work(context, *values))
-        except KeyProblem as problem:
-            return err(str(problem))
-
-    return answered
+_answers: Final = answering(KeyProblem)
 
 
 # -- keystore ---------------------------------------------------------------------------------------------------------

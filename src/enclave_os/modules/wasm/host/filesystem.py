@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from enclave_os.modules.wasm.host.context import CallContext, err, ok
+from enclave_os.modules.wasm.host.context import CallContext, answering, err
 from enclave_os.modules.wasm.host.files import ROOT, FileError, Node
 from enclave_os.modules.wasm.host.streams import (
     CHUNK_MAX,
@@ -73,16 +73,7 @@ class Entries:
         """Nothing to let go of."""
 
 
-def _answers(work: Callable[..., Any]) -> Callable[..., tuple[str, Any]]:
-    """A function that answers with a result: what it returns, or the error's code."""
-
-    def answered(context: CallContext, *values: Any) -> tuple[str, Any]:
-        try:
-            return ok(work(context, *values))
-        except FileError as error:
-            return err(error.code)
-
-    return answered
+_answers: Final = answering(FileError)
 
 
 def _open_at(

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from enclave_os.errors import EgressError
 from enclave_os.modules.wasm.host.connection import HELD_MAX, Connection
-from enclave_os.modules.wasm.host.context import CallContext, err, ok
+from enclave_os.modules.wasm.host.context import CallContext, answering, err, ok
 from enclave_os.modules.wasm.host.socket_grants import CallSockets
 from enclave_os.modules.wasm.host.streams import (
     ERROR,
@@ -180,14 +180,7 @@ def code_of(failure: EgressError) -> str:
     return "connection-reset"
 
 
-def _answers(work: Callable[..., Any]) -> Callable[..., tuple[str, Any]]:
-    def answered(context: CallContext, *values: Any) -> tuple[str, Any]:
-        try:
-            return ok(work(context, *values))
-        except SocketError as error:
-            return err(error.code)
-
-    return answered
+_answers: Final = answering(SocketError)
 
 
 def _refuse(code: str) -> Callable[..., tuple[str, str]]:
