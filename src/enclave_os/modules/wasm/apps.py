@@ -374,8 +374,7 @@ class Apps:
             self.may_change(app, caller)
             if not hmac.compare_digest(key_source(key), app.record.source):
                 raise HTTPError(409, "this is not the key that the app's data is sealed with")
-            linker = await self._linked(app.record.code)
-            self._take(self._made(replace(app.record, spec=replace(app.record.spec, brought_key=key)), linker, key))
+            await self._unlocked(app, key)
         return self.get(name)
 
     def brought_key(self, name: str) -> bytes:
@@ -389,8 +388,11 @@ class Apps:
             app = self.by_name.get(name)
             if app is None or app.state != "locked" or not hmac.compare_digest(key_source(key), app.record.source):
                 return
-            linker = await self._linked(app.record.code)
-            self._take(self._made(replace(app.record, spec=replace(app.record.spec, brought_key=key)), linker, key))
+            await self._unlocked(app, key)
+
+    async def _unlocked(self, app: App, key: bytes) -> None:
+        linker = await self._linked(app.record.code)
+        self._take(self._made(replace(app.record, spec=replace(app.record.spec, brought_key=key)), linker, key))
 
     def may_change(self, app: App, caller: Token) -> None:
         """Raises: HTTPError: 403: neither a manager nor the app's owner."""
