@@ -310,7 +310,13 @@ async def beginning(table: Table, chain: int) -> Beginning:
 
 
 async def last_page(table: Table, chain: int) -> Page:
-    """The last page of a chain; number 0 where there is none.
+    """The last page of a chain; number 0 where there is none. Raises: SealBroken: a page is none."""
+    _, last = await ends(table, chain)
+    return last
+
+
+async def ends(table: Table, chain: int) -> tuple[Beginning, Page]:
+    """Where a chain begins, and its last page; number 0 where there is none.
 
     Pages have no gap, so it is found in steps that double, then halve; an absent row costs the host no call. Where
     pages went from the front meanwhile, one of them may have looked like the end: it is looked for again.
@@ -322,7 +328,7 @@ async def last_page(table: Table, chain: int) -> Page:
         found = await _last_from(table, chain, begins.page)
         before, begins = begins, await beginning(table, chain)
         if begins == before:
-            return found
+            return begins, found
 
 
 async def _last_from(table: Table, chain: int, first: int) -> Page:

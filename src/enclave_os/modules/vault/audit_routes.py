@@ -15,7 +15,7 @@ from enclave_os.errors import StoreBusy
 from enclave_os.http import Request, Response, json_response
 from enclave_os.modules.api import NO_STORE, Route, Table
 from enclave_os.modules.vault.access import Access, Refused
-from enclave_os.modules.vault.audit import Page, beginning, last_page, page_name, read_page
+from enclave_os.modules.vault.audit import Page, ends, page_name, read_page
 from enclave_os.modules.vault.request_fields import number, query_of
 
 PAGES_PER_ANSWER: Final = 32  # of 12 KiB
@@ -53,9 +53,8 @@ class AuditRoutes:
     async def _chains(self) -> dict[str, Any]:
         found = []
         for chain in range(CHAINS_MAX):
-            page = await last_page(self._table, chain)
+            begins, page = await ends(self._table, chain)
             if page.number:
-                begins = await beginning(self._table, chain)
                 found.append(
                     {
                         "chain": chain,
