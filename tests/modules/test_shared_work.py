@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enclave_os.errors import EnclaveError, InternalError, StoreBusy
-from enclave_os.modules.shared_work import let_go, result_of
+from enclave_os.modules.shared_work import Look, let_go, result_of
 
 
 async def outcome(error: Exception | None, *, leave: bool) -> tuple[Any, list[dict[str, Any]]]:
@@ -70,5 +70,55 @@ def test_what_is_let_go_before_or_after_its_end() -> None:
             del future
             gc.collect()
         assert told == []
+
+    asyncio.run(run())
+
+
+def test_many_who_ask_at_once_are_told_by_two_looks() -> None:
+    looks: list[asyncio.Event] = []
+
+    async def look() -> None:
+        looks.append(asyncio.Event())
+        await looks[-1].wait()
+
+    async def run() -> None:
+        shared = Look(look)
+        first = asyncio.ensure_future(shared.done())
+        while not looks:
+            await asyncio.sleep(0)
+        late = [asyncio.ensure_future(shared.done()) for _ in range(3)]
+        first.cancel()  # it goes on without
+        await asyncio.wait([first])
+        assert (len(looks), [waiting.done() for waiting in late]) == (1, [False] * 3)
+        looks[0].set()
+        while len(looks) < 2:
+            await asyncio.sleep(0)
+        assert not any(waiting.done() for waiting in late)  # the first look may have been before they asked
+        looks[1].set()
+        await asyncio.gather(*late)
+        assert len(looks) == 2
+        again = asyncio.ensure_future(shared.done())  # nothing is kept
+        while len(looks) < 3:
+            await asyncio.sleep(0)
+        shared.close()
+        await asyncio.wait([again])
+        assert again.cancelled()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_look_that_fails_is_the_askers_and_not_the_next_ones() -> None:
+    found: list[StoreBusy | None] = [StoreBusy("full"), None]
+
+    async def look() -> None:
+        error = found.pop(0)
+        if error is not None:
+            raise error
+
+    async def run() -> None:
+        shared = Look(look)
+        with pytest.raises(StoreBusy):
+            await shared.done()
+        await shared.done()
 
     asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from enclave_os.errors import EnclaveError, InternalError
@@ -17,6 +18,37 @@ async def result_of(work: asyncio.Future[_T]) -> _T:
     except asyncio.CancelledError:
         let_go(work)
         raise
+
+
+class Look:
+    """Work that finds out how things are, done for many who ask: each is told of some moment after asking.
+
+    Many at once cost two looks: the one under way may have looked before, the next serves them all. A look goes on when
+    whoever waits for it does not any more. Event loop's thread only.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._work = work
+        self._current: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    async def done(self) -> None:
+        """Returns when a look is over that began after this call. Raises: what the work raises."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._after(self._current))
+        await result_of(self._next)
+
+    def close(self) -> None:
+        """End what is under way."""
+        for task in (self._current, self._next):
+            if task is not None:
+                task.cancel()
+
+    async def _after(self, current: asyncio.Task[None] | None) -> None:
+        if current is not None and not current.done():
+            await asyncio.wait([current])
+        self._current, self._next = self._next, None
+        await self._work()
 
 
 def let_go(work: asyncio.Future[Any]) -> None:

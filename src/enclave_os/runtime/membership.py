@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 
 from enclave_os.errors import ConfigError, EnclaveError, HostRefused, SealBroken
 from enclave_os.evidence.store_state import StoreState
-from enclave_os.modules.shared_work import let_go, result_of
+from enclave_os.modules.shared_work import Look, let_go
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.keeper import SealKeeper
@@ -273,8 +273,7 @@ class Member:
         self._waiting = 0
         self._state: StoreState | None = None
         self._version = 0  # the highest that anybody here was shown
-        self._asking: asyncio.Task[None] | None = None  # for the state
-        self._asked_next: asyncio.Task[None] | None = None
+        self._look = Look(self._ask_state)
         self._carriage = Carriage(
             rpc, loop, on_record=self._on_record, on_ended=self._on_ended, on_lost=lambda: self._on_ended(FIRST)
         )
@@ -331,17 +330,8 @@ class Member:
                     raise
 
     async def refresh(self) -> None:
-        """Know where the store stands, as it is at some moment after this call. Raises: NotSent, Unanswered.
-
-        Many at once cost two questions: the one under way may have been answered before; the next serves them all.
-        """
-        if self._asking is None:
-            self._asking = self._loop.create_task(self._ask_state())
-            await result_of(self._asking)
-            return
-        if self._asked_next is None:
-            self._asked_next = self._loop.create_task(self._ask_after(self._asking))
-        await result_of(self._asked_next)
+        """Know where the store stands, as it is at some moment after this call. Raises: NotSent, Unanswered."""
+        await self._look.done()
 
     def counters(self) -> dict[str, int | float]:
         """Counters and gauges, named as in Prometheus."""
@@ -470,16 +460,8 @@ class Member:
             self._state = what
 
     async def _ask_state(self) -> None:
-        try:
-            reply = await self.ask(StoreCall(Operation.STATE).encode(), again=True)
-            self.seen(decode_state(open_reply(reply)))
-        finally:
-            self._asking = None
-
-    async def _ask_after(self, current: asyncio.Task[None]) -> None:
-        await asyncio.wait([current])
-        self._asking, self._asked_next = self._asked_next, None
-        await self._ask_state()
+        reply = await self.ask(StoreCall(Operation.STATE).encode(), again=True)
+        self.seen(decode_state(open_reply(reply)))
 
 
 class NoAnswer(EnclaveError):

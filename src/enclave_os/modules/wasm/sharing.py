@@ -12,13 +12,12 @@ of the others. When all have ended, it has to come again.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from enclave_os.modules.api import Services
-from enclave_os.modules.shared_work import result_of
+from enclave_os.modules.shared_work import Look
 from enclave_os.modules.wasm.apps import LOG_LINES_MAX, Apps
 
 LOOK: Final = b""
@@ -40,30 +39,18 @@ class Sharing:
         self._peers = services.peers
         self._apps = apps
         self._store_meters = store_meters
-        self._looking: asyncio.Task[None] | None = None
-        self._looks_next: asyncio.Task[None] | None = None
+        self._look = Look(self._follow)
 
     def close(self) -> None:
         """End what is under way."""
-        for task in (self._looking, self._looks_next):
-            if task is not None:
-                task.cancel()
+        self._look.close()
 
     async def look(self) -> None:
         """Have what the store has, and keys that others have, as it is at some moment after this call.
 
-        Many at once cost two looks: the one under way may have looked before, the next serves them all. A look goes on
-        when whoever waits for it does not any more. Raises: EnclaveError.
+        Raises: EnclaveError.
         """
-        if self._looks_next is None:
-            self._looks_next = asyncio.get_running_loop().create_task(self._after(self._looking))
-        await result_of(self._looks_next)
-
-    async def _after(self, current: asyncio.Task[None] | None) -> None:
-        if current is not None:
-            await asyncio.wait([current])
-        self._looking, self._looks_next = self._looks_next, None
-        await self._follow()
+        await self._look.done()
 
     async def spread(self) -> None:
         """Have every other worker follow what was changed here."""
