@@ -30,7 +30,7 @@ cdef struct slot_t:
 
 cdef struct sum_t:
     uint64_t count              # rows
-    uint64_t[4] total           # their set hash: secret
+    uint64_t[4] total           # their set hash modulo 2**256, least word first: secret
 
 cdef struct segment_t:
     slot_t *slots               # owned
@@ -60,8 +60,7 @@ cdef class Freshness:
     cdef dict _tables
     cdef bytes _element_key
     cdef hmac_t _root           # secret
-    cdef uint64_t _count        # rows of all tables
-    cdef uint64_t[4] _sum       # modulo 2**256, least word first: secret
+    cdef sum_t _now             # of all tables
     cdef list _steps            # changes that `step` was given and `change` not yet, in their order
     cdef sum_t[STEPS_MAX] _ahead    # count and sum after each of them
     cdef bint _broken           # a change went in by half

@@ -295,11 +295,11 @@ cdef class Freshness:
 
     def __dealloc__(self):
         OPENSSL_cleanse(&self._root, sizeof(self._root))
-        OPENSSL_cleanse(self._sum, sizeof(self._sum))
+        OPENSSL_cleanse(&self._now, sizeof(self._now))
         OPENSSL_cleanse(self._ahead, sizeof(self._ahead))
 
     def __len__(self):
-        return self._count
+        return self._now.count
 
     @property
     def memory(self):
@@ -354,11 +354,7 @@ cdef class Freshness:
         for earlier in self._steps:
             if not (<dict>earlier).keys().isdisjoint(changes):
                 raise UsageError("a place that has a step already")
-        if count:
-            self._ahead[count] = self._ahead[count - 1]
-        else:
-            self._ahead[0].count = self._count
-            memcpy(self._ahead[0].total, self._sum, sizeof(self._sum))
+        self._ahead[count] = self._ahead[count - 1] if count else self._now
         self._after(changes, &self._ahead[count])
         root = self._stands_for(version, &self._ahead[count])
         self._steps.append(changes)
@@ -374,8 +370,7 @@ cdef class Freshness:
         cdef sum_t after
         self._check()
         if not self._steps:
-            after.count = self._count
-            memcpy(after.total, self._sum, sizeof(self._sum))
+            after = self._now
             self._after(changes, &after)
         elif self._steps[0] is changes:
             after = self._ahead[0]
@@ -388,8 +383,7 @@ cdef class Freshness:
                 table.remove(_token(place[1]))
             else:
                 table.put(_token(place[1]), _version(latest[0]), _tag(latest[1]))
-        self._count = after.count
-        memcpy(self._sum, after.total, sizeof(self._sum))
+        self._now = after
         OPENSSL_cleanse(&after, sizeof(after))
         if self._steps:
             del self._steps[0]
@@ -398,15 +392,8 @@ cdef class Freshness:
 
     def root(self, version):
         """Stands for all rows at this version of the store, without the steps that wait."""
-        cdef sum_t now
         self._check()
-        if version == 0:
-            return EMPTY_ROOT
-        now.count = self._count
-        memcpy(now.total, self._sum, sizeof(self._sum))
-        root = self._stands_for(version, &now)
-        OPENSSL_cleanse(&now, sizeof(now))
-        return root
+        return EMPTY_ROOT if version == 0 else self._stands_for(version, &self._now)
 
     cdef int _check(self) except -1:
         if self._broken:
