@@ -48,10 +48,14 @@ class Pipeline:
         self._host_ns = 0.0  # that the host takes for a batch when it can
         self._seal_ns = 0.0  # that we take to seal one, about
         self.places: dict[Place, int] = {}  # of all batches: in the one of which version
-        self.tip: Batch | None = None  # the last one
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    @property
+    def tip(self) -> Batch | None:
+        """The last one."""
+        return self._batches[-1] if self._batches else None
 
     @property
     def quick(self) -> bool:
@@ -66,7 +70,6 @@ class Pipeline:
         self._seal_ns += WEIGHT * (seal_ns - self._seal_ns)
         self._batches.append(batch)
         self.places.update(dict.fromkeys(batch.latest, batch.version))
-        self.tip = batch
         self._send(batch, follows=len(self._batches) > 1)
 
     async def room(self, places: Iterable[Place]) -> None:
@@ -158,8 +161,6 @@ class Pipeline:
         self._batches.popleft()
         for place in batch.latest:
             del self.places[place]
-        if not self._batches:
-            self.tip = None
 
     def _tell(self, error: BaseException) -> None:
         """Nobody waits for what is under way any more."""
