@@ -257,6 +257,16 @@ cdef inline int connection_sink(void *arg, const uint8_t *data, size_t size) noe
             connection_block(conn)
     return 0
 
+cdef inline void connection_drop_output(conn_t *conn) noexcept nogil:
+    # What waits for room is sent no more, or all of it is out.
+    free(conn.out)
+    conn.out = NULL
+    conn.out_size = conn.out_used = 0
+
+cdef inline bint connection_over(const conn_t *conn) noexcept nogil:
+    # Both CLOSE frames crossed, and nobody holds it: its slot may be used again.
+    return conn.phase == PHASE_GONE and conn.host_closed and not conn.owed & OWE_CLOSE and not conn.blocked
+
 cdef inline int connection_flush(conn_t *conn) noexcept nogil:
     # Send what waits. FLUSHED: nothing of this connection waits for room any more (it may still be paused).
     cdef uint32_t frame_max = ring_record_size_max(conn.sink.ring.capacity) - FRAME_HEADER_SIZE
@@ -283,9 +293,7 @@ cdef inline int connection_flush(conn_t *conn) noexcept nogil:
         conn.out_used += piece
         conn.window_used += piece
     if conn.out != NULL:
-        free(conn.out)
-        conn.out = NULL
-    conn.out_size = conn.out_used = 0
+        connection_drop_output(conn)
     if conn.owed & OWE_EOF:
         if not out_control(conn.sink, FRAME_EOF, conn.conn_id, -1):
             return FLUSH_NO_ROOM

@@ -41,7 +41,6 @@ cdef class Connections:
     # ends
     cdef int finish(self, conn_t *conn, uint16_t reason) except -1
     cdef int say_close(self, conn_t *conn) except -1
-    cdef int drop_output(self, conn_t *conn) except -1
     cdef int forget(self, conn_t *conn) except -1
     cdef int cancel(self, conn_t *conn) except -1
     cdef int check_drained(self) except -1

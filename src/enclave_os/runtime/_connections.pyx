@@ -92,7 +92,7 @@ cdef class Connections:
         if conn.tls != NULL and conn.phase != PHASE_HANDSHAKE and not conn.host_closed:
             tls_close(conn.tls)
         if reason == CLOSE_TIMEOUT or reason == CLOSE_FLOOD:
-            self.drop_output(conn)          # it did not take these bytes in all its time
+            connection_drop_output(conn)    # it did not take these bytes in all its time
         conn.phase = PHASE_GONE
         deadline_clear(&self.deadlines, conn)
         self.body_memory -= conn.body_counted + conn.held_size
@@ -123,19 +123,11 @@ cdef class Connections:
         self.forget(conn)
         return self.check_drained()
 
-    cdef int drop_output(self, conn_t *conn) except -1:
-        free(conn.out)
-        conn.out = NULL
-        conn.out_size = conn.out_used = 0
-        return 0
-
     cdef int forget(self, conn_t *conn) except -1:
-        # Both CLOSE frames crossed: the slot may be used again.
-        if conn.phase != PHASE_GONE or not conn.host_closed or conn.owed & OWE_CLOSE or conn.blocked:
-            return 0
-        self.table[conn.conn_id & (CONN_SLOTS - 1)] = NULL
-        self.tombstones -= 1
-        connection_free(conn)
+        if connection_over(conn):
+            self.table[conn.conn_id & (CONN_SLOTS - 1)] = NULL
+            self.tombstones -= 1
+            connection_free(conn)
         return 0
 
     cdef int check_drained(self) except -1:

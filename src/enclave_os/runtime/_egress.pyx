@@ -252,9 +252,7 @@ cdef class Outgoings:
                 self.dropped += 1
                 return 0
             conn.host_closed = True
-            free(conn.out)
-            conn.out = NULL
-            conn.out_size = conn.out_used = 0
+            connection_drop_output(conn)
             if conn.phase == PHASE_GONE:
                 return self.forget(conn)
             (<Outgoing>conn.object).reason = <uint16_t>eos_load_relaxed(<const uint64_t *>payload)
@@ -338,9 +336,7 @@ cdef class Outgoings:
         if by != "host":
             outgoing.reason = -1
         if by == "lie" or reason != CLOSE_NORMAL:
-            free(conn.out)
-            conn.out = NULL
-            conn.out_size = conn.out_used = 0
+            connection_drop_output(conn)
         outgoing.state, outgoing.ended_by, outgoing.conn = "ended", by, NULL
         conn.object = NULL
         conn.close_reason = reason
@@ -355,12 +351,10 @@ cdef class Outgoings:
         return 0
 
     cdef int forget(self, conn_t *conn) except -1:
-        # Both CLOSE frames crossed: the slot may be used again.
-        if conn.phase != PHASE_GONE or not conn.host_closed or conn.owed & OWE_CLOSE or conn.blocked:
-            return 0
-        self.table[conn.conn_id & (EGRESS_SLOTS - 1)] = NULL
-        self.tombstones -= 1
-        connection_free(conn)
+        if connection_over(conn):
+            self.table[conn.conn_id & (EGRESS_SLOTS - 1)] = NULL
+            self.tombstones -= 1
+            connection_free(conn)
         return 0
 
 

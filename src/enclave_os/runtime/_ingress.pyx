@@ -302,11 +302,9 @@ cdef class Ingress:
             return 0
         if frame.kind == FRAME_CLOSE:
             conn.host_closed = True
+            connection_drop_output(conn)        # the client is gone: nothing of it needs to go out but our CLOSE
             if conn.phase != PHASE_GONE:
-                # The client is gone: nothing of this connection needs to go out any more but our CLOSE.
-                self._connections.drop_output(conn)
                 return self._connections.finish(conn, CLOSE_NORMAL)
-            self._connections.drop_output(conn)
             return self._connections.say_close(conn)
         if conn.phase == PHASE_GONE:
             self._dropped += 1
