@@ -16,7 +16,7 @@ from typing import Final
 from enclave_os.wire import FrameReader, FrameWriter
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.workers.link import MESSAGE_SIZE_MAX
-from enclave_os.workers.store_calls import LABEL_SIZE_MAX, Operation, Outcome, open_reply
+from enclave_os.workers.store_calls import LABEL_SIZE_MAX, Operation, ok_reply, open_reply
 
 FORWARDED_SIZE_MAX: Final = MESSAGE_SIZE_MAX - (64 << 10)
 """Bytes of a client's request, or of its answer, that go to another worker: its head has room beside it."""
@@ -103,7 +103,7 @@ def decode_serve(payload: bytes) -> Forwarded:
 
 def encode_answered(answered: Answered) -> bytes:
     """The reply to SERVE."""
-    writer = _ok()
+    writer = ok_reply()
     writer.write_u16(answered.status)
     writer.write_u8(answered.content_type is not None)
     writer.write_sized((answered.content_type or "").encode("latin-1"))
@@ -173,7 +173,7 @@ def decode_given(payload: bytes) -> bytes:
 
 def encode_ok(content: bytes = b"") -> bytes:
     """A reply that went well: to MODULE what the module answers, to REPORT and GATHER JSON, to SPEND u8."""
-    writer = _ok()
+    writer = ok_reply()
     writer.write_bytes(content)
     return writer.finish()
 
@@ -193,9 +193,3 @@ def _open(payload: bytes) -> FrameReader:
     reader = FrameReader(payload)
     reader.read_u8()
     return reader
-
-
-def _ok() -> FrameWriter:
-    writer = FrameWriter(MESSAGE_SIZE_MAX)
-    writer.write_u8(Outcome.OK)
-    return writer

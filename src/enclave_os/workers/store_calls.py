@@ -194,6 +194,13 @@ def encode_refusal(error: BaseException) -> bytes:
     return writer.finish()
 
 
+def ok_reply() -> FrameWriter:
+    """A reply that went well, as far as its first byte."""
+    writer = FrameWriter(MESSAGE_SIZE_MAX)
+    writer.write_u8(Outcome.OK)
+    return writer
+
+
 def open_reply(payload: bytes) -> FrameReader:
     """The rest of a reply that went well. Raises: whatever the owner's call raised, one of REFUSALS."""
     reader = FrameReader(payload)
@@ -212,7 +219,7 @@ def open_reply(payload: bytes) -> FrameReader:
 def encode_written(version: int, state: StoreState) -> bytes:
     """The reply to WRITE: the entries' version, and where the store stands with it: whoever acknowledges a write knows
     a store without it for an older one."""
-    writer = _ok()
+    writer = ok_reply()
     writer.write_u64(version)
     _write_state(writer, state)
     return writer.finish()
@@ -226,12 +233,12 @@ def decode_written(reader: FrameReader) -> tuple[int, StoreState]:
 
 def encode_done() -> bytes:
     """The reply to CLOSE."""
-    return _ok().finish()
+    return ok_reply().finish()
 
 
 def encode_found(found: Sequence[Found | None]) -> bytes:
     """The reply to GET: what was found of the first names, at least one; the others are to be asked for again."""
-    writer = _ok()
+    writer = ok_reply()
     taken: list[Found | None] = []
     size = 0
     for item in found:
@@ -255,7 +262,7 @@ def decode_found(reader: FrameReader) -> list[Found | None]:
 
 def encode_page(items: Sequence[Found], *, more: bool, cursor: int = 0) -> bytes:
     """The reply to SCAN, ITERATE and NEXT."""
-    writer = _ok()
+    writer = ok_reply()
     writer.write_u8(more)
     writer.write_u64(cursor)
     writer.write_u32(len(items))
@@ -274,7 +281,7 @@ def decode_page(reader: FrameReader) -> tuple[list[Found], bool, int]:
 
 def encode_names(names: Sequence[tuple[bytes, int]]) -> bytes:
     """The reply to NAMES."""
-    writer = _ok()
+    writer = ok_reply()
     writer.write_u32(len(names))
     for name, version in names:
         writer.write_sized(name)
@@ -290,7 +297,7 @@ def decode_names(reader: FrameReader) -> list[tuple[bytes, int]]:
 
 def encode_state(state: StoreState) -> bytes:
     """The reply to STATE, and what is told when it changes."""
-    writer = _ok()
+    writer = ok_reply()
     _write_state(writer, state)
     return writer.finish()
 
@@ -299,12 +306,6 @@ def decode_state(reader: FrameReader) -> StoreState:
     state = _read_state(reader)
     reader.end()
     return state
-
-
-def _ok() -> FrameWriter:
-    writer = FrameWriter(MESSAGE_SIZE_MAX)
-    writer.write_u8(Outcome.OK)
-    return writer
 
 
 def _write_table(writer: FrameWriter, table: TableName) -> None:
