@@ -157,13 +157,7 @@ class WorkerCalls:
 
     async def ask_first_module(self, module: str, what: bytes) -> bytes:
         """See `modules.api.Peers.ask_first`. Raises: StoreBusy, HostRefused."""
-        try:
-            reply = await self._group().ask_first(group_calls.encode_module(module, what), again=True)
-        except NotSent as error:
-            raise StoreBusy(f"worker 0 is not reached: {error}") from error
-        except Unanswered as error:
-            raise HostRefused(f"worker 0 did not answer: {error}") from error
-        return group_calls.decode_ok(reply)
+        return await self._ask_first(group_calls.encode_module(module, what), again=True)
 
     async def tell_other_modules(self, module: str, what: bytes) -> list[bytes]:
         """See `modules.api.Peers.tell_others`."""
@@ -205,13 +199,17 @@ class WorkerCalls:
         if self.is_first:
             await self._given(measurement)
             return
+        await self._ask_first(group_calls.encode_given(measurement), again=False)
+
+    async def _ask_first(self, asked: bytes, *, again: bool) -> bytes:
+        """What worker 0's reply gives. Raises: StoreBusy: it was not asked. HostRefused: it may have done it."""
         try:
-            reply = await self._group().ask_first(group_calls.encode_given(measurement), again=False)
+            reply = await self._group().ask_first(asked, again=again)
         except NotSent as error:
             raise StoreBusy(f"worker 0 is not reached: {error}") from error
         except Unanswered as error:
             raise HostRefused(f"worker 0 did not answer: {error}") from error
-        group_calls.decode_ok(reply)
+        return group_calls.decode_ok(reply)
 
     async def reports(self) -> list[WorkerReport]:
         """How every worker does, by index; of one that does not answer in time, that it does not."""
@@ -273,12 +271,12 @@ class WorkerCalls:
         try:
             request = parse_request(forwarded.message, parser)
         except HTTPError as error:
-            return _answered(error_response(error.status, error.message, error.headers))
+            return await _answered(error_response(error.status, error.message, error.headers))
         request.peer = forwarded.peer
         response = self._respond(request)
         if not isinstance(response, Response):
             response = await response
-        return _answered(response, await _whole_body(response))
+        return await _answered(response)
 
     def counters(self) -> dict[str, int | float]:
         """Counters, named as in Prometheus."""
@@ -333,11 +331,11 @@ async def _whole_body(response: Response) -> bytes | None:
     return b"".join(chunks)
 
 
-def _answered(response: Response, body: bytes | None = b"") -> Answered:
+async def _answered(response: Response) -> Answered:
+    body = await _whole_body(response)
     if body is None:
-        response = ANSWER_TOO_LARGE
-        body = response.body
-    return Answered(response.status, response.content_type, response.headers, body or response.body)
+        response, body = ANSWER_TOO_LARGE, ANSWER_TOO_LARGE.body
+    return Answered(response.status, response.content_type, response.headers, body)
 
 
 def _json(document: Any) -> bytes:
