@@ -5,7 +5,6 @@ Part of the table in `setting_table.py`; a file of its own because its values ha
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -26,7 +25,7 @@ from enclave_os.wire.setting_kinds import (
     key,
     shown,
 )
-from enclave_os.wire.tcp_targets import TcpTarget, TcpTargetKind
+from enclave_os.wire.tcp_targets import PORT, TcpTarget, TcpTargetKind, pattern
 
 BUNDLE_SIZE_MAX: Final = 512 * KIB
 """Mozilla's list has 230 KiB; the whole document of a worker has 1 MiB."""
@@ -36,7 +35,6 @@ TLS_VERSIONS: Final = ("1.3", "1.2")
 CERTIFICATE_LINE: Final = "-----BEGIN CERTIFICATE-----"
 EGRESS_CONNECTIONS_MAX: Final = 4096
 """Of one worker. wire.frames has slots for more; the host's table of them grows up to this."""
-_PORT: Final = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 
 
 class Target(NamedTuple):
@@ -53,8 +51,7 @@ class Target(NamedTuple):
     wildcard: bool
 
     def __str__(self) -> str:
-        host = f"*.{self.host}" if self.wildcard and self.host else "*" if self.wildcard else self.host
-        return host_port(host, self.port)
+        return host_port(pattern(self.host, wildcard=self.wildcard), self.port)
 
 
 class EgressTarget(Kind):
@@ -66,7 +63,7 @@ class EgressTarget(Kind):
         if not isinstance(value, str):
             raise ValueError(f"{shown(value)} is not text; give {self.describe()}")
         host, port = _split(value)
-        if not _PORT.fullmatch(port) or int(port) > 65535:
+        if not PORT.fullmatch(port) or int(port) > 65535:
             raise ValueError(f"{shown(value)} has no port from 1 to 65535")
         if host == "*":
             return Target("", int(port), True)

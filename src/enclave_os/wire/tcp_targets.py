@@ -42,8 +42,7 @@ class TcpTarget:
         if self.network is not None:
             whole = self.network.num_addresses == 1
             return host_port(str(self.network.network_address if whole else self.network), self.port)
-        host = f"*.{self.host}" if self.wildcard and self.host else "*" if self.wildcard else self.host
-        return host_port(host, self.port)
+        return host_port(pattern(self.host, wildcard=self.wildcard), self.port)
 
 
 class TcpTargetKind(Kind):
@@ -93,6 +92,13 @@ class TcpRules:
         """Whether a name that is allowed may turn out to be at `address`: a public one, or one that is meant itself."""
         found = read_address(address)
         return found is not None and (special_range(found) is None or self.allows(address, port))
+
+
+def pattern(host: str, *, wildcard: bool) -> str:
+    """A name as an entry has it, `wildcard`: what lies below it, or below none."""
+    if not wildcard:
+        return host
+    return f"*.{host}" if host else "*"
 
 
 def _names(target: TcpTarget, host: str) -> bool:
