@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import host_package
-from .manage import EXIT_CODES, TRUST, Refused, add_server, ask, run, say
+from .manage import EXIT_CODES, TRUST, Refused, add_server, ask, say, set_work
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -45,7 +45,7 @@ def add(actions: Subparsers) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the new configuration")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="set any key of it")
     add_server(parser, "of role manager")
-    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: _accept(parser, given)))
+    set_work(parser, _accept)
 
 
 def _accept(parser: Parser, parsed: argparse.Namespace) -> int:

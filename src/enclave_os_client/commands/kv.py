@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote_to_bytes
 from enclave_os.evidence.strict_json import load_object
 
 from .files import read_input, write_output
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, read, read_error, refusal, run, say
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, read, read_error, refusal, say, set_work
 
 if TYPE_CHECKING:
     import httpx
@@ -81,7 +81,7 @@ def add(commands: Subparsers) -> None:
     names = group.add_actions("action")
     get = _with_key(names, "get", "Print the value of a key as it is.", "read")
     get.add_argument("--out", type=Path, metavar="FILE", help="write it there; an existing file is not overwritten")
-    get.set_defaults(run=lambda parsed: run(parsed, lambda given: _get(get, given)))
+    set_work(get, _get)
     put = _with_key(names, "put", "Write a key; prints its version.", "write")
     put.add_argument(
         "value", nargs="?", metavar="VALUE", help="the value as text; without it, --file or standard input"
@@ -91,16 +91,16 @@ def add(commands: Subparsers) -> None:
     condition = put.add_mutually_exclusive_group()
     condition.add_argument("--if-absent", action="store_true", help="only if there is no such key")
     condition.add_argument("--if-version", type=int, metavar="N", help="only if it has this version")
-    put.set_defaults(run=lambda parsed: run(parsed, lambda given: _put(put, given)))
+    set_work(put, _put)
     delete = _with_key(names, "delete", "Delete a key, whether it is there or not.", "write")
     delete.add_argument("--if-version", type=int, metavar="N", help="only if it has this version")
-    delete.set_defaults(run=lambda parsed: run(parsed, lambda given: _delete(delete, given)))
+    set_work(delete, _delete)
     listing = _described(names, "list", "Print the keys of a namespace, in the order of their bytes.", "read")
     listing.add_argument("--prefix", default="", help="only those that begin so")
     listing.add_argument("--encoded", action="store_true", help="the prefix is percent-encoded")
     listing.add_argument("--limit", type=int, metavar="N", help="at most so many; without it, all")
     listing.add_argument("--json", action="store_true", help="for machines: a line for each, with its version")
-    listing.set_defaults(run=lambda parsed: run(parsed, lambda given: _list(listing, given)))
+    set_work(listing, _list)
     _add_whole(names)
 
 
@@ -111,13 +111,13 @@ def _add_whole(names: Subparsers) -> None:
     )
     backup.add_argument("--out", type=Path, metavar="FILE", help="write the receipt there; nothing is overwritten")
     add_server(backup, "of role manager")
-    backup.set_defaults(run=lambda parsed: run(parsed, lambda given: _backup(backup, given)))
+    set_work(backup, _backup)
     restore = names.add_parser(
         "restore", description="Let a store count that was put back from a backup.", epilog=RESTORE_EPILOG
     )
     restore.add_argument("receipt", type=Path, metavar="RECEIPT", help="what kv backup printed for it")
     add_server(restore, "of role manager")
-    restore.set_defaults(run=lambda parsed: run(parsed, lambda given: _restore(restore, given)))
+    set_work(restore, _restore)
 
 
 def _described(names: Subparsers, name: str, description: str, scope: str) -> Parser:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from .parser import Parser
 
+Command = Callable[["Parser", argparse.Namespace], int]
+"""What a command does; returns the exit code."""
+
 UNAUTHORIZED: Final = 401
 READ_SIZE: Final = 64 << 10
 ANSWER_SIZE_MAX: Final = 32 << 20  # the largest value of a store is 16 MiB
@@ -63,13 +66,17 @@ def add_server(parser: Parser, whose: str | None) -> None:
     add_demands(parser)
 
 
-def run(parsed: argparse.Namespace, work: Callable[[argparse.Namespace], int]) -> int:
-    """Do `work`, and say in one line what ended it. Returns: the exit code."""
+def set_work(parser: Parser, work: Command) -> None:
+    """Have the command of `parser` do `work`, and say in one line what ended it."""
+    parser.set_defaults(run=lambda parsed: _run(parser, parsed, work))
+
+
+def _run(parser: Parser, parsed: argparse.Namespace, work: Command) -> int:
     if importlib.util.find_spec("httpx") is None:
         print("enclave-os: this needs the client's packages: pip install 'enclave-os[client]'", file=sys.stderr)
         return os.EX_UNAVAILABLE
     try:
-        return work(parsed)
+        return work(parser, parsed)
     except Refused as refused:
         for line in str(refused).splitlines():
             print(f"enclave-os: {line}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from enclave_os_client.answer import Answer
 
 from . import seal_recover
-from .manage import EXIT_CODES, TRUST, Server, add_server, ask, run, say
+from .manage import EXIT_CODES, TRUST, Server, add_server, ask, say, set_work
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -61,21 +61,21 @@ def add(commands: Subparsers) -> None:
     status = names.add_parser("status", description="Print how it stands.", epilog=f"{TRUST}\n{EXIT_CODES}")
     add_server(status, "of role monitoring")
     status.add_argument("--json", action="store_true", help="for machines")
-    status.set_defaults(run=lambda parsed: run(parsed, lambda given: _status(status, given)))
+    set_work(status, _status)
     clock = names.add_parser("clock", description="Confirm a clock that is in doubt.", epilog=CLOCK_EPILOG)
     add_server(clock, "of role manager")
-    clock.set_defaults(run=lambda parsed: run(parsed, lambda given: _clock(clock, given)))
+    set_work(clock, _clock)
     approve = names.add_parser(
         "approve", description="Let a measurement be given all that is sealed.", epilog=f"{TRUST}\n{EXIT_CODES}"
     )
     approve.add_argument("measurement", metavar="MEASUREMENT", help="its MRENCLAVE, 64 hexadecimal digits")
     approve.add_argument("--revoke", action="store_true", help="take the approval back")
     add_server(approve, "of role manager")
-    approve.set_defaults(run=lambda parsed: run(parsed, lambda given: _approve(approve, given)))
+    set_work(approve, _approve)
     export = names.add_parser("export", description="Approve a measurement, and say what to run there.", epilog=EXPORT)
     export.add_argument("measurement", metavar="MEASUREMENT", help="MRENCLAVE of the new code, 64 hexadecimal digits")
     add_server(export, "of role manager")
-    export.set_defaults(run=lambda parsed: run(parsed, lambda given: _export(export, given)))
+    set_work(export, _export)
     seal_recover.add(names)
     # The host's, executed before parsing; here for the list, and so that a typo is answered.
     names.add_parser("import", description="Take all that another enclave has sealed, before the first start.",

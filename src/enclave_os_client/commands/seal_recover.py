@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from enclave_os.evidence.protocol import RECOVER_PATH, b64url, read_b64url, read_hex
 from enclave_os.evidence.strict_json import load_object
 
-from .manage import EXIT_CODES, Refused, add_server, ask, run, say
+from .manage import EXIT_CODES, Refused, add_server, ask, say, set_work
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import rsa
@@ -67,12 +67,12 @@ def add(names: Subparsers) -> None:
     known.add_argument("--unverified", action="store_true", help="no blob key was noted; see what is printed then")
     unwrap.add_argument("--boot-min", type=int, default=1, metavar="N", help="refuse a file of an earlier boot")
     unwrap.add_argument("--grant", type=Path, metavar="FILE", help="write the grant here, a new file: it is secret")
-    unwrap.set_defaults(run=lambda parsed: run(parsed, lambda given: _unwrap(unwrap, given)))
+    set_work(unwrap, _unwrap)
     recover = names.add_parser("recover", description="Let an enclave open what its owner unwrapped.",
                                epilog=f"{EPILOG}\n{EXIT_CODES}")  # fmt: skip
     recover.add_argument("--grant", type=Path, required=True, metavar="FILE", help="what seal unwrap wrote")
     add_server(recover, None)
-    recover.set_defaults(run=lambda parsed: run(parsed, lambda given: _recover(recover, given)))
+    set_work(recover, _recover)
 
 
 def _unwrap(parser: Parser, parsed: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, run
+from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, set_work
 
 if TYPE_CHECKING:
     from enclave_os_client.meter import Reading
@@ -73,7 +73,7 @@ def add(commands: Subparsers) -> None:
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="looks, then end; default: until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="one JSON object a look, for machines")
-    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: _top(parser, given)))
+    set_work(parser, _top)
 
 
 def _top(parser: Parser, parsed: argparse.Namespace) -> int:

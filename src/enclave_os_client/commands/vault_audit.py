@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from .files import create
-from .manage import EXIT_CODES, TRUST, Server, add_server, run, say
+from .manage import EXIT_CODES, TRUST, Server, add_server, say, set_work
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -41,7 +41,7 @@ def add(names: Subparsers) -> None:
     fetch = actions.add_parser("fetch", description="Fetch every entry.", epilog=f"{TRUST}\n{EXIT_CODES}")
     add_server(fetch, "of role vault-auditor")
     fetch.add_argument("--out", type=Path, metavar="FILE", help="a new file; default: standard output")
-    fetch.set_defaults(run=lambda parsed: run(parsed, lambda given: _fetch(fetch, given)))
+    set_work(fetch, _fetch)
     verify = actions.add_parser("verify", description="Verify a file that fetch wrote. Talks to nobody.")
     verify.add_argument("file", type=Path, metavar="FILE", help="what fetch wrote")
     verify.add_argument(

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 from enclave_os_client.answer import Answer
 
 from .files import read_input
-from .manage import EXIT_CODES, TRUST, Server, add_server, run
+from .manage import EXIT_CODES, TRUST, Server, add_server, set_work
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -29,11 +29,11 @@ def add_command(names: Subparsers, name: str, text: str, work: Work) -> Parser:
     parser = names.add_parser(name, description=text, epilog=f"{TRUST}\n{EXIT_CODES}")
     add_server(parser, "of yours")
 
-    def connected(parsed: argparse.Namespace) -> int:
+    def connected(parser: Parser, parsed: argparse.Namespace) -> int:
         with Server(parser, parsed) as server:
             return work(parser, parsed, server)
 
-    parser.set_defaults(run=lambda parsed: run(parsed, connected))
+    set_work(parser, connected)
     return parser
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from enclave_os_client.answer import Answer
 
-from .manage import EXIT_CODES, TRUST, Refused, Server, add_server, ask, refusal, run, say
+from .manage import EXIT_CODES, TRUST, Command, Refused, Server, add_server, ask, refusal, say, set_work
 
 if TYPE_CHECKING:
     from .parser import Parser, Subparsers
@@ -56,13 +56,13 @@ def add(commands: Subparsers) -> None:
     load.add_argument("--key-file", metavar="FILE", help="64 hexadecimal digits: a key of your own for the app's data")
     load.add_argument("--keep-data", action="store_true", help="the component may have the data of the one before it")
     add_server(load, MANAGERS)
-    load.set_defaults(run=lambda parsed: run(parsed, lambda given: _load(load, given)))
+    set_work(load, _load)
     call = actions.add_parser("call", description="Call a function; prints its answer as JSON.", epilog=EPILOG)
     call.add_argument("name", metavar="APP", help="its name")
     call.add_argument("function", metavar="FUNCTION", help="or INTERFACE/FUNCTION")
     call.add_argument("arguments", metavar="JSON", nargs="?", default="{}", help="an object of the parameters by name")
     add_server(call, "that the function lets in")
-    call.set_defaults(run=lambda parsed: run(parsed, lambda given: _call(call, given)))
+    set_work(call, _call)
     for name, text, work in (
         ("list", "List the apps that you may see.", _list),
         ("show", "Show one app as it is attested.", _show),
@@ -72,12 +72,12 @@ def add(commands: Subparsers) -> None:
         _add_plain(actions, name, text, work)
 
 
-def _add_plain(actions: Any, name: str, text: str, work: Any) -> None:
+def _add_plain(actions: Subparsers, name: str, text: str, work: Command) -> None:
     parser = actions.add_parser(name, description=text, epilog=EPILOG)
     if name != "list":
         parser.add_argument("name", metavar="APP", help="its name")
     add_server(parser, MANAGERS)
-    parser.set_defaults(run=lambda parsed: run(parsed, lambda given: work(parser, given)))
+    set_work(parser, work)
 
 
 def _load(parser: Parser, parsed: argparse.Namespace) -> int:
