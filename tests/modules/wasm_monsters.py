@@ -42,19 +42,20 @@ def function(code: bytes, locals_: int = 1) -> bytes:
 
 
 def module(
-    functions: Sequence[bytes], *, types: Sequence[bytes] = (), exports: Iterable[str] = (), more: bytes = b"",
-    elements: bytes = b"", last: bytes = b"",
+    functions: Sequence[bytes], *, types: Sequence[bytes] = (), of: bytes = b"", exports: Iterable[str] = (),
+    more: bytes = b"", elements: bytes = b"", last: bytes = b"",
 ) -> bytes:  # fmt: skip
-    """A core module, all of whose functions have type 0; it exports the first as `f`.
+    """A core module; it exports the first function as `f`.
 
-    Args: more: sections between functions and exports; elements: that section; last: those after the code.
+    Args: types: those after that of no parameters, 0; of: each function's, all 0 by default; more: sections between
+        functions and exports; elements: that section; last: those after the code.
     """
     exported = [name(text) + b"\0\0" for text in ("f", *exports)]
     return b"".join(
         [
             MODULE,
             section(1, many([NO_PARAMETERS, *types])),
-            section(3, many([b"\0"] * len(functions))),
+            section(3, number(len(functions)) + (of or bytes(len(functions)))),
             more,
             section(7, many(exported)),
             elements,
@@ -131,18 +132,16 @@ def crossings(loops_: int, locals_: int) -> bytes:
 
 def crossing_values(loops_: int, values: int) -> bytes:
     """Nested loops that all take and give so many values."""
-    types = section(1, many([NO_PARAMETERS, b"\x60" + 2 * (number(values) + bytes([I32]) * values)]))
+    given = b"\x60" + 2 * (number(values) + bytes([I32]) * values)
     code = b"\x41\0" * values + b"\x03\x01" * loops_ + END * loops_ + b"\x1a" * values
-    exported = section(7, many([name("f") + b"\0\0"]))
-    return component(MODULE + types + section(3, b"\x01\0") + exported + section(10, many([function(code, 0)])))
+    return component(module([function(code, 0)], types=[given]))
 
 
 def giving_calls(calls: int, results: int) -> bytes:
     """So many calls that all give so many values, which nobody takes."""
-    types = section(1, many([NO_PARAMETERS, b"\x60\0" + number(results) + bytes([I32]) * results]))
+    giving = b"\x60\0" + number(results) + bytes([I32]) * results
     bodies = [function(b"\x10\x01" * calls + b"\0", 0), function(b"\x41\0" * results, 0)]
-    exported = section(7, many([name("f") + b"\0\0"]))
-    return component(MODULE + types + section(3, b"\x02\0\x01") + exported + section(10, many(bodies)))
+    return component(module(bodies, types=[giving], of=b"\0\1"))
 
 
 def long_function(size: int) -> bytes:
