@@ -51,6 +51,12 @@ class SlowStore(MemoryStore):
         if not told:
             raise HostRefused("not answered in time")
 
+    def answer(self, *, told: bool = True) -> None:
+        """To all that were asked."""
+        for _, _, answer in self.asked:
+            answer.set_result(told)
+        self.asked.clear()
+
 
 async def turns(count: int = 20) -> None:
     for _ in range(count):
@@ -123,8 +129,7 @@ def test_what_is_on_top_of_a_refused_batch_is_refused_with_it_and_nothing_is_cou
         reader = asyncio.ensure_future(kv.get(place, b"%d" % (BATCHES_MAX - 1)))
         await turns()
         assert [(number, operations) for number, operations, _ in store.asked] == sent[at:]
-        for _, _, answer in store.asked:
-            answer.set_result(True)
+        store.answer()
         assert await reader is not None
         assert kv.state[0] == version + BATCHES_MAX
         store.slow = False
@@ -167,9 +172,7 @@ def test_a_host_that_is_silent_costs_all_readers_one_more_try() -> None:
         tries = 0
         while not all(reader.done() for reader in readers):
             tries += len(store.asked)
-            for _, _, answer in store.asked:
-                answer.set_result(False)
-            store.asked.clear()
+            store.answer(told=False)
             await turns()
         assert tries == 2
         assert isinstance(writer.exception(), HostRefused)
@@ -202,8 +205,7 @@ def test_a_key_that_is_written_all_the_time_is_read() -> None:
         assert reader.done()
         assert reader.result() is not None
         done, store.slow = True, False
-        for _, _, answer in store.asked:
-            answer.set_result(True)
+        store.answer()
         await asyncio.gather(*writers)
 
     asyncio.run(run())
@@ -217,8 +219,7 @@ def test_rows_under_way_count_as_rows() -> None:
         await kv.put(place, b"first", b"x")
         writers = await under_way(store, kv, place, 5)  # room for 4, since a row is kept for a namespace
         store.slow = False
-        for _, _, answer in store.asked:
-            answer.set_result(True)
+        store.answer()
         results = await asyncio.gather(*writers, return_exceptions=True)
         assert sum(isinstance(result, StoreFull) for result in results) == 1
         assert len(kv) == 6
@@ -239,8 +240,7 @@ def test_nobody_waits_for_ever_when_what_was_written_cannot_be_counted(monkeypat
             raise MemoryError
 
         monkeypatch.setattr(kv._pipeline, "_count", no_memory)
-        for _, _, answer in store.asked:
-            answer.set_result(True)
+        store.answer()
         results = await asyncio.gather(*writers, return_exceptions=True)
         assert all("start the server anew" in str(result) for result in results)
         assert isinstance(errors[0]["exception"], MemoryError)
@@ -417,9 +417,7 @@ class Machine(RuleBasedStateMachine):
     def settle(self) -> None:
         """The host comes to itself: all that waits is written, or was refused before."""
         self.store.slow, self.store.refuse = False, 0
-        for _, _, answer in self.store.asked:
-            answer.set_result(True)
-        self.store.asked.clear()
+        self.store.answer()
         self.turn()
         assert not self.writers
         self.loop.run_until_complete(self.kv.checkpoint())
