@@ -18,6 +18,7 @@ from enclave_os.errors import EgressError
 from enclave_os.wire.addresses import read_address
 from enclave_os.wire.egress_settings import TCP
 from enclave_os.wire.errors import UsageError
+from enclave_os.wire.setting_kinds import split_host_port
 from enclave_os.wire.tcp_targets import TcpRules
 
 LAST_SIZE_MAX: Final = PIECE_SIZE
@@ -86,8 +87,8 @@ class TCPStream:
 def checked_address(plain: RingStream, origin: Origin, rules: TcpRules) -> str:
     """Where the host says it connected to, as `ip:port`, if that may be. Raises: EgressError."""
     alleged = plain.get_extra_info("server_addr") or ""
-    host, _, port = alleged.rpartition(":")
-    address = read_address(host.removeprefix("[").removesuffix("]"))
+    host, port = split_host_port(alleged)
+    address = read_address(host)
     asked = read_address(origin.host)
     if address is None or port != str(origin.port) or (asked is not None and asked != address):
         raise EgressError(f"{origin}: the host says that it reached something else", "connect", "host")

@@ -52,6 +52,12 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def split_host_port(text: str) -> tuple[str, str]:
+    """The parts of what looks like `host_port` made it, unchecked; without a colon the host is empty."""
+    host, _, port = text.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), port
+
+
 def shown(value: object) -> str:
     """A value as an error message shows it: quoted, without control characters, cut to a line."""
     text = repr(value)

@@ -11,7 +11,7 @@ from enclave_os.modules.api import Egress, EgressStream
 from enclave_os.modules.wasm.host.connection import Connection
 from enclave_os.modules.wasm.permissions import NAMES
 from enclave_os.wire.addresses import read_address
-from enclave_os.wire.setting_kinds import host_port
+from enclave_os.wire.setting_kinds import host_port, split_host_port
 from enclave_os.wire.tcp_targets import TcpRules, TcpTarget
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class CallSockets:
             socket.connection.close(cut=cut)
 
     def _check(self, stream: EgressStream, host: str, port: int) -> None:
-        reached = stream.address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+        reached, _ = split_host_port(stream.address)
         if read_address(host) is None and not self.grants.rules.may_lead_to(reached, port):
             stream.close(cut=True)
             raise EgressError(
