@@ -39,11 +39,19 @@ cdef inline uint64_t skip_types(Cursor *c) noexcept nogil:
     return count
 
 
-cdef inline void skip_sorted(Cursor *c) noexcept nogil:
-    """A sort and an index."""
-    if byte(c) == 0:
+cdef inline uint8_t read_sort(Cursor *c) noexcept nogil:
+    """A sort, of core things with which. Returns: it; 0: a core one."""
+    cdef uint8_t sort = byte(c)
+    if sort == 0:
         byte(c)
+    return sort
+
+
+cdef inline uint8_t read_sorted(Cursor *c) noexcept nogil:
+    """A sort and an index. Returns: the sort."""
+    cdef uint8_t sort = read_sort(c)
     index_of(c)
+    return sort
 
 
 cdef inline uint64_t read_instance(Cursor *c, uint8_t section) noexcept nogil:
@@ -63,7 +71,7 @@ cdef inline uint64_t read_instance(Cursor *c, uint8_t section) noexcept nogil:
             byte(c)
             index_of(c)
         else:
-            skip_sorted(c)
+            read_sorted(c)
         count -= 1
     return found
 
@@ -155,9 +163,7 @@ cdef inline bint read_name_of(Cursor *c, uint8_t section) noexcept nogil:
     cdef uint8_t sort, target
     cdef bint component
     if section == SECTION_ALIAS:
-        sort = byte(c)
-        if sort == 0:
-            byte(c)
+        sort = read_sort(c)
         target = byte(c)
         index_of(c)
         if target <= 1:
@@ -171,10 +177,7 @@ cdef inline bint read_name_of(Cursor *c, uint8_t section) noexcept nogil:
     skip(c, index_of(c))
     if section == SECTION_IMPORT:
         return read_described(c)
-    sort = byte(c)
-    if sort == 0:
-        byte(c)
-    index_of(c)
+    sort = read_sorted(c)
     target = byte(c)
     c.broken |= target > 1
     component = target == 1 and read_described(c)

@@ -193,6 +193,15 @@ cdef void read_body(
 
 # -- modules and components -------------------------------------------------------------------------------------------
 
+cdef inline bint next_section(Cursor *within, uint8_t *kind, Cursor *section) noexcept nogil:
+    """The next section. Returns: whether there is one; one that does not end within leaves `within` broken."""
+    if within.broken or within.at >= within.end:
+        return False
+    kind[0] = byte(within)
+    section[0] = part(within, index_of(within))
+    return not section.broken
+
+
 @cython.final
 cdef class Scan:
     """What a component would cost to compile.
@@ -227,11 +236,7 @@ cdef class Scan:
         if depth >= DEPTH_MAX:
             raise ComponentRefused(f"it has components within components, more than {DEPTH_MAX} deep")
         skip(within, HEADER_SIZE)
-        while within.at < within.end and not within.broken:
-            kind = byte(within)
-            section = part(within, index_of(within))
-            if section.broken:
-                break
+        while next_section(within, &kind, &section):
             if kind == SECTION_CORE_MODULE:
                 self._module(&section)
                 continue
@@ -306,11 +311,7 @@ cdef class Scan:
         self.arities = self.widest_type = 0
         self.widest_result = 1
         skip(within, HEADER_SIZE)
-        while within.at < within.end and not within.broken:
-            kind = byte(within)
-            section = part(within, index_of(within))
-            if section.broken:
-                break
+        while next_section(within, &kind, &section):
             if kind == 0 or kind == MODULE_START or kind == MODULE_DATA_COUNT:
                 continue
             if kind > MODULE_SECTION_LAST:
