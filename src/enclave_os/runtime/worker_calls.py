@@ -213,9 +213,8 @@ class WorkerCalls:
 
     async def reports(self) -> list[WorkerReport]:
         """How every worker does, by index; of one that does not answer in time, that it does not."""
-        own = self._report()
         if self._count == 1:
-            return [own]
+            return [self._report()]
         if self.is_first:
             return await self._gather()
         found: list[WorkerReport] = []
@@ -224,7 +223,7 @@ class WorkerCalls:
                 asked = group_calls.encode_bare(GroupOperation.GATHER)
                 reply = await self._group().ask_first(asked, again=True, seconds=4 * REPORT_SECONDS)
                 found = [WorkerReport.of(one) for one in json.loads(group_calls.decode_ok(reply))]
-        by_index = {one.index: one for one in found} | {own.index: own}
+        by_index = {one.index: one for one in found} | {self._index: self._report()}
         return [by_index.get(index, WorkerReport(index)) for index in range(self._count)]
 
     async def _gather(self) -> list[WorkerReport]:
