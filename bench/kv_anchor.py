@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ssl
 import tempfile
 import time
 from pathlib import Path
@@ -49,8 +50,7 @@ async def measure(folder: Path, etcd: Etcd, in_flight: int, count: int, *, commi
     """Writes a second, exchanges with etcd, and batches."""
     etcd.clear()
     store = RealStore(folder, "group")
-    with etcd.client() as plain:
-        context = plain._transport._pool._ssl_context  # type: ignore[attr-defined]  # what trusts etcd's CA
+    context = ssl.create_default_context(cadata=etcd.ca_pem.decode())
     async with httpx.AsyncClient(base_url=etcd.url, verify=context, timeout=5.0) as client:
         exchange = Exchange(client)
         anchor = EtcdAnchor(exchange, bytes(32), name="etcd")
