@@ -33,6 +33,12 @@ from enclave_os.wire.limits import RPC_HEADER_SIZE, RPC_RING_CAPACITY_MIN, recor
 KV_NAMESPACE_SIZE: Final = 16
 """A namespace's opaque name: long enough that derived ones never meet."""
 
+RANGES_MAX: Final = 64
+"""Parts that the store may have, each with its journal, its batches in a row, and 64 KiB of what is known of it empty."""
+
+CHAIN_SHIFT: Final = 48
+"""Batches are numbered for each range: its index is what lies above so many bits of their number."""
+
 KV_KEY_SIZE_MAX: Final = 64
 """A key is a name token of 32 bytes, and whatever the enclave puts beside it: a version, the number of a part."""
 
