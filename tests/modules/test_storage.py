@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
 from enclave_os.errors import ConfigError, SealBroken, UsageError, VersionConflict
 from enclave_os.modules.api import NoStorage, Storage, Write
-from enclave_os.runtime.storage import TABLES_KEPT_MAX
+from enclave_os.runtime.module_tables import TABLES_KEPT_MAX
 from tests.modules.storage import ModuleStorage
 
 
@@ -65,6 +66,39 @@ def test_a_batch_is_whole_and_of_ones_own_tables() -> None:
         assert item.value == b"1"
         with pytest.raises(UsageError):
             await mine.write([Write(other.table("first"), b"a", b"5")])
+
+    asyncio.run(run())
+
+
+def test_what_may_share_a_batch_does_not_depend_on_how_many_ranges_there_are() -> None:
+    """Here is one, where nothing would have to be refused."""
+
+    async def run() -> None:
+        storage = (await ModuleStorage.open()).of("mine")
+        table, alone, of_app = storage.table("t"), storage.table("a", alone=True), storage.table("t", app="x")
+        for first, second in itertools.permutations((table, alone, of_app), 2):
+            with pytest.raises(UsageError, match="one after the other"):
+                await storage.write([Write(first, b"1", b""), Write(first, b"2", b""), Write(second, b"3", b"")])
+            assert await first.scan() == []
+        await storage.write([Write(alone, b"1", b""), Write(alone, b"2", b"")])
+        await storage.write([Write(of_app, b"1", b""), Write(storage.table("other", app="x"), b"2", b"")])
+
+    asyncio.run(run())
+
+
+def test_a_table_is_alone_or_not_for_good() -> None:
+    async def run() -> None:
+        storage = (await ModuleStorage.open()).of("mine")
+        storage.table("t")
+        storage.table("a", alone=True)
+        storage.table("t", app="x", alone=True)  # another
+        for _ in range(2):
+            for name, alone in (("t", True), ("a", False)):
+                with pytest.raises(UsageError, match="both alone and not"):
+                    storage.table(name, alone=alone)
+                with pytest.raises(UsageError, match="both alone and not"):
+                    storage.table(name, brought_key=bytes(32), alone=alone)
+        assert storage.table("a", alone=True) is storage.table("a", alone=True)
 
     asyncio.run(run())
 

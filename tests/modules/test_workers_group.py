@@ -46,7 +46,7 @@ class TestForwarding:
                     assert item is not None
                     assert (item.name, item.value, item.version) == (b"a", b"2", later)
                     storage = worker.storage
-                    both = [Write(table, b"b", b"3"), Write(storage.table("x", app="y"), b"c", b"", None, 2**62)]
+                    both = [Write(table, b"b", b"3"), Write(storage.table("x"), b"c", b"", None, 2**62)]
                     assert await storage.write(both) > later
                     assert [found and found.value for found in await table.multi_get([b"a", b"-", b"b"])] == [
                         b"2",
@@ -68,6 +68,10 @@ class TestForwarding:
                             await bad(storage, table)
                     with pytest.raises(UsageError):
                         storage.table("")
+                    for other in (storage.table("x", app="y"), storage.table("z", alone=True)):
+                        with pytest.raises(UsageError, match="one after the other"):
+                            await storage.write([Write(table, b"d", b""), Write(other, b"d", b"")])
+                        assert await other.put(b"d", b"") > later
                     with pytest.raises(UsageError):
                         await storage.write([Write(worker.group.of("other").table("x"), b"a", b"")])
 

@@ -169,7 +169,7 @@ class Write:
 class Storage(Protocol):
     """What one module keeps from start to start. No module can name another's tables."""
 
-    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> Table:
+    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None, alone: bool = False) -> Table:
         """A table, which exists from its first entry on. Cheap; the same arguments give the same table.
 
         Args:
@@ -177,12 +177,15 @@ class Storage(Protocol):
             app: the application that it belongs to; "" for none. At most 255 bytes of UTF-8 without NUL.
             brought_key: at least 32 secret bytes of the application's: whoever has ours alone reads nothing. The same
                 each time, or what was written with the other is SealBroken.
+            alone: it shares no batch with another table, so it may be kept by another worker than the module's other
+                tables of this application (`kv.ranges`). The same each time: where a table lies follows from it.
         Raises: UsageError. ConfigError: there is no store for this worker.
         """
 
     async def write(self, writes: Sequence[Write]) -> int:
         """All or none, over tables of this module; at most 1,024 entries and 1 MiB, each once. Returns their version.
 
+        The tables are of one application, or of none; or it is one that is alone.
         Raises: VersionConflict: nothing was written. What a `Table` raises.
         """
 
@@ -193,7 +196,7 @@ class NoStorage:
     def __init__(self, reason: str = "there is no key-value store here") -> None:
         self._reason = reason
 
-    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> NoReturn:
+    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None, alone: bool = False) -> NoReturn:
         """Raises: ConfigError."""
         raise ConfigError(self._reason)
 

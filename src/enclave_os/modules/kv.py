@@ -56,7 +56,7 @@ class KV(Module):
         """Raises: ConfigError: the section has a key, or there is no store."""
         if services.config:
             raise ConfigError(f"module.kv takes no keys, and has {', '.join(sorted(services.config))}")
-        services.storage.table("default")  # where there is no store, none would be found at the first request
+        services.storage.table("default", alone=True)  # where there is no store, a start says so
         self._services = services
 
     async def get(self, request: Request) -> Response:
@@ -141,7 +141,7 @@ class KV(Module):
         namespace = _params(request)["namespace"]
         if not _NAMESPACE.match(namespace) or f"kv:{namespace}:{what}" not in token.scopes:
             raise HTTPError(403, FORBIDDEN, (NO_STORE,))
-        return self._services.storage.table(namespace)
+        return self._services.storage.table(namespace, alone=True)  # no request writes to two
 
     def _now_ns(self) -> int:
         if self._services is None:

@@ -13,7 +13,7 @@ from typing import Protocol
 from enclave_os.errors import HostRefused, StoreBusy, UsageError
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.modules.api import Item, Storage, Table, Write
-from enclave_os.runtime.storage import check_table_name
+from enclave_os.runtime.module_tables import ModuleTables, check_batch
 from enclave_os.wire import FrameReader
 from enclave_os.workers.conversation import NotSent, Unanswered
 from enclave_os.workers.store_calls import (
@@ -79,16 +79,19 @@ class ForwardedStorage:
     def __init__(self, forwarder: Forwarder, module: str) -> None:
         self._forwarder = forwarder
         self._module = module
+        self._tables = ModuleTables(lambda name: ForwardedTable(forwarder, module, name, self))
 
-    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> ForwardedTable:
-        check_table_name(name, app)
-        return ForwardedTable(self._forwarder, self._module, TableName(app, name, brought_key), self)
+    def table(
+        self, name: str, *, app: str = "", brought_key: bytes | None = None, alone: bool = False
+    ) -> ForwardedTable:
+        return self._tables.of(name, app, brought_key, alone)
 
     async def write(self, writes: Sequence[Write]) -> int:
         written = [
             Written(self._own(write.table), write.name, write.value, write.expected, write.expires_ns)
             for write in writes
         ]
+        check_batch([write.table for write in written])
         reader = await self._forwarder.once(StoreCall(Operation.WRITE, self._module, writes=written))
         version, state = decode_written(reader)
         self._forwarder.seen(state)

@@ -97,7 +97,7 @@ class Owner:
         return storage
 
     def _table(self, module: str, name: TableName) -> Table:
-        return self._storage(module).table(name.name, app=name.app, brought_key=name.brought_key)
+        return self._storage(module).table(name.name, app=name.app, brought_key=name.brought_key, alone=name.alone)
 
     async def _write(self, call: StoreCall) -> int:
         writes = [

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from enclave_os.errors import SealBroken, UsageError
 from enclave_os.kv.change import Change
 from enclave_os.kv.namespace import Namespace
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.modules.api import Item, Storage, Table, Write
-
-TABLE_NAME_SIZE_MAX: Final = 128
-APP_SIZE_MAX: Final = 255
-TABLES_KEPT_MAX: Final = 1024  # of one module: their keys need not be derived again
+from enclave_os.runtime.module_tables import ModuleTables, check_batch
+from enclave_os.workers.store_calls import TableName
 
 
 class StorageSource(Protocol):
@@ -34,29 +31,18 @@ class Watch(Protocol):
         """What the host shows is not what was written."""
 
 
-def check_table_name(name: str, app: str) -> None:
-    """Raises: UsageError: no table has that name, or no application that."""
-    try:
-        sizes = len(name.encode()), len(app.encode())
-    except UnicodeEncodeError as error:  # half of a surrogate pair
-        raise UsageError("a table's and an application's name are UTF-8") from error
-    if not 0 < sizes[0] <= TABLE_NAME_SIZE_MAX or sizes[1] > APP_SIZE_MAX:
-        raise UsageError(
-            f"a table's name has 1 to {TABLE_NAME_SIZE_MAX} bytes, an application's at most {APP_SIZE_MAX}"
-        )
-    if "\0" in name + app:
-        raise UsageError("names of applications and tables have no NUL")
-
-
 class OwnedTable:
     """A table of the store that this worker owns; `modules.api.Table` says what its calls do."""
 
-    __slots__ = ("_kv", "_watch", "namespace", "owner")
+    __slots__ = ("_kv", "_watch", "name", "namespace", "owner")
 
-    def __init__(self, kv: SealedKV, owner: OwnedStorage, namespace: Namespace, watch: Watch) -> None:
+    def __init__(
+        self, kv: SealedKV, owner: OwnedStorage, name: TableName, namespace: Namespace, watch: Watch
+    ) -> None:
         self._kv = kv
         self._watch = watch
         self.owner = owner
+        self.name = name
         self.namespace = namespace
 
     async def get(self, name: bytes) -> Item | None:
@@ -116,31 +102,29 @@ class OwnedStorage:
         self._kv = kv
         self._module = module
         self._watch = watch
-        self._tables: OrderedDict[tuple[str, str, bytes | None], OwnedTable] = OrderedDict()
+        self._tables = ModuleTables(self._make)
 
-    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None) -> OwnedTable:
-        key = (app, name, brought_key)
-        table = self._tables.get(key)
-        if table is not None:
-            self._tables.move_to_end(key)
-            return table
-        check_table_name(name, app)
-        namespace = self._kv.namespace(app, f"{self._module}/{name}", brought_key)
-        table = self._tables[key] = OwnedTable(self._kv, self, namespace, self._watch)
-        if len(self._tables) > TABLES_KEPT_MAX:
-            self._tables.popitem(last=False)
-        return table
+    def table(
+        self, name: str, *, app: str = "", brought_key: bytes | None = None, alone: bool = False
+    ) -> OwnedTable:
+        return self._tables.of(name, app, brought_key, alone)
 
     async def write(self, writes: Sequence[Write]) -> int:
+        tables = [self._own(write.table) for write in writes]
+        check_batch([table.name for table in tables])
         changes = [
-            Change(self._own(write.table), write.name, write.value, write.expected, write.expires_ns)
-            for write in writes
+            Change(table.namespace, write.name, write.value, write.expected, write.expires_ns)
+            for table, write in zip(tables, writes, strict=True)
         ]
         version = await self._kv.write(changes)
         self._watch.written()
         return version
 
-    def _own(self, table: Table) -> Namespace:
+    def _make(self, name: TableName) -> OwnedTable:
+        namespace = self._kv.namespace(name.app, f"{self._module}/{name.name}", name.brought_key)
+        return OwnedTable(self._kv, self, name, namespace, self._watch)
+
+    def _own(self, table: Table) -> OwnedTable:
         if not isinstance(table, OwnedTable) or table.owner is not self:
             raise UsageError("a batch writes to tables of this module's own storage")
-        return table.namespace
+        return table

@@ -34,7 +34,7 @@ KV_NAMESPACE_SIZE: Final = 16
 """A namespace's opaque name: long enough that derived ones never meet."""
 
 RANGES_MAX: Final = 64
-"""Parts that the store may have, each with its journal, its batches in a row, and 64 KiB of what is known of it empty."""
+"""Parts that the store may have, each with its journal, batches in a row, and 64 KiB of what is known empty."""
 
 CHAIN_SHIFT: Final = 48
 """Batches are numbered for each range: its index is what lies above so many bits of their number."""

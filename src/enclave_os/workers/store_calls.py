@@ -83,6 +83,7 @@ class TableName:
     app: str
     name: str
     brought_key: bytes | None = field(default=None, repr=False)
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,13 +314,14 @@ def _write_table(writer: FrameWriter, table: TableName) -> None:
     writer.write_sized(table.name.encode())
     writer.write_u8(table.brought_key is not None)
     writer.write_sized(table.brought_key or b"")
+    writer.write_u8(table.alone)
 
 
 def _read_table(reader: FrameReader) -> TableName:
     app, name = _text(reader), _text(reader)
     brought = bool(reader.read_u8())
     key = reader.read_sized(MESSAGE_SIZE_MAX)
-    return TableName(app, name, key if brought else None)
+    return TableName(app, name, key if brought else None, bool(reader.read_u8()))
 
 
 def _read_write(reader: FrameReader, tables: Sequence[TableName]) -> Written:
