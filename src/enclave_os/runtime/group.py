@@ -16,14 +16,15 @@ from enclave_os.evidence.store_state import StoreState
 from enclave_os.modules.api import Storage
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime.clock import Clock
+from enclave_os.runtime.first import First, SealingKey
 from enclave_os.runtime.forwarding import Forwarder
 from enclave_os.runtime.key_value import KeyValue
-from enclave_os.runtime.membership import First, Member, SealingKey
+from enclave_os.runtime.membership import Member
 from enclave_os.runtime.owner import Owner
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.wire.setting_table import EnclaveSettings
-from enclave_os.workers.conversation import NotSent, Unanswered
+from enclave_os.workers.conversation import Answer, NotSent, Unanswered
 from enclave_os.workers.group_calls import operation_of
 from enclave_os.workers.store_calls import STORE_OWNER
 
@@ -54,7 +55,7 @@ class Group:
         store: KeyValue,
         *,
         keep: Callable[[Coroutine[Any, Any, None]], None],
-        answer: Callable[[bytes], Coroutine[Any, Any, bytes]],
+        answer: Answer,
         config_taken: Callable[[SealedConfig], None],
         admitted_again: Callable[[], None],
         on_broken: Callable[[BaseException], None],
@@ -68,6 +69,8 @@ class Group:
         self._first: First | None = None
         self._member: Member | None = None
         self._forwarder: Forwarder | None = None
+        self._index = settings.worker_index
+        deadline = DEADLINES * settings.timeouts.rpc
         logger = logging.getLogger("workers")
         if settings.worker_index != STORE_OWNER:
             self._member = Member(
@@ -77,7 +80,7 @@ class Group:
                 platform,
                 logger,
                 worker_index=settings.worker_index,
-                deadline=DEADLINES * settings.timeouts.rpc,
+                deadline=deadline,
                 answer=answer,
                 on_config=self._take,
                 on_again=admitted_again,
@@ -92,6 +95,7 @@ class Group:
                 platform,
                 logger,
                 worker_count=settings.worker_count,
+                deadline=deadline,
                 answerer=self._answerer,
                 state=self._own_state,
             )
@@ -120,6 +124,29 @@ class Group:
         if self._member is None:
             raise InternalError("worker 0 asks itself")
         return await self._member.ask(payload, again=again, seconds=seconds)
+
+    def ask_worker(
+        self, index: int, payload: bytes, *, again: bool, seconds: float | None = None
+    ) -> Coroutine[Any, Any, bytes]:
+        """What any other worker answers: worker 0 and another over their channel, two others over a link of their own.
+
+        Args:
+            again: it may be asked once more, of its next life, when it is not known whether it did what was asked.
+            seconds: it may take, once it is reached; None: what is left of `DEADLINES`.
+        Raises:
+            NotSent: nothing was done.
+            Unanswered: it may have been done or not.
+            InternalError: this is that worker.
+        """
+        if index == self._index:
+            raise InternalError(f"worker {index} asks itself")
+        if self._first is not None:
+            return self._first.ask(index, payload, again=again, seconds=seconds)
+        if self._member is None:
+            raise InternalError(f"worker {index} is asked, and there is one worker")
+        if index == STORE_OWNER:
+            return self._member.ask(payload, again=again, seconds=seconds)
+        raise NotSent(f"worker {index} is not reached: there are no links yet")
 
     async def ask_others(self, payload: bytes, seconds: float) -> dict[int, bytes]:
         """What the workers that worker 0 has admitted answer in time, by worker; see `First.ask_all`."""
@@ -151,7 +178,7 @@ class Group:
         who = self._first or self._member
         return {} if who is None else who.counters()
 
-    def _answerer(self) -> Callable[[bytes], Coroutine[Any, Any, bytes]]:
+    def _answerer(self) -> Answer:
         owner = Owner(self._store.of, self._own_state)
 
         def answer(payload: bytes) -> Coroutine[Any, Any, bytes]:

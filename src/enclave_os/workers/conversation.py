@@ -7,12 +7,15 @@ most once, and whoever asked knows which of three it was: answered, not done (`N
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
 from enclave_os.errors import EnclaveError, HostProtocolError, InternalError
 from enclave_os.workers.link import UNSENT_BYTES_MAX, Kind, Link, Message
+
+Answer = Callable[[bytes], Coroutine[Any, Any, bytes]]
+"""Does what another worker asks, and returns the reply."""
 
 REQUESTS_MAX: Final = 4096  # in flight; as many as the host's calls
 REPLIES_BYTES_MAX: Final = 32 << 20  # that wait for their records, before the next request is looked at
@@ -43,6 +46,7 @@ class Conversation:
         on_told: what the other one tells.
         on_end: told once, with the error, when it cannot go on: HostProtocolError for a lie of the host, Unanswered for
             an end that is silent, or a channel that is used up.
+        patient: an end that is silent is asked again all the same: it begins anew by itself, if it has to.
     """
 
     def __init__(
@@ -51,9 +55,10 @@ class Conversation:
         carry: Callable[[bytes], None],
         *,
         loop: asyncio.AbstractEventLoop,
-        answer: Callable[[bytes], Coroutine[Any, Any, bytes]],
+        answer: Answer,
         on_told: Callable[[bytes], None],
         on_end: Callable[[BaseException], None],
+        patient: bool = False,
     ) -> None:
         self._link = link
         self._carry = carry
@@ -61,6 +66,7 @@ class Conversation:
         self._answer = answer
         self._on_told = on_told
         self._on_end = on_end
+        self._patient = patient
         self._asked: dict[int, _Asked] = {}
         self._doing: dict[int, asyncio.Task[bytes]] = {}
         self._waiting: list[Message] = []  # requests, while replies wait for room
@@ -165,7 +171,7 @@ class Conversation:
         asked = self._asked.pop(ident)
         self._fail(ident, asked, "no answer came in time")
         self._flush_soon()
-        if asked.heard == self._link.taken:
+        if asked.heard == self._link.taken and not self._patient:
             self._end(Unanswered("nothing at all came in that time"))
 
     def _leave(self, ident: int) -> None:
@@ -227,3 +233,32 @@ class Conversation:
             raise error  # the loop's handler of exceptions ends the process: our bug
         self._link.send(Message(Kind.REPLY, ident, task.result()))
         self._flush_soon()
+
+
+async def ask_until(
+    due: float,
+    reach: Callable[[float], Awaitable[Conversation]],
+    payload: bytes,
+    *,
+    again: bool,
+    seconds: float | None = None,
+) -> bytes:
+    """The answer of another worker, over whichever conversation there is with it until `due`, of the loop's clock.
+
+    Args:
+        reach: the conversation that there is now; raises NotSent when there is none in time.
+        again: what may have been done is asked once more, of a next conversation.
+        seconds: an answer may take, once the worker is reached; None: until `due`.
+    Raises: NotSent: nothing was done. Unanswered: it may have been.
+    """
+    now = asyncio.get_running_loop().time
+    while True:
+        conversation = await reach(due)
+        try:
+            return await conversation.ask(payload, max(0.0, due - now()) if seconds is None else seconds)
+        except NotSent:
+            if not conversation.ended or now() >= due:
+                raise
+        except Unanswered:
+            if not again or not conversation.ended or now() >= due:
+                raise

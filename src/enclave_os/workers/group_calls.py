@@ -42,6 +42,13 @@ assert min(GroupOperation) > max(Operation), "the first byte says which of the t
 _OPERATIONS: Final = frozenset(GroupOperation)
 
 
+class Told(IntEnum):
+    """First byte of what worker 0 tells the others, who answer nothing."""
+
+    CONFIG = 1  # the content that is sealed now
+    STATE = 2  # where the store stands, as in the reply to STATE
+
+
 @dataclass(frozen=True, slots=True)
 class Forwarded:
     """A client's request on its way to worker 0.
