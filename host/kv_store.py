@@ -31,8 +31,10 @@ from typing import Final, Literal, cast
 import rocksdict
 
 from enclave_os.wire.kv import (
+    CHAIN_SHIFT,
     KV_MESSAGE_SIZE_MAX,
     KV_ROWS_HEADER_SIZE,
+    RANGES_MAX,
     Operation,
     OperationKind,
     Row,
@@ -41,6 +43,7 @@ from enclave_os.wire.kv import (
 )
 from enclave_os.wire.rpc import Status
 
+from .rocksdb_options import rocksdb_options
 from .state import make_private_folder
 
 StoreSync = Literal["always", "group", "off"]
@@ -49,11 +52,6 @@ Done = Callable[[Status], None]
 NAMESPACES_MAX: Final = 1024  # each has its memtable and its files
 GROUP_MAX: Final = 4096  # writes that share a record of the log
 GROUP_BYTES_MAX: Final = 4 << 20
-WRITE_BUFFER_SIZE: Final = 16 << 20  # of one namespace
-WRITE_BUFFERS_SIZE: Final = 64 << 20  # of all together
-WAL_SIZE_MAX: Final = 128 << 20  # read again at a start after a crash
-BLOOM_BITS: Final = 10  # of a key: one absent key in a hundred costs a read of the disk
-OPEN_FILES_MAX: Final = 512
 STALL_SECONDS_MAX: Final = 4.0  # that a write waits for compaction: less than the enclave's own deadline
 STALL_STEP: Final = 0.005
 OPEN_AGAIN_SECONDS: Final = 5.0
@@ -114,7 +112,7 @@ class KVStore:
         self._db: rocksdict.Rdict | None = None
         self._open_again = 0.0
         self._families: dict[bytes, tuple[rocksdict.Rdict, rocksdict.ColumnFamily]] = {}
-        self._options = _options(cache_bytes)
+        self._options = rocksdb_options(cache_bytes)
         self._no_wait = rocksdict.WriteOptions()
         self._no_wait.no_slowdown = True  # a stall would hold the GIL
         self._queue: deque[_Write] = deque()
@@ -122,7 +120,8 @@ class KVStore:
         self._closing = False
         self._dead: str | None = None
         self._full = False
-        self._written = 0  # number of the last numbered write that is in the log
+        # Number of the last numbered write that is in the log, of each chain.
+        self._written = [chain << CHAIN_SHIFT for chain in range(RANGES_MAX)]
         self._thread: threading.Thread | None = None
         self._appended: list[_Write] = []  # in the log, and to be made durable
         self._appended_changed = threading.Condition()
@@ -190,8 +189,9 @@ class KVStore:
 
         Args:
             deferred: done when it is in the log; a later write makes it durable.
-            number: of the writes that `follows` speaks of; 0: it has none.
-            follows: only if the last numbered one that was written has the number before: else it is OUT_OF_TURN.
+            number: of the writes that `follows` speaks of, and above CHAIN_SHIFT which chain it is of, less than
+                RANGES_MAX; 0: it has none.
+            follows: only if the last one of its chain that was written has the number before: else it is OUT_OF_TURN.
         """
         size = sum(len(operation.key) + len(operation.value) for operation in operations)
         with self._changed:
@@ -313,12 +313,13 @@ class KVStore:
         They become one record of the log, so what follows another of them is there only with it.
         """
         group: list[_Write] = []
-        last = self._written
+        last = self._written.copy()
         for write in taken:
-            if write.follows and write.number != last + 1:
+            chain = write.number >> CHAIN_SHIFT
+            if write.follows and write.number != last[chain] + 1:
                 write.done(Status.OUT_OF_TURN)
                 continue
-            last = write.number or last
+            last[chain] = write.number or last[chain]
             group.append(write)
         return group
 
@@ -332,7 +333,8 @@ class KVStore:
             return self._failed(error)
         self.writes += len(group)
         for write in group:
-            self._written = write.number or self._written
+            if write.number:
+                self._written[write.number >> CHAIN_SHIFT] = write.number
         if self._full:
             self._full = False
             self._report("the store takes writes again")
@@ -471,29 +473,3 @@ def _status(what: str, text: str) -> Status:
         return Status.NO_SPACE
     # A log that could not be written is closed to writes by RocksDB too, until it is opened anew.
     return Status.NOT_WRITABLE if what.startswith("write") else Status.FAILED
-
-
-def _options(cache_bytes: int) -> rocksdict.Options:
-    table = rocksdict.BlockBasedOptions()
-    table.set_block_cache(rocksdict.Cache(cache_bytes))
-    # Indexes and filters in the cache, so that its bound is the bound of all.
-    table.set_cache_index_and_filter_blocks(True)
-    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
-    table.set_bloom_filter(BLOOM_BITS, False)
-    table.set_data_block_index_type(rocksdict.DataBlockIndexType.binary_and_hash())
-    options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_block_based_table_factory(table)
-    options.set_compression_type(rocksdict.DBCompressionType.none())  # ciphertext does not get smaller
-    options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.point_in_time())
-    options.set_paranoid_checks(True)
-    options.set_write_buffer_size(WRITE_BUFFER_SIZE)
-    options.set_db_write_buffer_size(WRITE_BUFFERS_SIZE)
-    options.set_max_total_wal_size(WAL_SIZE_MAX)
-    options.set_level_compaction_dynamic_level_bytes(True)
-    options.set_max_background_jobs(2)
-    options.set_max_open_files(OPEN_FILES_MAX)
-    options.set_keep_log_file_num(4)
-    options.set_max_log_file_size(1 << 20)
-    options.set_stats_dump_period_sec(0)
-    return options

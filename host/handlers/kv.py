@@ -14,12 +14,12 @@ from enclave_os.wire.rpc import Method, Status
 from ..kv_store import KVStore, StoreError
 from . import Handler, Later, Refused
 
-PIECED_MAX: Final = 8  # batches that wait for their end; a worker has one, and one more for each try that it gave up
+PIECED_MAX: Final = 8  # batches that wait for their end: a worker has one, and one more for each try that it gave up
 PIECED_BYTES_MAX: Final = 2 << 20  # of one of them
 
 
 class PiecedBatches:
-    """Batches that come in several messages, until the last one. The dispatcher's thread only."""
+    """Batches of one worker that come in several messages, until the last one. The dispatcher's thread only."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[int, list[Sequence[Operation]]] = OrderedDict()
@@ -47,7 +47,7 @@ class PiecedBatches:
 
 
 def kv_handlers(store: KVStore) -> dict[Method, Handler]:
-    """The handlers of one store, for any number of workers."""
+    """The handlers of one store, for one worker."""
     pieced = PiecedBatches()
 
     def get(request: bytes) -> bytes:
@@ -90,7 +90,14 @@ def kv_handlers(store: KVStore) -> dict[Method, Handler]:
         batch_id, count, operations, flags, number = kv.decode_piece(request)
         return write(pieced.end(batch_id, count, operations), flags, number)
 
+    def settled(_request: bytes) -> Later:
+        later = Later()
+        store.settled(lambda: later.answer(b""))
+        return later
+
     def write(operations: Sequence[Operation], flags: WriteFlag, number: int = 0) -> Later:
+        if number >> kv.CHAIN_SHIFT >= kv.RANGES_MAX:
+            raise Refused(Status.BAD_REQUEST)
         later = Later()
 
         def done(status: Status) -> None:
@@ -117,6 +124,7 @@ def kv_handlers(store: KVStore) -> dict[Method, Handler]:
         Method.KV_BATCH_END: end,
         Method.KV_MULTI_GET: _read(multi_get),
         Method.KV_SCAN: _read(scan),
+        Method.KV_SETTLED: settled,
     }
 
 

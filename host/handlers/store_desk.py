@@ -46,7 +46,6 @@ class StoreDesk:
         self._say = say
         self._measurement: bytes | None = None
         self._store: KVStore | None = None
-        self._handlers: dict[Method, Handler] = {}
 
     def load(self, measurement: bytes) -> bytes | Later:
         """SEAL_LOAD. From now on the store of this measurement is meant; another's is closed.
@@ -67,7 +66,6 @@ class StoreDesk:
             cache_bytes=self._settings.cache,
             report=self._report,
         )
-        self._handlers = kv_handlers(self._store)
         return reply
 
     def _load_later(self, measurement: bytes, later: Later) -> None:
@@ -123,7 +121,8 @@ class StoreDesk:
 
     def handlers(self, reads: Callable[[], None]) -> dict[Method, Handler]:
         """KV_*, of one worker; refused before a store was chosen. Args: reads: called when it asks for many rows."""
-        found: dict[Method, Handler] = {method: self._handler(method) for method in KV_METHODS}
+        worker = _Handlers(lambda: self._store)
+        found: dict[Method, Handler] = {method: worker.handler(method) for method in KV_METHODS}
         scan = found[Method.KV_SCAN]
 
         def handle(request: bytes) -> bytes | Later:
@@ -146,11 +145,22 @@ class StoreDesk:
         if self._store is not None:
             self._store.close()
 
-    def _handler(self, method: Method) -> Handler:
+
+class _Handlers:
+    """What answers one worker: made for the store that is open when it is called."""
+
+    def __init__(self, store: Callable[[], KVStore | None]) -> None:
+        self._store = store
+        self._of: KVStore | None = None
+        self._made: dict[Method, Handler] = {}
+
+    def handler(self, method: Method) -> Handler:
         def handle(request: bytes) -> bytes | Later:
-            handler = self._handlers.get(method)
-            if handler is None:
+            store = self._store()
+            if store is None:
                 raise Refused(Status.FAILED)
-            return handler(request)
+            if store is not self._of:
+                self._of, self._made = store, kv_handlers(store)
+            return self._made[method](request)
 
         return handle

@@ -6,7 +6,16 @@ import copy
 from collections.abc import Sequence
 
 from enclave_os.errors import HostRefused
-from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, WriteFlag, encode_batch, split_batch
+from enclave_os.wire.kv import (
+    CHAIN_SHIFT,
+    Operation,
+    OperationKind,
+    Row,
+    Scan,
+    WriteFlag,
+    encode_batch,
+    split_batch,
+)
 from enclave_os.wire.rpc import Status
 
 
@@ -17,7 +26,7 @@ class MemoryStore:
         self.tables: dict[bytes, dict[bytes, bytes]] = {}
         self.refuse = 0
         self.apply_refused = False
-        self.written = 0  # number of the last numbered batch
+        self.written: dict[int, int] = {}  # number of the last numbered batch, by chain
         self.batches = 0
         self.gets = 0
 
@@ -47,14 +56,16 @@ class MemoryStore:
     async def batch(self, operations: Sequence[Operation], flags: int = 0, number: int = 0) -> None:
         for piece in split_batch(operations):
             encode_batch(piece, flags, number)  # what fits no message never reaches the host
-        if flags & WriteFlag.FOLLOWS and number != self.written + 1:
+        chain = number >> CHAIN_SHIFT
+        if flags & WriteFlag.FOLLOWS and number != self.written.get(chain, 0) + 1:
             raise HostRefused("out of turn", Status.OUT_OF_TURN)
         refused = self.refuse > 0
         if refused:
             self.refuse -= 1
         if not refused or self.apply_refused:
             self.batches += 1
-            self.written = number or self.written
+            if number:
+                self.written[chain] = number
             for one in operations:
                 table = self.tables.setdefault(one.namespace, {})
                 if one.kind is OperationKind.PUT:

@@ -63,12 +63,14 @@ def test_writes_go_out_as_asked(host: FakeHost) -> None:
         await calls.put(NS, b"k", b"v", kv.WriteFlag.DEFERRED)
         await calls.delete(NS, b"k")
         await calls.batch([operation])
+        await calls.settled()
 
-    assert asked(host, ask, note, note, note)[0] is None
+    assert asked(host, ask, note, note, note, note)[0] is None
     assert seen == [
         (Method.KV_PUT, kv.encode_put(NS, b"k", b"v", 1)),
         (Method.KV_DELETE, kv.encode_delete(NS, b"k")),
         (Method.KV_BATCH, kv.encode_batch([operation])),
+        (Method.KV_SETTLED, b""),
     ]
 
 
@@ -213,6 +215,7 @@ IAGO: list[tuple[Ask, int, bytes, str]] = [
     (lambda calls: calls.get(NS, b"k"), Status.FAILED, b"\0", "1 bytes of reply"),
     (lambda calls: calls.get(NS, b"k"), 1, b"\0", "status 1"),
     (lambda calls: calls.put(NS, b"k", b"v"), 0, b"x", "1 bytes of reply"),
+    (lambda calls: calls.settled(), 0, b"\0", "1 bytes of reply"),
     (lambda calls: calls.multi_get(NS, [b"k"]), 0, kv.encode_multi_get_reply([None, None])[0], "2 values in answer"),
     (lambda calls: calls.multi_get(NS, [b"k"]), 0, b"\0\0" + bytes(5), "0 values in answer"),
     (lambda calls: calls.scan(SCAN), 0, kv.encode_scan_reply([(b"c", b""), (b"c", b"")], False), "out of order"),

@@ -279,6 +279,15 @@ class TestAdopting:
         with pytest.raises(ConfigError):  # accepted for the next start is not in force
             keeper.adopt(replace(sealed_config.first(BEFORE), next_policy=newcomer))
 
+    def test_another_number_of_ranges_than_worker_0s_is_refused(self) -> None:
+        """Two workers that place entries differently would each have a store of its own."""
+        keeper = SealKeeper(cast(RPCClient, FakeHost()), PLATFORM, BEFORE, 4)
+        for ranges in (1, 3, 5):
+            with pytest.raises(ConfigError, match=rf"write kv\.ranges = {ranges},"):
+                keeper.adopt(sealed_config.first(BEFORE, ranges))
+        keeper.adopt(sealed_config.first(BEFORE, 4))
+        assert len(keeper.config.kv_states) == 4
+
     def test_a_copy_of_the_group_is_told_apart(self, rig: Rig) -> None:
         held = rig.keeper.config
         rig.keeper.adopt(replace(held, exports=(b"1" * 32,)))

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_os.errors import InternalError, SealBroken
+from enclave_os.evidence.store_state import combined
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.sealed_config import FORMER_MAX, Authority, Provenance, SealedConfig, decode, encode
+from enclave_os.wire.kv import CHAIN_SHIFT, RANGES_MAX
 from tests.enclave.sealing import policy
 
 POLICY = policy()
@@ -40,6 +42,7 @@ configs = st.builds(
     module_data=st.dictionaries(st.text(max_size=16), st.binary(max_size=64), max_size=8),
     kv_root=hashes,
     kv_version=counts,
+    kv_further=st.lists(st.tuples(st.integers(0, 2**CHAIN_SHIFT - 1), hashes), max_size=RANGES_MAX - 1).map(tuple),
     provenance=st.none() | st.builds(Provenance, measurement=hashes, boot_count=st.integers(1, 2**63 - 1)),
 )
 
@@ -58,6 +61,68 @@ def test_a_first_boot_makes_a_key_that_never_was() -> None:
     assert again.master_key == first.master_key
     assert (again.boot_count, again.boot_nonce != first.boot_nonce) == (2, True)
     assert first.state() == (1, first.boot_nonce, 0, bytes(32))
+
+
+def test_a_store_of_one_range_is_sealed_as_it_was_before_there_were_several() -> None:
+    config = sealed_config.first(POLICY)
+    assert b"kv_further" not in encode(config)
+    assert (config.kv_states, config.kv_further) == (((0, bytes(32)),), ())
+    assert sealed_config.first(POLICY, 1).kv_states == config.kv_states
+
+
+def test_each_range_has_its_checkpoint() -> None:
+    config = sealed_config.first(POLICY, 4)
+    assert config.kv_states == ((0, bytes(32)),) * 4
+    assert config.state()[2:] == (0, bytes(32))  # as of a store that is not there yet
+    written = [(7, b"a" * 32), (0, bytes(32)), (2**CHAIN_SHIFT - 1, b"c" * 32), (9, b"d" * 32)]
+    for index in (3, 0, 2):
+        config = config.with_kv_state(index, *written[index])
+    assert list(config.kv_states) == written
+    assert (config.kv_version, config.kv_root) == written[0]
+    assert config.state() == (1, config.boot_nonce, *combined(written))
+    assert decode(encode(config)) == config
+    assert config.booted().kv_states == config.kv_states
+    assert len(encode(sealed_config.first(POLICY, RANGES_MAX))) - len(encode(sealed_config.first(POLICY))) < 6000
+    for index in (-1, 4, RANGES_MAX):
+        with pytest.raises(InternalError):
+            config.with_kv_state(index, 1, bytes(32))
+    with pytest.raises(InternalError):
+        sealed_config.first(POLICY).with_kv_state(1, 1, bytes(32))
+
+
+FURTHER = {"version": 1, "root": base64.b64encode(b"r" * 32).decode()}
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        [],  # that is the form without it
+        None,
+        {},
+        "x",
+        FURTHER,
+        [FURTHER] * RANGES_MAX,
+        [[1, FURTHER["root"]]],
+        [{**FURTHER, "more": 1}],
+        [{"version": 1}],
+        [{**FURTHER, "version": -1}],
+        [{**FURTHER, "version": 1.0}],
+        [{**FURTHER, "version": True}],
+        [{**FURTHER, "version": 2**CHAIN_SHIFT}],
+        [{**FURTHER, "root": None}],
+        [{**FURTHER, "root": base64.b64encode(bytes(31)).decode()}],
+        [FURTHER, None],
+    ],
+)
+def test_other_ranges_in_another_form_are_refused(further: object) -> None:
+    document = json.loads(encode(sealed_config.first(POLICY)))
+
+    def with_further(further: object) -> bytes:
+        return json.dumps({**document, "kv_further": further}, sort_keys=True, separators=(",", ":")).encode()
+
+    assert len(decode(with_further([FURTHER] * (RANGES_MAX - 1))).kv_states) == RANGES_MAX
+    with pytest.raises(SealBroken):
+        decode(with_further(further))
 
 
 def test_a_line_of_descent_is_known_as_far_back_as_it_is_bounded() -> None:

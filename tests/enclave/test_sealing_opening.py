@@ -108,6 +108,29 @@ class TestOpen:
         assert opening.config.state() != newer.state()
 
 
+class TestRanges:
+    """How many parts the store has is decided once, by the configuration of the first boot."""
+
+    @pytest.mark.parametrize("ranges", [1, 2, 64])
+    def test_a_first_boot_decides_and_a_later_start_must_say_the_same(self, ranges: int) -> None:
+        opening = open_sealed(Loaded(None, False), PLATFORM, policy(), ranges)
+        assert len(opening.config.kv_states) == ranges
+        loaded = Loaded(seal_config(opening.config.with_kv_state(ranges - 1, 5, b"r" * 32), PLATFORM), True)
+        again = open_sealed(loaded, PLATFORM, policy(), ranges).config
+        assert again.kv_states[-1] == (5, b"r" * 32)
+        with pytest.raises(ConfigError) as refusal:
+            open_sealed(loaded, PLATFORM, policy(), ranges + 1)
+        assert f"this configuration says kv.ranges = {ranges + 1}:" in str(refusal.value)
+        assert f"\nwrite kv.ranges = {ranges}, or" in str(refusal.value)
+        assert "it stays what it was at the first start" in str(refusal.value)
+
+    def test_it_is_no_part_of_what_a_manager_may_accept(self) -> None:
+        """Neither the policy nor its acceptance changes where entries lie."""
+        config = accept_policy(first_boot(policy()), policy(seal={"export": "none"}))
+        with pytest.raises(ConfigError, match=r"kv\.ranges = 1"):
+            open_sealed(Loaded(seal_config(config, PLATFORM), True), PLATFORM, policy(seal={"export": "none"}), 2)
+
+
 def issuers(*keys: tuple[str, str]) -> dict[str, object]:
     return {"issuers": [{"issuer": "i", "audience": audience, "public_key_pem": key} for key, audience in keys]}
 

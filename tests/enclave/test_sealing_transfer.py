@@ -54,6 +54,7 @@ def sealed(rule: str, *approved: bytes, **sections: object) -> SealedConfig:
         module_data={"counter": b"\x01"},
         kv_root=b"r" * 32,
         kv_version=9,
+        kv_further=((3, b"f" * 32),),
     )
 
 
@@ -218,10 +219,11 @@ def test_what_was_taken_is_sealed_to_the_new_measurement_alone() -> None:
     taken = take_over(sealed_config.encode(given), MEASUREMENT, given.policy)
     ours = FakePlatform(measurement=NEXT, key=b"n" * 32)
     data = seal_config(taken, ours)
-    opened = open_sealed(Loaded(data, store_exists=True), ours, given.policy).config
+    opened = open_sealed(Loaded(data, store_exists=True), ours, given.policy, 2).config
+    assert opened.kv_states == given.kv_states
     assert (opened.master_key, opened.provenance) == (given.master_key, taken.provenance)
     with pytest.raises(SealBroken):
-        open_sealed(Loaded(data, store_exists=True), FakePlatform(measurement=MEASUREMENT), given.policy)
+        open_sealed(Loaded(data, store_exists=True), FakePlatform(measurement=MEASUREMENT), given.policy, 2)
 
 
 def test_another_policy_is_refused_and_each_difference_named() -> None:

@@ -13,7 +13,7 @@ import pytest
 from enclave_os.wire import kv
 from enclave_os.wire.kv import Operation, OperationKind, Scan
 from enclave_os.wire.rpc import METHODS, Method, Status
-from enclave_os_host import kv_store
+from enclave_os_host import kv_store, rocksdb_options
 from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.handlers.kv import kv_handlers
 from enclave_os_host.kv_store import KVStore, StoreError, StoreSync
@@ -27,6 +27,10 @@ def put(key: bytes, value: bytes, namespace: bytes = NS) -> Operation:
 
 def delete(key: bytes) -> Operation:
     return Operation(OperationKind.DELETE, NS, key)
+
+
+def no_space(group: Sequence[kv_store._Write]) -> None:
+    raise StoreError(Status.NO_SPACE, "the disk is full")
 
 
 class Rig:
@@ -102,11 +106,7 @@ def test_a_batch_follows_only_what_was_written(rig: Rig, monkeypatch: pytest.Mon
     assert rig.write(put(b"b", b"1"), number=8, follows=True) == Status.OK
     assert rig.write(put(b"d", b"1"), number=10, follows=True) == Status.OUT_OF_TURN, "9 never came"
     write = rig.store._write
-
-    def full(group: Sequence[kv_store._Write]) -> None:
-        raise StoreError(Status.NO_SPACE, "the disk is full")
-
-    monkeypatch.setattr(rig.store, "_write", full)
+    monkeypatch.setattr(rig.store, "_write", no_space)
     assert rig.write(put(b"c", b"1"), number=9, follows=True) == Status.NO_SPACE
     monkeypatch.setattr(rig.store, "_write", write)  # there is space again before the next is looked at
     assert rig.write(put(b"d", b"1"), number=10, follows=True) == Status.OUT_OF_TURN
@@ -132,6 +132,48 @@ def test_what_follows_shares_a_group_with_what_it_follows_or_its_refusal(tmp_pat
     ok, refused = Status.OK, Status.OUT_OF_TURN
     assert sorted(told) == sorted([(5, ok), (6, ok), (8, refused), (7, ok), (8, ok)])
     assert rig.store.syncs == 2, "the first, and one for all that wait"
+    rig.store.close()
+
+
+def test_chains_do_not_disturb_each_other(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each range of the store counts for itself, and all are in one queue."""
+    ours, others, last = 0, 5 << kv.CHAIN_SHIFT, (kv.RANGES_MAX - 1) << kv.CHAIN_SHIFT
+    assert rig.write(put(b"o", b"1"), number=ours + 7) == Status.OK
+    assert rig.write(put(b"p", b"1"), number=others + 1, follows=True) == Status.OK, "the first of its chain"
+    assert rig.write(put(b"p", b"2"), number=others + 8, follows=True) == Status.OUT_OF_TURN, "7 is another chain's"
+    for step in (1, 2, 3):
+        assert rig.write(put(b"p", b"%d" % step), number=others + 1 + step, follows=True) == Status.OK
+        assert rig.write(put(b"l", b"%d" % step), number=last + step) == Status.OK
+        assert rig.write(put(b"o", b"%d" % step), number=ours + 7 + step, follows=True) == Status.OK
+    write = rig.store._write
+    monkeypatch.setattr(rig.store, "_write", no_space)
+    assert rig.write(put(b"o", b"4"), number=ours + 11, follows=True) == Status.NO_SPACE
+    monkeypatch.setattr(rig.store, "_write", write)
+    assert rig.write(put(b"p", b"5"), number=others + 5, follows=True) == Status.OK
+    assert rig.write(put(b"o", b"5"), number=ours + 12, follows=True) == Status.OUT_OF_TURN, "it would leave a gap"
+    assert rig.write(put(b"l", b"4"), number=last + 4, follows=True) == Status.OK
+    assert rig.store.multi_get(NS, [b"o", b"p", b"l"]) == [b"3", b"5", b"4"]
+
+
+def test_a_refused_one_of_a_group_refuses_its_own_chain_alone(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", "group")
+    chains = 0, 1 << kv.CHAIN_SHIFT
+    for chain in chains:
+        assert rig.write(put(b"first", b""), number=chain + 4) == Status.OK
+    done: queue.SimpleQueue[tuple[int, Status]] = queue.SimpleQueue()
+
+    def write(number: int) -> kv_store._Write:
+        row = [put(number.to_bytes(8, "big"), b"x")]
+        return kv_store._Write(row, 2, False, lambda status: done.put((number, status)), number, True)
+
+    numbers = [chains[0] + 6, chains[1] + 5, chains[0] + 7, chains[1] + 6, chains[0] + 5, chains[1] + 7]
+    with rig.store._changed:  # all wait before the first is taken
+        rig.store._queue.extend(map(write, numbers))
+        rig.store._changed.notify()
+    told = dict(done.get(timeout=20) for _ in numbers)
+    refused = {number for number, status in told.items() if status == Status.OUT_OF_TURN}
+    assert refused == {chains[0] + 6, chains[0] + 7}
+    assert set(told.values()) == {Status.OK, Status.OUT_OF_TURN}
     rig.store.close()
 
 
@@ -163,7 +205,7 @@ def test_deferred_writes_cost_no_fsync_and_keep_their_order(tmp_path: Path) -> N
 
 def test_a_stall_of_compaction_delays_writes_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RocksDB stops writers that are faster than its compaction: they wait, each write goes, and the store lives."""
-    monkeypatch.setattr(kv_store, "WRITE_BUFFER_SIZE", 64 << 10)
+    monkeypatch.setattr(rocksdb_options, "WRITE_BUFFER_SIZE", 64 << 10)
     monkeypatch.setattr(kv_store, "STALL_SECONDS_MAX", 60.0)
     rig = Rig(tmp_path / "store", "off")
     stalls = []
@@ -316,6 +358,44 @@ def test_every_method_goes_the_whole_way(rig: Rig) -> None:
     scan = Scan(NS, b"", b"", 10)
     status, reply = ask(Method.KV_SCAN, kv.encode_scan(scan))
     assert kv.decode_scan_reply(reply, scan) == ([biggest], False)
+    assert ask(Method.KV_SETTLED, b"") == (Status.OK, b"")
+
+
+def test_a_number_of_a_chain_that_does_not_exist_is_refused(rig: Rig) -> None:
+    handlers = kv_handlers(rig.store)
+    flags, most = kv.WriteFlag.FOLLOWS, kv.RANGES_MAX << kv.CHAIN_SHIFT
+    for number in (most, most + 1, 2**64 - 1):
+        for request in (
+            (Method.KV_BATCH, kv.encode_batch([put(b"a", b"1")], flags, number)),
+            (Method.KV_BATCH, kv.encode_batch([put(b"a", b"1")], 0, number)),
+        ):
+            with pytest.raises(Refused) as refusal:
+                settled(handlers, *request)
+            assert refusal.value.status is Status.BAD_REQUEST
+    assert rig.store.get(NS, b"a") is None
+    batch = kv.encode_batch([put(b"a", b"1")], 0, most - 1)
+    assert settled(handlers, Method.KV_BATCH, batch) == (Status.OK, b"")
+
+
+def test_what_was_sent_before_is_settled_also_when_it_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range that is read anew begins behind what its former owner sent."""
+    handlers = kv_handlers(rig.store)
+    assert settled(handlers, Method.KV_SETTLED, b"") == (Status.OK, b""), "nothing was written yet"
+    order: list[str] = []
+    told: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def send() -> None:
+        for key in (b"a", b"b", b"c"):
+            rig.store.write([put(key, b"1")], lambda status: order.append(status.name))
+        later = handlers[Method.KV_SETTLED](b"")
+        assert isinstance(later, Later)
+        later.when_done(lambda status, _: (order.append(f"settled {status.name}"), told.put(None))[1])
+        told.get(timeout=20)
+
+    send()
+    monkeypatch.setattr(rig.store, "_write", no_space)
+    send()
+    assert order == [*["OK"] * 3, "settled OK", *["NO_SPACE"] * 3, "settled OK"]
 
 
 def test_a_multi_get_reads_about_what_fits_its_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from enclave_os.wire import kv
-from enclave_os.wire.kv import Scan
+from enclave_os.wire.kv import Operation, OperationKind, Scan
 from enclave_os.wire.kv_settings import KV
 from enclave_os.wire.rpc import Method, SealLoadFlag, Status
 from enclave_os_host.handlers import Later, Refused
-from enclave_os_host.handlers.kv import kv_handlers
+from enclave_os_host.handlers.kv import PIECED_MAX, kv_handlers
 from enclave_os_host.handlers.seal import SealStore
 from enclave_os_host.handlers.store_desk import StoreDesk
 from enclave_os_host.kv_store import KVStore, StoreSync
@@ -68,6 +68,44 @@ def test_every_method_of_rows_is_answered(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.load(MINE)
     assert kv_handlers(rig.desk._store).keys() | {Method.KV_BACKUP} == rig.handlers.keys()  # type: ignore[arg-type]  # loaded
+    rig.desk.close()
+
+
+def test_a_worker_begins_behind_what_another_wrote(tmp_path: Path) -> None:
+    """Whoever takes over a range reads it when nothing of its former owner waits any more."""
+    rig = Rig(tmp_path)
+    successor = rig.desk.handlers(lambda: None)
+    with pytest.raises(Refused):
+        successor[Method.KV_SETTLED](b"")
+    rig.load(MINE)
+    order: list[str] = []
+    for number in range(50):
+        written = rig.handlers[Method.KV_PUT](kv.encode_put(TABLE, b"%d" % number, bytes(1000)))
+        assert isinstance(written, Later)
+        written.when_done(lambda status, _: order.append(status.name))
+    settled = successor[Method.KV_SETTLED](b"")
+    assert isinstance(settled, Later)
+    settled.when_done(lambda status, _: order.append("settled"))
+    assert rig.put(b"last", b"") is Status.OK
+    assert order == ["OK"] * 50 + ["settled"]
+    rig.desk.close()
+
+
+def test_pieces_of_one_worker_push_out_none_of_another(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.load(MINE)
+    other = rig.desk.handlers(lambda: None)
+
+    def piece(batch_id: int, index: int, key: bytes) -> bytes:
+        return kv.encode_piece(batch_id, index, [Operation(OperationKind.PUT, TABLE, key, b"x")])
+
+    assert rig.handlers[Method.KV_BATCH_PIECE](piece(1, 0, b"a")) == b""
+    for batch_id in range(1, PIECED_MAX + 2):
+        assert other[Method.KV_BATCH_PIECE](piece(batch_id, 0, b"theirs")) == b""
+    assert outcome(rig.handlers[Method.KV_BATCH_END](piece(1, 1, b"b"))) == (Status.OK, b"")
+    with pytest.raises(Refused):
+        other[Method.KV_BATCH_END](piece(1, 1, b"theirs"))
+    assert (rig.get(b"a"), rig.get(b"b"), rig.get(b"theirs")) == (b"x", b"x", None)
     rig.desk.close()
 
 

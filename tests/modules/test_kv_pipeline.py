@@ -18,8 +18,9 @@ from enclave_os.kv.batch import Batch
 from enclave_os.kv.change import Change
 from enclave_os.kv.namespace import Namespace
 from enclave_os.kv.pipeline import BATCHES_MAX, HASTE, Pipeline
+from enclave_os.kv.ranges import range_key
 from enclave_os.kv.sealed import SealedKV
-from enclave_os.wire.kv import Operation, OperationKind
+from enclave_os.wire.kv import CHAIN_SHIFT, RANGES_MAX, Operation, OperationKind
 from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
 
 MASTER = bytes(range(32))
@@ -279,6 +280,38 @@ def test_a_slow_disk_is_not_asked_for_an_fsync_more(host: int, together: int) ->
         await turns()
         store.asked.pop()[2].set_result(True)
         await turns()
+
+    asyncio.run(run())
+
+
+def test_two_ranges_at_one_host_count_for_themselves() -> None:
+    """Each sends its batches as its own chain: none follows, or waits for, one of the other."""
+
+    async def run() -> None:
+        store, indexes = SlowStore(), (0, RANGES_MAX - 1)
+        checkpoints = [MemoryCheckpoint() for _ in indexes]
+
+        async def opened_range(index: int, checkpoint: MemoryCheckpoint) -> SealedKV:
+            master = range_key(MASTER, index)
+            return await SealedKV.open(store, master, checkpoint, lambda: 0, monotonic_ns=lambda: 0, chain=index)
+
+        ranges = [await opened_range(*one) for one in zip(indexes, checkpoints, strict=True)]
+        places = [kv.namespace("", "things") for kv in ranges]
+        for kv, place in zip(ranges, places, strict=True):
+            await kv.put(place, b"first", b"x")
+        writers = [await under_way(store, kv, place, BATCHES_MAX) for kv, place in zip(ranges, places, strict=True)]
+        numbers = [number for number, _, _ in store.asked]
+        assert [number >> CHAIN_SHIFT for number in numbers] == [index for index in indexes for _ in range(BATCHES_MAX)]
+        assert len({number & ((1 << CHAIN_SHIFT) - 1) for number in numbers}) == BATCHES_MAX, "both count alike"
+        store.answer()
+        await asyncio.gather(*writers[0], *writers[1])
+        store.slow = False
+        states = [kv.state for kv in ranges]
+        again = [await opened_range(*one) for one in zip(indexes, checkpoints, strict=True)]
+        assert [kv.state for kv in again] == states
+        for kv, other, place in zip(again, again[::-1], places, strict=True):
+            assert await kv.get(place, b"first") is not None
+            assert len(kv) == len(other)
 
     asyncio.run(run())
 

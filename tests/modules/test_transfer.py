@@ -43,10 +43,12 @@ def giver(forge: Forge, config: SealedConfig) -> Giving:
     return giving(forge, config)
 
 
-def test_an_honest_host(forge: Forge, giver: Giving, config: SealedConfig) -> None:
+def test_an_honest_host(forge: Forge, giver: Giving, config: SealedConfig, caplog: pytest.LogCaptureFixture) -> None:
     carrier = Carrier(giver.accept)
     taken = receiving(forge, carrier, giver).run()
     assert (taken.master_key, taken.boot_count, taken.kv_root) == (config.master_key, config.boot_count + 1, b"r" * 32)
+    assert taken.kv_states == config.kv_states
+    assert "start with enclave-os serve and kv.ranges = 2" in caplog.text
     assert taken.provenance is not None
     assert (taken.provenance.measurement, taken.provenance.boot_count) == (MEASUREMENT, config.boot_count)
     assert (taken.exports, taken.given_to, taken.next_policy) == ((), (), None)

@@ -57,7 +57,7 @@ class Giving:
     def __init__(self, rig: Enclave, config: SealedConfig) -> None:
         self.rig = rig
         self.disk = Stored()
-        self.keeper = SealKeeper(cast(Any, self.disk), FakePlatform(MEASUREMENT), config.policy)
+        self.keeper = SealKeeper(cast(Any, self.disk), FakePlatform(MEASUREMENT), config.policy, len(config.kv_states))
         self.keeper.adopt(config)
         self.changes: list[SealedConfig] = []
         self.served: list[tuple[int, str]] = []

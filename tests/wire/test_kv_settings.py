@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from enclave_os.wire.kv import RANGES_MAX
 from enclave_os.wire.kv_settings import anchor_target
 from enclave_os.wire.settings import CertificateAuthority, ConfigError, check, enclave_document, parse_enclave_document
 
@@ -20,6 +21,20 @@ def test_what_the_enclave_is_told() -> None:
     assert (inside.anchor_url, inside.anchor_ca_pem, inside.anchor_adopt) == (URL, PEM, True)
     assert (inside.memory, inside.anchor_every) == (1 << 20, "commit")
     assert check({}).kv.anchor_url == ""
+
+
+@pytest.mark.parametrize("ranges", [1, 2, RANGES_MAX])
+def test_the_enclave_is_told_how_many_ranges_there_are(ranges: int) -> None:
+    settings = check({"kv": {"ranges": ranges}})
+    assert parse_enclave_document(enclave_document(settings, 1, 2, CertificateAuthority())).kv.ranges == ranges
+    assert check({}).kv.ranges == 1
+
+
+@pytest.mark.parametrize("ranges", [0, -1, RANGES_MAX + 1, 1.0, True, "2"])
+def test_a_store_has_from_one_range_to_the_most(ranges: object) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        check({"kv": {"ranges": ranges}})
+    assert f"from 1 to {RANGES_MAX}" in refusal.value.problems["kv.ranges"]
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,9 @@ def test_kv_bounds() -> None:
     assert "a key (1 to 64 bytes) and a value (0 to 31744), in namespaces that 16 opaque bytes name" in TEXT
     assert (kv.KV_KEY_SIZE_MAX, kv.KV_VALUE_SIZE_MAX, kv.KV_NAMESPACE_SIZE) == (64, 31744, 16)
     assert kv.KV_OPERATIONS_MAX == 1024
+    assert "lies in the number's upper 16 bits (`CHAIN_SHIFT`)" in TEXT
+    assert kv.CHAIN_SHIFT == 64 - 16
+    assert f"There are {kv.RANGES_MAX} (`RANGES_MAX`)" in TEXT
     keys = kv.KV_OPERATIONS_MAX * (2 + kv.KV_KEY_SIZE_MAX)
     assert kv.KV_MULTI_GET_HEADER_SIZE + keys <= kv.KV_MESSAGE_SIZE_MAX, "a multi-get is one request"
     row = (bytes(kv.KV_KEY_SIZE_MAX), bytes(kv.KV_VALUE_SIZE_MAX))

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+State = tuple[int, bytes]
+"""Version and root of a range of the store, or of all of them."""
+
+_COMBINED: Final = b"enclave-os kv ranges, v1\0"
+
+
+def combined(states: Sequence[State]) -> State:
+    """Version and root of the store as a whole: each batch of any range raises the version by one.
+
+    Args: states: of all ranges, in their order; of one range it is its own. Zeros for a root that was never sealed.
+    """
+    if len(states) == 1:
+        return states[0]
+    version = sum(version for version, _ in states)
+    if not any(any(root) for _, root in states):
+        return version, bytes(len(states[0][1]))
+    content = b"".join(version.to_bytes(8, "big") + root for version, root in states)
+    return version, hashlib.sha256(_COMBINED + content).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from enclave_os.errors import HostRefused, InternalError
 from enclave_os.kv.batch import Batch, fail
 from enclave_os.kv.freshness import Place
 from enclave_os.kv.store import Store
-from enclave_os.wire.kv import WriteFlag
+from enclave_os.wire.kv import CHAIN_SHIFT, WriteFlag
 
 BATCHES_MAX: Final = 3  # under way: one is sealed, one is read by the host, one is written to the disk
 HASTE: Final = 12  # a host that needs so many times what sealing takes waits for its disk
@@ -33,12 +33,16 @@ class Pipeline:
     Args:
         count: what the batch changed is the latest from now on, and its writers are told. In the order of `send`.
         monotonic_ns: says how long the host takes, which decides how many share an fsync, and nothing else.
+        chain: which of the host's chains the batches are of: the index of their range.
     """
 
-    def __init__(self, store: Store, count: Callable[[Batch], None], monotonic_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, store: Store, count: Callable[[Batch], None], monotonic_ns: Callable[[], int], chain: int = 0
+    ) -> None:
         self._store = store
         self._count = count
         self._monotonic_ns = monotonic_ns
+        self._first_number = chain << CHAIN_SHIFT
         self._batches: deque[Batch] = deque()
         self._refusal: BaseException | None = None
         self._tries = 0  # times that refused ones were sent again
@@ -113,7 +117,9 @@ class Pipeline:
     def _send(self, batch: Batch, *, follows: bool) -> None:
         flags = WriteFlag.FOLLOWS if follows else WriteFlag(0)
         batch.sent_ns = self._monotonic_ns()
-        batch.call = asyncio.ensure_future(self._store.batch(batch.operations, flags, batch.version))
+        batch.call = asyncio.ensure_future(
+            self._store.batch(batch.operations, flags, self._first_number + batch.version)
+        )
         batch.call.add_done_callback(self._answered)
 
     def _answered(self, _: asyncio.Future[None]) -> None:

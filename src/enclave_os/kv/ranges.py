@@ -7,19 +7,11 @@ ranges there are. How many is sealed at first boot, and where a table lies follo
 
 from __future__ import annotations
 
-import hashlib
 import hmac
-from collections.abc import Sequence
-from typing import Final
 
 from enclave_os._aead import KEY_SIZE, hkdf_sha256
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import RANGES_MAX
-
-State = tuple[int, bytes]
-"""Version and root of a range, or of all of them."""
-
-_COMBINED: Final = b"enclave-os kv ranges, v1\0"
 
 
 def range_key(master_key: bytes, index: int) -> bytes:
@@ -29,18 +21,6 @@ def range_key(master_key: bytes, index: int) -> bytes:
     if index == 0:
         return master_key
     return hkdf_sha256(master_key, b"", b"enclave-os kv range\0" + index.to_bytes(2, "big"), KEY_SIZE)
-
-
-def combined(states: Sequence[State]) -> State:
-    """Version and root of the store as a whole: each batch of any range raises the version by one.
-
-    Args: states: of all ranges, in their order; of one range it is its own.
-    """
-    if len(states) == 1:
-        return states[0]
-    content = b"".join(version.to_bytes(8, "big") + root for version, root in states)
-    version = sum(version for version, _ in states)
-    return version, hashlib.sha256(_COMBINED + content).digest()
 
 
 def owner_of(index: int, worker_count: int) -> int:

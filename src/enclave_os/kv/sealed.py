@@ -68,6 +68,7 @@ class SealedKV:
         rows_max: of all namespaces, with one for each of those: each takes enclave memory (docs/kv.md).
         commits: the anchor knows of a write before anybody does (`Anchoring`).
         monotonic_ns: how long the host takes; decides how many writes share a batch, and nothing else.
+        chain: the index of this range, where the host has several.
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class SealedKV:
         *,
         commits: bool = False,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        chain: int = 0,
     ) -> None:
         self._store = store
-        self._progress = progress
-        self._rows_max = rows_max
+        self._progress, self._rows_max = progress, rows_max
         self._master_key = master_key
         self._checkpoint = checkpoint
         self.anchoring = Anchoring(anchor or NoAnchor(), commits=commits)
@@ -98,7 +99,7 @@ class SealedKV:
         self._root = self._fresh.root(0)
         self._forget_to = self._forgotten = 0  # journal rows to this version are behind the checkpoint
         self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
-        self._pipeline = Pipeline(store, self._counted, monotonic_ns)
+        self._pipeline = Pipeline(store, self._counted, monotonic_ns, chain)
         self._in_flight = self._pipeline.places
         self._catalog = Catalog(self.namespace("", CATALOG, _own=True), self._fresh, self._in_flight)
         self._monotonic_ns = monotonic_ns
@@ -120,6 +121,7 @@ class SealedKV:
         sealed: bool = True,
         commits: bool = False,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        chain: int = 0,
     ) -> SealedKV:
         """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
 
@@ -131,7 +133,7 @@ class SealedKV:
         """
         kv = cls(
             store, master_key, checkpoint, trusted_ns, anchor, progress, rows_max,
-            commits=commits, monotonic_ns=monotonic_ns,
+            commits=commits, monotonic_ns=monotonic_ns, chain=chain,
         )  # fmt: skip
         known = await kv.anchoring.ask(new=sealed and checkpoint.state[0] == 0)
         points = sorted({checkpoint.state, known or checkpoint.state})

@@ -110,7 +110,8 @@ class KVCalls:
 
         Sent, or waiting for its turn, when this returns: so the host has batches in the order of these calls.
 
-        Args: number: with `WriteFlag.FOLLOWS`, only on top of the batch of the number before. 0: it has none.
+        Args: number: with `WriteFlag.FOLLOWS`, only on top of the batch of the number before, of the same range: its
+            index lies above CHAIN_SHIFT. 0: it has none.
         """
         pieces = kv.split_batch(operations)
         if len(pieces) == 1:
@@ -171,6 +172,14 @@ class KVCalls:
         """Have the host copy the rows as they are; returns when it says that the copy is complete and durable."""
         named = version.to_bytes(KV_VERSION_SIZE, "little") + root[:KV_ROOT_PREFIX_SIZE]
         await self._client.call(Method.KV_BACKUP, named, deadline=deadline)
+
+    async def settled(self) -> None:
+        """Returns when the host says that no write which any worker sent before still waits: done, or refused.
+
+        A store that is read from its rows begins with this: a batch that came into effect behind that would be taken
+        for tampering.
+        """
+        await self._client.call(Method.KV_SETTLED, b"")
 
     def _read(self, payload: bytes, decode: Callable[[bytes], Answer]) -> Answer:
         try:

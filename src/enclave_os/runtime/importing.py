@@ -91,9 +91,11 @@ class Importing:
             )
         self._clock.raise_floor(config.clock_floor_ns)
         await self._keeper.begin(config)
+        ranges = len(config.kv_states)
         self._logger.warning(
-            "taken from measurement %s, whose boot %d it was: this is boot %d; start with enclave-os serve",
+            "taken from measurement %s, whose boot %d it was: this is boot %d; start with enclave-os serve%s",
             self._giver.hex(), config.boot_count - 1, config.boot_count,
+            f" and kv.ranges = {ranges}" if ranges > 1 else "",
         )  # fmt: skip
         return config
 

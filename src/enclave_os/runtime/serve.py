@@ -90,7 +90,7 @@ class Server:
             deadline=settings.timeouts.rpc,
         )
         self._platform = Platform(context.attester)
-        self._keeper = SealKeeper(self._rpc, self._platform, policy_of(settings))
+        self._keeper = SealKeeper(self._rpc, self._platform, policy_of(settings), settings.kv.ranges)
         self._tree = ConfigTree(settings_leaves(settings).items())
         self._attestation = Attestation(
             context.attester,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from enclave_os.errors import HostRefused, SealBroken
+from enclave_os.evidence.store_state import combined
 from enclave_os.http import HTTPError
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.sealing.keeper import SealKeeper
@@ -40,8 +41,10 @@ class StoreCare:
     def status(self) -> Mapping[str, Any]:
         """How it stands; of a held start what was sealed and what was found."""
         config = self._keeper.config
-        sealed = {"version": config.kv_version, "root": config.kv_root.hex()}
+        sealed = _state(*combined(config.kv_states))
         found: dict[str, Any] = {"worker": self._worker, "sealed": sealed, "restores": config.kv_restores}
+        if len(config.kv_states) > 1:
+            found["ranges"] = len(config.kv_states)
         held = self._store.held
         if held is not None:
             anchored = {"anchored": held.anchored} if held.anchored else {}

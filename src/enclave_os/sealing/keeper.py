@@ -14,7 +14,7 @@ from typing import Final
 from enclave_os.errors import SealBroken
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.rpc.client import RPCClient
-from enclave_os.sealing.opening import Loaded, Opening, Platform, differing, open_sealed, seal_config
+from enclave_os.sealing.opening import Loaded, Opening, Platform, check_ranges, differing, open_sealed, seal_config
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.sealing.welcome import Welcome
 from enclave_os.wire.rpc import Method, SealLoadFlag
@@ -28,12 +28,14 @@ class SealKeeper:
     Args:
         platform: who we are to the processor.
         policy: of the configuration that this start was given.
+        ranges: parts of the key-value store, by that configuration.
     """
 
-    def __init__(self, rpc: RPCClient, platform: Platform, policy: bytes) -> None:
+    def __init__(self, rpc: RPCClient, platform: Platform, policy: bytes, ranges: int = 1) -> None:
         self._rpc = rpc
         self._platform = platform
         self._policy = policy
+        self._ranges = ranges
         self._config: SealedConfig | None = None
         self._writing = asyncio.Lock()
 
@@ -57,7 +59,7 @@ class SealKeeper:
 
         Raises: SealBroken, ConfigError: the start is refused. HostRefused, HostProtocolError: the host did not answer.
         """
-        opening = open_sealed(await self.load(), self._platform, self._policy)
+        opening = open_sealed(await self.load(), self._platform, self._policy, self._ranges)
         self._config = opening.config
         return opening
 
@@ -116,14 +118,15 @@ class SealKeeper:
         """Take what worker 0 handed over: for workers that do not write.
 
         Raises:
-            ConfigError: this worker was given a configuration with another policy: the host may not open with one and
-                serve with another.
+            ConfigError: this worker was given a configuration with another policy, or another number of ranges: the
+                host may not open with one and serve with another.
             SealBroken: it is of an earlier boot than what we have, or of another one that counts the same: a copy.
         """
         if config.policy != self._policy:
             raise differing(
                 "this worker's configuration differs in its policy from worker 0's:", config.policy, self._policy
             )
+        check_ranges(config, self._ranges)
         held = self._config
         if held is not None and (
             config.boot_count < held.boot_count

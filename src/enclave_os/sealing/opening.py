@@ -6,7 +6,8 @@ no loss, damage or lie ends in an empty enclave that looks like a healthy one (t
     sealed configuration   store    what happens
     none                   none     first boot: a new master key, with the policy of this configuration
     none                   there    refused: something is lost that the store needs
-    opens                  any      its policy must be this configuration's, or the one that a manager accepted
+    opens                  any      its policy must be this configuration's, or the one that a manager accepted;
+                                    its number of ranges must be this configuration's
     does not open          any      refused: damage, another measurement's, or another platform key, and which
 """
 
@@ -66,18 +67,21 @@ class Opening:
     took_over: bool
 
 
-def open_sealed(loaded: Loaded, platform: Platform, policy: bytes) -> Opening:
+def open_sealed(loaded: Loaded, platform: Platform, policy: bytes, ranges: int = 1) -> Opening:
     """Decide by the table above.
 
-    Args: policy: of the configuration that this start was given (`wire.policy.policy_of`).
+    Args:
+        policy: of the configuration that this start was given (`wire.policy.policy_of`).
+        ranges: parts of the key-value store, by that configuration.
     Raises:
         SealBroken: refused; the text says what the operator can do.
-        ConfigError: the sealed policy is another than the configuration's.
+        ConfigError: the sealed policy, or number of ranges, is another than the configuration's.
     """
     if loaded.data is None:
-        return _first_boot(loaded, policy)
+        return _first_boot(loaded, policy, ranges)
     config = open_blob(loaded.data, platform)
     config, took_over = under_policy(config, policy)
+    check_ranges(config, ranges)
     return Opening(config.booted(), first_boot=False, took_over=took_over)
 
 
@@ -150,6 +154,18 @@ def under_policy(config: SealedConfig, policy: bytes) -> tuple[SealedConfig, boo
     )  # fmt: skip
 
 
+def check_ranges(config: SealedConfig, ranges: int) -> None:
+    """Hold a configuration's number of ranges against the sealed one. Raises: ConfigError: they differ."""
+    sealed = len(config.kv_states)
+    if ranges != sealed:
+        raise ConfigError(
+            f"the store has {sealed} {'range' if sealed == 1 else 'ranges'}, and this configuration says kv.ranges = "
+            f"{ranges}: where each entry lies, and its keys, follow from that number, so it stays what it was at the "
+            f"first start.\nwrite kv.ranges = {sealed}, or start with another --state-dir for an empty enclave (the "
+            "former state stays where it is)"
+        )
+
+
 def differing(heading: str, policy: bytes, other: bytes, advice: str = "") -> ConfigError:
     """The error for a configuration whose policy is `other` where `policy` rules: one line for each difference."""
     lines = [heading, *(str(difference) for difference in differences(policy, other)), advice]
@@ -165,7 +181,7 @@ def accept_policy(config: SealedConfig, policy: bytes) -> SealedConfig:
     return replace(config, next_policy=None if policy == config.policy else policy)
 
 
-def _first_boot(loaded: Loaded, policy: bytes) -> Opening:
+def _first_boot(loaded: Loaded, policy: bytes, ranges: int) -> Opening:
     if loaded.store_exists:
         raise SealBroken(
             "the sealed configuration is missing, but the key-value store of this measurement exists: its keys are in "
@@ -173,7 +189,7 @@ def _first_boot(loaded: Loaded, policy: bytes) -> Opening:
             "enclave; nothing was changed"
         )
     _check_owner_key(policy)  # before a master key exists that could not be sealed
-    return Opening(sealed_config.first(policy), first_boot=True, took_over=False)
+    return Opening(sealed_config.first(policy, ranges), first_boot=True, took_over=False)
 
 
 def _check_owner_key(policy: bytes) -> None:

@@ -16,7 +16,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from enclave_os.errors import InternalError, SealBroken
+from enclave_os.evidence.store_state import State, combined
 from enclave_os.wire.authority import KEY_ORIGINS, KeyOrigin
+from enclave_os.wire.kv import CHAIN_SHIFT, RANGES_MAX
 from enclave_os.wire.policy import PolicyError, read_policy
 from enclave_os.wire.rpc import CHAIN_LENGTH_MAX, MEASUREMENT_SIZE
 
@@ -77,7 +79,8 @@ class SealedConfig:
         given_to: the last GIVEN_MAX measurements that were.
         recoveries: how often the owner opened it, since the platform's key did not.
         module_data: by module name, what it keeps here.
-        kv_root, kv_version: of the key-value store's state.
+        kv_root, kv_version: of the key-value store's state, of its first range where it has several.
+        kv_further: version and root of the other ranges, in their order: as many as the first boot was to make.
         kv_restores: how often a manager let an older store count.
     """
 
@@ -97,12 +100,27 @@ class SealedConfig:
     module_data: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     kv_root: bytes = bytes(ROOT_SIZE)
     kv_version: int = 0
+    kv_further: tuple[State, ...] = ()
     kv_restores: int = 0
     provenance: Provenance | None = None
 
+    @property
+    def kv_states(self) -> tuple[State, ...]:
+        """Version and root of each range of the store, at least one."""
+        return ((self.kv_version, self.kv_root), *self.kv_further)
+
     def state(self) -> tuple[int, bytes, int, bytes]:
         """(boot count, boot nonce, version, root): what a client remembers to notice an older state."""
-        return self.boot_count, self.boot_nonce, self.kv_version, self.kv_root
+        return self.boot_count, self.boot_nonce, *combined(self.kv_states)
+
+    def with_kv_state(self, index: int, version: int, root: bytes) -> SealedConfig:
+        """The same with another checkpoint of one range. Raises: InternalError: there is no such range."""
+        if index == 0:
+            return replace(self, kv_version=version, kv_root=root)
+        if not 0 < index <= len(self.kv_further):
+            raise InternalError(f"a checkpoint of range {index}, and there are {1 + len(self.kv_further)}")
+        before, after = self.kv_further[: index - 1], self.kv_further[index:]
+        return replace(self, kv_further=(*before, (version, root), *after))
 
     def booted(self) -> SealedConfig:
         """The same in its next boot."""
@@ -125,14 +143,18 @@ class SealedConfig:
         return replace(self, clock_floor_ns=max(self.clock_floor_ns, now_ns))
 
 
-def first(policy: bytes) -> SealedConfig:
-    """The content of a first boot, with a master key that never existed before."""
+def first(policy: bytes, ranges: int = 1) -> SealedConfig:
+    """The content of a first boot, with a master key that never existed before.
+
+    Args: ranges: parts of the key-value store, for as long as there is this master key.
+    """
     return SealedConfig(
         master_key=os.urandom(MASTER_KEY_SIZE),
         boot_count=1,
         boot_nonce=os.urandom(NONCE_SIZE),
         clock_floor_ns=0,
         policy=policy,
+        kv_further=((0, bytes(ROOT_SIZE)),) * (ranges - 1),
     )
 
 
@@ -165,7 +187,7 @@ def decode(data: bytes) -> SealedConfig:
 
 def _encode(config: SealedConfig) -> bytes:
     authority, provenance = config.authority, config.provenance
-    document = {
+    document: dict[str, Any] = {
         "format": FORMAT,
         "master_key": _text(config.master_key),
         "boot_count": config.boot_count,
@@ -194,6 +216,8 @@ def _encode(config: SealedConfig) -> bytes:
         if provenance is None
         else {"measurement": _text(provenance.measurement), "boot_count": provenance.boot_count},
     }
+    if config.kv_further:
+        document["kv_further"] = [{"version": version, "root": _text(root)} for version, root in config.kv_further]
     return json.dumps(document, ensure_ascii=True, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
 
 
@@ -203,7 +227,8 @@ def _decode(document: Any) -> SealedConfig:
         "policy_changes", "authority", "pending_key", "exports", "given_to", "recoveries", "module_data", "kv_root",
         "kv_version", "kv_restores", "provenance",
     )  # fmt: skip
-    _members(document, names)
+    several = isinstance(document, dict) and "kv_further" in document  # only a store of several ranges has it
+    _members(document, (*names, "kv_further") if several else names)
     if document["format"] != FORMAT:
         raise ValueError(f"format {document['format']!r}")
     policy, next_policy = _bytes(document["policy"]), _optional_bytes(document["next_policy"])
@@ -227,6 +252,7 @@ def _decode(document: Any) -> SealedConfig:
         module_data=_module_data(document["module_data"]),
         kv_root=_bytes(document["kv_root"], ROOT_SIZE),
         kv_version=_count(document["kv_version"]),
+        kv_further=_further(document["kv_further"]) if several else (),
         kv_restores=_count(document["kv_restores"]),
         provenance=_provenance(document["provenance"]),
     )
@@ -247,6 +273,17 @@ def _provenance(document: Any) -> Provenance | None:
         return None
     _members(document, ("measurement", "boot_count"))
     return Provenance(_bytes(document["measurement"], MEASUREMENT_SIZE), _count(document["boot_count"], 1))
+
+
+def _further(document: Any) -> tuple[State, ...]:
+    found: list[State] = []
+    for item in _list(document, RANGES_MAX - 1):
+        _members(item, ("version", "root"))
+        version = _count(item["version"])
+        if version >> CHAIN_SHIFT:
+            raise ValueError("not a version of a range")
+        found.append((version, _bytes(item["root"], ROOT_SIZE)))
+    return tuple(found)
 
 
 def _module_data(document: Any) -> Mapping[str, bytes]:

@@ -70,7 +70,7 @@ class WriteFlag(IntFlag):
 
     DEFERRED = 1  # answer when it is in the log: the next write without this flag makes it durable with itself
     NUMBERED = 2  # a number follows the header
-    FOLLOWS = 4  # with NUMBERED: only on top of the batch of the number before, else refused with OUT_OF_TURN
+    FOLLOWS = 4  # with NUMBERED: only on top of its chain's batch of the number before, else refused with OUT_OF_TURN
 
 
 class OperationKind(IntEnum):
@@ -157,7 +157,7 @@ def decode_delete(payload: bytes) -> tuple[Operation, WriteFlag]:
 def encode_batch(operations: Sequence[Operation], flags: int = 0, number: int = 0) -> bytes:
     """BATCH's request: all of the operations or none, in their order.
 
-    Args: number: u64 of the batches that FOLLOWS speaks of; 0: it has none.
+    Args: number: u64 of the batches that FOLLOWS speaks of, with their chain above CHAIN_SHIFT; 0: it has none.
     """
     return encode_operations(operations, flags, number)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from enclave_os.wire.egress_settings import EgressTarget, Target, bundle_problem
-from enclave_os.wire.setting_kinds import GIB, KIB, MIB, Choice, Flag, Seconds, Size, Text, key
+from enclave_os.wire.kv import RANGES_MAX
+from enclave_os.wire.setting_kinds import GIB, KIB, MIB, Choice, Flag, Integer, Seconds, Size, Text, key
 
 ANCHOR_CA_SIZE_MAX: Final = 64 * KIB
 ANCHOR_CONNECTIONS: Final = 2  # one that is used, and one that is not yet known to be dead
@@ -48,6 +49,14 @@ class EnclaveKV:
         "enclave",
         "Enclave memory for what is known of each row, its version and tag: 64 bytes each, so 16 million rows a GiB. "
         "Beyond it new rows are refused, and a start that finds more.",
+    )
+    ranges: int = key(
+        Integer(1, RANGES_MAX),
+        1,
+        "enclave",
+        "Parts that the store has. Each belongs to one worker, so with several parts several workers read and write at "
+        "once; a few times as many as there will ever be workers are shared evenly. Fixed at the first start: a later "
+        "one that says another number is refused.",
     )
 
     anchor_url: str = key(

@@ -57,9 +57,11 @@ class Method(IntEnum):
     KV_MULTI_GET = 20
     KV_SCAN = 21
     PEER_CARRY = 22
+    PEER_START = 23
     KV_BATCH_PIECE = 28
     KV_BATCH_END = 29
     KV_BACKUP = 30
+    KV_SETTLED = 31
     COLLATERAL = 40
 
 
@@ -184,6 +186,7 @@ METHODS: Final = MappingProxyType(
                 0,
                 PEER_INDEX_SIZE + PEER_RECORD_SIZE_MAX,
             ),
+            MethodSpec(Method.PEER_START, "empty", 0, 0, "empty", 0, 0),
             MethodSpec(
                 Method.SEAL_CARRY,
                 "u32 LE connection (a new number is a new one), u8 1 to wait for an answer, TLS bytes to the giver",
@@ -270,6 +273,15 @@ METHODS: Final = MappingProxyType(
                 "u64 LE version, first 8 bytes of the root; replied to when the copy is complete and durable",
                 KV_VERSION_SIZE + KV_ROOT_PREFIX_SIZE,
                 KV_VERSION_SIZE + KV_ROOT_PREFIX_SIZE,
+                "empty",
+                0,
+                0,
+            ),
+            MethodSpec(
+                Method.KV_SETTLED,
+                "empty; replied to when no write that any worker sent before still waits",
+                0,
+                0,
                 "empty",
                 0,
                 0,

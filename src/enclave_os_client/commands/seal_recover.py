@@ -179,11 +179,12 @@ def _lines(found: Blob, config: SealedConfig) -> list[str]:
     from hashlib import sha256
 
     policy: dict[str, Any] = json.loads(config.policy)
+    ranges = len(config.kv_states)
     rows = [
         ("measurement", found.measurement.hex()),
         ("blob key", found.blob_key.hex()),
         ("boot", str(config.boot_count)),
-        ("store", f"version {config.kv_version}"),
+        ("store", f"version {config.state()[2]}" + (f", {ranges} ranges" if ranges > 1 else "")),
         ("policy", f"SHA-256 {sha256(config.policy).hexdigest()}, changed {config.policy_changes} times"),
         *[("  token issuer", f"{one['issuer']} for {one['audience']}") for one in policy["issuers"]],
         ("  modules", ", ".join(policy["modules"]) or "none"),
