@@ -6,8 +6,9 @@ A worker's life, and what moves it (every wait has a deadline):
       ^                │ exit, deadline     │ exit, lie              │ deadline          │ deadline: SIGKILL
       └────────────────┴────────────────────┴────────────────────────┴───────────────────┘
 
-Worker 0 starts first; the others follow when it serves. A worker that dies is started again with a growing delay, until
-a signal ends the server. An enclave that never served is not started again: its configuration, or its build, is wrong.
+Worker 0 starts first; the others follow when it serves, or before, when it says that it waits for them (PEER_START). A
+worker that dies is started again with a growing delay, until a signal ends the server. As long as worker 0 never served
+nothing is started again, whichever worker ends: the configuration, or the build, is wrong.
 
 Signals: SIGTERM, SIGINT (and the enclave's STOP call) drain; a second one ends at once with 128 + its number. SIGHUP is
 logged and ignored: the configuration is read once, since the enclave's part of it is what it attests.
@@ -15,7 +16,6 @@ logged and ignored: the configuration is read once, since the enclave's part of 
 
 from __future__ import annotations
 
-import math
 import os
 import queue
 import selectors
@@ -24,8 +24,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -38,12 +36,12 @@ from enclave_os.wire.settings import ConfigError, enclave_document
 from enclave_os.wire.start import Start
 
 from .ca import open_development_ca, read_imported_ca
-from .doorbell import Doorbell, ring, silence
-from .enclave_process import EnclaveProcess, describe_exit
+from .doorbell import ring, silence
+from .enclave_process import describe_exit
 from .handlers.ca import CertificateDesk
 from .handlers.collateral import collateral_handler
 from .handlers.log import Log, log_handler
-from .handlers.peers import Carrier, Mailboxes
+from .handlers.peers import Carrier, Mailboxes, start_handler
 from .handlers.seal import SealStore
 from .handlers.stop import stop_handler
 from .handlers.store_desk import StoreDesk
@@ -55,6 +53,7 @@ from .service_manager import notify, say_ready
 from .shared_memory import Region, region_folder, region_label, region_layout, remove_leftovers
 from .state import StateError, StateFolder, StateTaken
 from .tcp_proxy import ListenError, TCPProxy, raise_descriptor_limit
+from .worker import Life, Phase, Worker, start_ends
 
 STEADY_SECONDS: Final = 30.0  # a worker that served this long starts with a clean record
 DELAYS: Final = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # before the n-th start in a row
@@ -64,44 +63,6 @@ EX_OSERR: Final = os.EX_OSERR
 EX_TEMPFAIL: Final = os.EX_TEMPFAIL
 EX_NOPERM: Final = os.EX_NOPERM
 EX_CONFIG: Final = os.EX_CONFIG
-
-
-class Phase(Enum):
-    """Where a worker is in its life."""
-
-    DOWN = "down"
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    ENDING = "ending"
-
-
-@dataclass(slots=True)
-class _Life:
-    """What one start of a worker owns."""
-
-    region: Region
-    doorbell: Doorbell
-    process: EnclaveProcess
-    undo: ExitStack  # takes back all but the process
-
-
-@dataclass(slots=True)
-class _Worker:
-    """One worker over all its lives; `due` is when its phase runs out, monotonic seconds, None for never."""
-
-    index: int
-    phase: Phase = Phase.DOWN
-    due: float | None = None
-    life: _Life | None = None
-    failures: int = 0
-    drained: bool = False
-    serving_since: float = 0.0
-    reading: float = -math.inf  # when it last asked for rows of the store
-
-    def reads(self) -> None:
-        """It asks for rows of the store, as a start does for all of them: it is alive. The dispatcher's thread."""
-        self.reading = time.monotonic()
 
 
 def serve(
@@ -176,7 +137,7 @@ class Supervisor:
         )
         self._mail = Mailboxes(count)
         self._carrier = Carrier(count)
-        self._workers = [_Worker(index) for index in range(count)]
+        self._workers = [Worker(index) for index in range(count)]
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._asked_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._dispatcher = RPCDispatcher(
@@ -187,7 +148,8 @@ class Supervisor:
         self._proxy = TCPProxy(settings, lambda error: self._ask(lambda: self._proxy_failed(error)))
         self._selector = selectors.DefaultSelector()
         self._ready_fd: int | None = None
-        self._served = False
+        self._served = False  # worker 0, once
+        self._others_started = False
         self._stopping = False
         self._exit_code = 0
         self._end_now = False
@@ -278,7 +240,7 @@ class Supervisor:
         self._exit_code = EX_SOFTWARE
         self._end_now = True
 
-    def _on_exit(self, worker: _Worker) -> None:
+    def _on_exit(self, worker: Worker) -> None:
         """The process of a worker has ended."""
         life, phase = worker.life, worker.phase
         if life is None:
@@ -290,7 +252,8 @@ class Supervisor:
             self._end_drained()
             return
         if not self._served:
-            self._log.error(f"worker {worker.index} {how} before it served{_reason(results)}; not started again")
+            which = "worker 0" if worker.index else "it"
+            self._log.error(f"worker {worker.index} {how} before {which} served{_reason(results)}; not started again")
             refused = EntryResult.BAD_CONFIGURATION in results or how.endswith(f" {EX_CONFIG}")
             self._exit_code = EX_CONFIG if refused else EX_SOFTWARE
             self._end_now = True
@@ -299,7 +262,7 @@ class Supervisor:
             worker.failures = 0
         self._start_again(worker, f"{how}{_reason(results)}")
 
-    def _start_again(self, worker: _Worker, why: str) -> None:
+    def _start_again(self, worker: Worker, why: str) -> None:
         delay = DELAYS[min(worker.failures, len(DELAYS) - 1)]
         worker.failures += 1
         worker.due = time.monotonic() + delay
@@ -308,7 +271,7 @@ class Supervisor:
 
     # -- a worker's life ----------------------------------------------------------------------------------------------
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: Worker) -> None:
         """Begin a life. Raises: OSError: the system refused, and nothing has served yet."""
         try:
             life = self._make_life(worker.index)
@@ -319,11 +282,12 @@ class Supervisor:
             return
         worker.life = life
         worker.phase = Phase.STARTING
-        worker.due = time.monotonic() + self._launch.start_seconds_max
+        worker.started = time.monotonic()
+        worker.due = worker.started + self._launch.start_seconds_max
         self._selector.register(life.process.pidfd, selectors.EVENT_READ, lambda: self._on_exit(worker))
         self._log.info(f"worker {worker.index} started, process {life.process.pid}")
 
-    def _make_life(self, index: int) -> _Life:
+    def _make_life(self, index: int) -> Life:
         with ExitStack() as undo:
             region = Region(self._folder, region_label(self._state_folder, index), self._layout)
             undo.callback(region.unlink)
@@ -338,7 +302,7 @@ class Supervisor:
             self._dispatcher.add_worker(index, region, doorbell, self._registry(index))
             undo.callback(self._dispatcher.remove_worker, index)
             process = self._launch.start(region.name, doorbell, self._platform)
-            return _Life(region, doorbell, process, undo.pop_all())
+            return Life(region, doorbell, process, undo.pop_all())
 
     def _registry(self, index: int) -> Registry:
         return Registry(
@@ -350,6 +314,7 @@ class Supervisor:
                 Method.PEER_SEND: self._mail.sender(index),
                 Method.PEER_TAKE: self._mail.taker(index),
                 Method.PEER_CARRY: self._carrier.handler(index),
+                Method.PEER_START: start_handler(index, lambda: self._ask(self._start_others)),
                 Method.COLLATERAL: self._collateral,
                 Method.LOG: log_handler(self._log, index),
                 Method.STOP: stop_handler(lambda: self._ask(lambda: self._stop("the enclave asked to be stopped"))),
@@ -357,24 +322,31 @@ class Supervisor:
             }
         )
 
-    def _serves(self, worker: _Worker) -> None:
+    def _serves(self, worker: Worker) -> None:
         worker.phase = Phase.SERVING
         worker.due = None
         worker.serving_since = time.monotonic()
         if worker.life is not None:
             worker.life.region.forget_document()
         self._log.info(f"worker {worker.index} serves")
-        if self._served:
+        if worker.index or self._served:
             return
         self._served = True
-        for other in self._workers[1:]:
-            self._start(other)
+        self._start_others()
         notify("READY=1")
         if self._ready_fd is not None:
             say_ready(self._ready_fd, " ".join(f"https://{address}" for address in self._proxy.addresses))
             self._ready_fd = None
 
-    def _end(self, worker: _Worker) -> None:
+    def _start_others(self) -> None:
+        """The first start of the workers beside worker 0, which admits them from now on. Raises: as `_start`."""
+        if self._others_started or self._stopping:
+            return
+        self._others_started = True
+        for other in self._workers[1:]:
+            self._start(other)
+
+    def _end(self, worker: Worker) -> None:
         """Call `shutdown`."""
         if worker.life is None or worker.phase is Phase.ENDING:
             return
@@ -389,7 +361,7 @@ class Supervisor:
             if worker.drained and (worker.index or all(other.life is None for other in self._workers[1:])):
                 self._end(worker)
 
-    def _release(self, worker: _Worker, life: _Life) -> tuple[str, list[EntryResult | None]]:
+    def _release(self, worker: Worker, life: Life) -> tuple[str, list[EntryResult | None]]:
         """Take back everything that a life owned; how the process ended, and what it answered in its slots."""
         worker.life, worker.phase, worker.due = None, Phase.DOWN, None
         self._selector.unregister(life.process.pidfd)
@@ -426,9 +398,10 @@ class Supervisor:
         for worker in self._workers:
             if worker.due is None or now < worker.due:
                 continue
-            if worker.phase is Phase.STARTING and now < worker.reading + self._launch.start_seconds_max:
-                worker.due = worker.reading + self._launch.start_seconds_max
-                continue
+            if worker.phase is Phase.STARTING:
+                worker.due = start_ends(worker, self._workers, self._launch.start_seconds_max)
+                if now < worker.due:
+                    continue
             worker.due = None
             if worker.phase is Phase.DOWN:
                 self._start(worker)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from enclave_os.wire.rpc import (
@@ -79,6 +80,21 @@ class Mailboxes:
             return later
 
         return take
+
+
+def start_handler(index: int, ask_start: Callable[[], None]) -> Handler:
+    """PEER_START of worker `index`: worker 0's alone.
+
+    Args: ask_start: starts the others; safe in the dispatcher's thread, and may be called often.
+    """
+
+    def start(_request: bytes) -> bytes:
+        if index:
+            raise Refused(Status.BAD_REQUEST)
+        ask_start()
+        return b""
+
+    return start
 
 
 class Carrier:

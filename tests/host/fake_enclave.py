@@ -14,7 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from enclave_os.wire import EMPTY, FULL, Consumer, Producer, decode_frame, encode_frame, encode_rpc_request
+from enclave_os.wire import (
+    EMPTY,
+    FULL,
+    Consumer,
+    Producer,
+    decode_frame,
+    decode_rpc_reply,
+    encode_frame,
+    encode_rpc_request,
+)
 from enclave_os.wire.frames import CloseReason, FrameKind
 from enclave_os.wire.layout import (
     DESCRIPTORS_OFFSET,
@@ -29,9 +38,10 @@ from enclave_os.wire.layout import (
     descriptor_offset,
     slot_offset,
 )
-from enclave_os.wire.rpc import LogLevel, Method
+from enclave_os.wire.rpc import PEER_INDEX_SIZE, LogLevel, Method, Status
 
 Frame = tuple[int, int, bytes]
+LETTER = bytes(PEER_INDEX_SIZE) + b"a letter to worker 0"
 
 
 @dataclass
@@ -129,6 +139,27 @@ class FakeEnclave:
         return data
 
 
+class FakeCalls:
+    """The RPC channel's enclave end; a call's id is its method, so there is one of each."""
+
+    def __init__(self, region: mmap.mmap, layout: RegionLayout, bell: int) -> None:
+        inward, outward = layout.rpc.to_enclave, layout.rpc.to_host
+        self.consumer = Consumer(region, inward.header_offset, inward.data_offset, inward.capacity)
+        self._producer = Producer(region, outward.header_offset, outward.data_offset, outward.capacity, True)
+        self._bell = bell
+
+    def send(self, *calls: tuple[Method, bytes]) -> None:
+        for method, request in calls:
+            self._producer.produce(encode_rpc_request(method, method, request))
+        if self._producer.publish():
+            os.write(self._bell, (1).to_bytes(8, "little"))
+
+    def replies(self) -> list[tuple[Method, Status]]:
+        records = self.consumer.consume_many(16, 1 << 20)
+        self.consumer.release()
+        return [(Method(req_id), Status(status)) for req_id, status, _ in map(decode_rpc_reply, records)]
+
+
 def attach(region: mmap.mmap) -> RegionLayout:
     """Take the three entries, as the enclave does."""
     words = memoryview(region).cast("Q")
@@ -155,12 +186,20 @@ def filled(region: mmap.mmap, slot: Slot) -> bool:
 
 
 def main(behaviour: str) -> int:
-    """Echo until `shutdown`; behaviours: echo, refuse, exit, mute, stuck, lie, stop, crash."""
+    """Echo until `shutdown`; behaviours: echo, refuse, exit, mute, stuck, lie, stop, crash.
+
+    together: worker 0 has the others started, and serves when it has a letter from one. together-exit, together-refuse:
+    then the others end instead of writing one. together-asked: then the others ask for the start themselves.
+    """
     path = Path(REGION_FOLDER_OVERRIDE or REGION_FOLDER) / os.environ["ENCLAVE_OS_REGION"]
     incoming, data_out, rpc_out = (int(text) for text in os.environ["ENCLAVE_OS_DOORBELL"].split(":")[1].split(","))
     with path.open("r+b") as file:
         region = mmap.mmap(file.fileno(), 0)
     layout = attach(region)
+    first = path.name.split("-")[-2] == "0"
+    together, _, ending = behaviour.partition("-")
+    if together == "together" and not first:
+        behaviour = ending or "write"
     if behaviour == "refuse":
         answer(region, Slot.RUN, EntryResult.BAD_CONFIGURATION)
         print("fake: no such module", file=sys.stderr)
@@ -168,20 +207,28 @@ def main(behaviour: str) -> int:
     if behaviour == "exit":
         return 3
     enclave = FakeEnclave(region, layout, incoming, data_out)
-    rpc = layout.rpc.to_host
-    calls = Producer(region, rpc.header_offset, rpc.data_offset, rpc.capacity, True)
-    if behaviour != "mute":
+    calls = FakeCalls(region, layout, rpc_out)
+    if together == "together" and first:
+        calls.send((Method.PEER_START, b""), (Method.PEER_TAKE, b""))
+    elif behaviour != "mute":
         enclave.say(FrameKind.READY, 0)
     if behaviour == "stop":
-        calls.produce(encode_rpc_request(1, Method.LOG, bytes([LogLevel.WARNING]) + b"asking\nto stop"))
-        calls.produce(encode_rpc_request(2, Method.STOP))
-        if calls.publish():
-            os.write(rpc_out, (1).to_bytes(8, "little"))
+        calls.send((Method.LOG, bytes([LogLevel.WARNING]) + b"asking\nto stop"), (Method.STOP, b""))
+    elif behaviour == "asked":
+        calls.send((Method.PEER_START, b""), (Method.PEER_SEND, LETTER))
+    elif behaviour == "write":
+        calls.send((Method.PEER_SEND, LETTER))
     if behaviour == "lie":
         enclave.say(FrameKind.NEW, 5, b"1.2.3.4:5")
     live: set[int] = set()
     draining = said = False
     while True:
+        for method, status in calls.replies():
+            if method == Method.PEER_TAKE and first:
+                calls.send((Method.PEER_START, b""))  # again: nothing comes of it
+                enclave.say(FrameKind.READY, 0)
+            elif method == Method.PEER_START and status:
+                print(f"fake: {method.name} is refused: {status.name}", file=sys.stderr, flush=True)
         for kind, conn_id, payload in enclave.take():
             if kind == FrameKind.NEW:
                 live.add(conn_id)
@@ -202,12 +249,13 @@ def main(behaviour: str) -> int:
             enclave.say(FrameKind.DRAIN, 0)
         if filled(region, Slot.SHUTDOWN) and behaviour != "stuck":
             return 0
-        if enclave.consumer.arm() == EMPTY:
+        if enclave.consumer.arm() == EMPTY and calls.consumer.arm() == EMPTY:
             ready, _, _ = select.select([incoming, 0], [], [])
             if 0 in ready:
                 return 75
             os.read(incoming, 8)
         enclave.consumer.disarm()
+        calls.consumer.disarm()
 
 
 if __name__ == "__main__":

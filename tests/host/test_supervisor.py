@@ -15,7 +15,8 @@ import pytest
 
 from enclave_os_host.doorbell import ENCLAVE_NUMBERS
 from enclave_os_host.enclave_process import describe_exit
-from enclave_os_host.supervisor import Phase, Supervisor, _Life, _Worker
+from enclave_os_host.supervisor import Supervisor
+from enclave_os_host.worker import SERVING_READS_MAX, Life, Phase, Worker, start_ends
 from tests.host.server import Server, wait_for_end
 
 
@@ -122,6 +123,68 @@ def test_an_enclave_that_cannot_start_is_not_tried_again(tmp_path: Path, behavio
         assert [entry for entry in server.log if line in entry]
         assert sum("started, process" in entry for entry in server.log) == 1
         assert server.leftovers() == []
+
+
+def test_worker_0_has_the_others_started_before_it_serves(tmp_path: Path) -> None:
+    """With several ranges it serves when they have theirs; asked again nothing happens, nor in its next life."""
+    with Server(tmp_path, "together", settings={"server": {"workers": 3}}) as server:
+        pid = server.enclave_pid()
+        other = server.enclave_pid("worker 1 started, process")
+        server.expect("worker 2 started, process")
+        address = server.ready()
+        for _ in range(3):
+            server.expect("serves")  # in any order
+        with connect(address) as client:
+            echo(client)
+        os.kill(pid, signal.SIGKILL)
+        server.expect("worker 0 started, process")
+        os.kill(other, signal.SIGKILL)  # its next life writes the letter that worker 0 waits for
+        for _ in range(2):
+            server.expect("worker 1 started, process", "worker 0 serves")
+        assert server.stop() == 0
+        assert sum("started, process" in line for line in server.log) == 5
+        assert server.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "line"),
+    [
+        ("together-refuse", 78, "ended with exit code 78 before worker 0 served: it answered BAD_CONFIGURATION"),
+        ("together-exit", 70, "ended with exit code 3 before worker 0 served; not started again"),
+    ],
+)
+def test_a_server_whose_other_workers_cannot_start_ends(tmp_path: Path, behaviour: str, code: int, line: str) -> None:
+    """Worker 0 waits for them: it would never serve."""
+    with Server(tmp_path, behaviour, settings={"server": {"workers": 2}}) as server:
+        server.rest()
+        assert server.process.returncode == code
+        assert [entry for entry in server.log if line in entry]
+        assert sum("started, process" in entry for entry in server.log) == 2
+        assert server.leftovers() == []
+
+
+def test_only_worker_0_starts_the_others(tmp_path: Path) -> None:
+    with Server(tmp_path, "together-asked", settings={"server": {"workers": 2}}) as server:
+        server.expect("fake: PEER_START is refused: BAD_REQUEST")
+        server.ready()
+        assert server.stop() == 0
+        assert sum("started, process" in line for line in server.log) == 2
+
+
+def test_a_server_is_ready_when_worker_0_serves_and_not_when_another_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("enclave_os_host.supervisor.notify", told.append)
+    workers = [Worker(index, Phase.STARTING) for index in range(2)]
+    supervisor = SimpleNamespace(
+        _workers=workers, _served=False, _others_started=True, _stopping=False, _ready_fd=None,
+        _log=SimpleNamespace(info=lambda line: None),
+    )  # fmt: skip
+    supervisor._start_others = lambda: Supervisor._start_others(cast(Supervisor, supervisor))
+    Supervisor._serves(cast(Supervisor, supervisor), workers[1])
+    assert (told, supervisor._served, workers[1].phase) == ([], False, Phase.SERVING)
+    for _ in range(2):  # also in its next life
+        Supervisor._serves(cast(Supervisor, supervisor), workers[0])
+    assert (told, supervisor._served) == (["READY=1"], True)
 
 
 def test_a_start_that_the_system_refuses_is_tried_again(tmp_path: Path) -> None:
@@ -278,7 +341,7 @@ def test_a_start_that_reads_its_store_is_alive_and_one_that_does_nothing_is_kill
     """However many rows there are; without reads it has the seconds of any start."""
     killed: list[str] = []
     life = SimpleNamespace(process=SimpleNamespace(kill=lambda: killed.append("killed")))
-    worker = _Worker(0, Phase.STARTING, due=time.monotonic() - 1, life=cast(_Life, life))
+    worker = Worker(0, Phase.STARTING, due=time.monotonic() - 1, life=cast(Life, life))
     launch = SimpleNamespace(start_seconds_max=30.0)
     log = SimpleNamespace(error=killed.append)
     supervisor = cast(Supervisor, SimpleNamespace(_workers=[worker], _log=log, _launch=launch))
@@ -287,6 +350,26 @@ def test_a_start_that_reads_its_store_is_alive_and_one_that_does_nothing_is_kill
     assert killed == []
     assert worker.due == worker.reading + 30.0
     worker.reading -= 30.0
+    worker.started = worker.reading - 1.0
     worker.due = time.monotonic() - 1
     Supervisor._expire(supervisor)
     assert killed == ["worker 0 did not get ready in time; killed", "killed"]
+
+
+def test_workers_that_start_together_wait_for_what_each_of_them_reads() -> None:
+    """Worker 0 serves when every range was read by its owner, however long that takes."""
+    workers = [Worker(index, Phase.STARTING, started=100.0) for index in range(3)]
+    assert [start_ends(worker, workers, 30.0) for worker in workers] == [130.0] * 3
+    workers[2].reading = 5000.0
+    assert [start_ends(worker, workers, 30.0) for worker in workers] == [5030.0] * 3
+
+
+def test_a_worker_that_serves_and_reads_holds_up_the_end_of_a_start_for_a_while() -> None:
+    """It may read a range anew, which worker 0 waits for; or its clients list all day, which worker 0 must not."""
+    first, other, third = workers = [Worker(index, Phase.STARTING, started=100.0) for index in range(3)]
+    other.phase, other.reading = Phase.SERVING, 170.0
+    assert (start_ends(first, workers, 30.0), start_ends(third, workers, 30.0)) == (200.0, 130.0)
+    other.reading = 5000.0
+    assert start_ends(first, workers, 30.0) == 100.0 + SERVING_READS_MAX * 30.0
+    other.phase = Phase.DOWN  # it died of it: the next life reads on
+    assert start_ends(first, workers, 30.0) == 100.0 + SERVING_READS_MAX * 30.0

@@ -106,6 +106,7 @@ HOST_RANKS: dict[str, int] = {
     "enclave_os_host.connector": 4,
     "enclave_os_host.tcp_proxy": 5,
     "enclave_os_host.enclave_process": 4,
+    "enclave_os_host.worker": 5,
     "enclave_os_host.launch": 5,
     "enclave_os_host.supervisor": 6,
     "enclave_os_host.importer": 6,
