@@ -73,7 +73,7 @@ def check_batch(names: Sequence[TableName]) -> None:
         return
     first = names[0]
     for name in names:
-        if name is first or (name.app, name.name) == (first.app, first.name):
+        if name is first or (name.app, name.name, name.alone) == (first.app, first.name, first.alone):
             continue
         if name.app != first.app:
             why = "are of two applications"
