@@ -68,6 +68,29 @@ class Anchor(Protocol):
         ...
 
 
+class AnchorOfRanges(Protocol):
+    """A counter elsewhere that knows of every range of a store, all at once; see `Anchor`.
+
+    Attributes of the states: version and root of each range, in their order; at least one.
+    """
+
+    async def known_states(self, *, new: bool) -> tuple[tuple[int, bytes], ...] | None:
+        """See `Anchor.known`."""
+        ...
+
+    async def claim_states(self, states: Sequence[tuple[int, bytes]]) -> None:
+        """See `Anchor.claim`."""
+        ...
+
+    async def advance_states(self, states: Sequence[tuple[int, bytes]]) -> None:
+        """See `Anchor.advance`."""
+        ...
+
+    async def confirm(self) -> None:
+        """See `Anchor.confirm`."""
+        ...
+
+
 class NoAnchor:
     """What stands in an anchor's place where there is none."""
 

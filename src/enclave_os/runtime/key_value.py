@@ -1,54 +1,62 @@
-"""Worker 0's sealed key-value store in its life: read at start, checkpointed while it changes, and at the end.
+"""This worker's part of the sealed key-value store: its ranges, from a start to the end, and the store as a whole.
 
-    sealed configuration opened -> every row read and held against it -> modules ... modules end -> last checkpoint
+    worker 0   sealed configuration opened -> its ranges read and held against it, the journals of the others followed
+               -> the others admitted -> every range claimed -> modules ... modules end -> last checkpoints
+    others     admitted -> their ranges read and claimed -> modules ... modules end -> last checkpoints
 
-The checkpoint, version and root, lies in the sealed configuration. It is sealed `kv.checkpoint` seconds after a write
-at the latest, and earlier when CHECKPOINT_BATCHES were written; while nothing is written nothing is sealed. One that
-the host does not store is tried again, and said; the store itself refuses writes before the journal grows beyond what
-a start would read.
+Of one range worker 0 is the owner, and the others have none. A store that is not what is sealed refuses the start, or,
+where `kv.restore` says so, is held for a manager: then worker 0 reads all ranges, and nobody else any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken, StoreFull
+from enclave_os.errors import HostRefused, InternalError, SealBroken
+from enclave_os.evidence.store_state import StoreState
+from enclave_os.kv.journal import follow_journal
+from enclave_os.kv.keys import StoreKeys
+from enclave_os.kv.ranges import Placement, State, combined, owner_of, range_key
 from enclave_os.kv.sealed import SealedKV
-from enclave_os.kv.store import Anchor, Copies, Store
+from enclave_os.kv.store import Anchor, AnchorOfRanges
 from enclave_os.modules.api import NoStorage, Storage
 from enclave_os.runtime.clock import Clock
-from enclave_os.runtime.storage import OwnedStorage
+from enclave_os.runtime.range_book import OwnRange, RangeBook, RangeDesk
+from enclave_os.runtime.range_claim import Claim
+from enclave_os.runtime.range_store import ClaimedRangeStore, RangeStore, Rows
 from enclave_os.sealing.keeper import SealKeeper
+from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.wire.errors import PeerProtocolError
 
-CHECKPOINT_BATCHES: Final = 4096
 CONFIRM_SECONDS: Final = 10.0  # between two times that an anchor is asked whether this start still serves
 ROW_MEMORY: Final = 64  # bytes, where a table is as loose as it gets (docs/kv.md)
 BACKUP_SECONDS_MAX: Final = 120.0  # for the host's copy; nothing is written meanwhile
-PROGRESS_ROWS: Final = 100_000  # between two lines of a start's progress
+QUIET_SECONDS_MAX: Final = BACKUP_SECONDS_MAX + 60.0
+"""How long a worker holds its ranges quiet for a worker 0 that says nothing more."""
 
 
-class Rows(Store, Copies, Protocol):
-    """What the host keeps, and can copy; `rpc.kv.KVCalls`."""
+class WholeAnchor(Anchor, AnchorOfRanges, Protocol):
+    """What an anchor is to a store of one range, and of several."""
 
 
 class SealedCheckpoint:
-    """Version and root in the sealed configuration; `kv.store.Checkpoint`."""
+    """Version and root of one range in the sealed configuration; `kv.store.Checkpoint`."""
 
-    def __init__(self, keeper: SealKeeper) -> None:
+    def __init__(self, keeper: SealKeeper, index: int = 0) -> None:
         self._keeper = keeper
+        self._index = index
 
     @property
-    def state(self) -> tuple[int, bytes]:
-        config = self._keeper.config
-        return config.kv_version, config.kv_root
+    def state(self) -> State:
+        return self._keeper.config.kv_states[self._index]
 
     async def save(self, version: int, root: bytes) -> None:
-        await self._keeper.change(lambda config: replace(config, kv_version=version, kv_root=root))
+        await self._keeper.change(lambda config: config.with_kv_state(self._index, version, root))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +70,26 @@ class Held:
     """
 
     why: str
-    state: tuple[int, bytes]
+    state: State
     rows: int
     anchored: int = 0
 
 
 class KeyValue:
-    """The store that this worker owns. Event loop's thread only.
+    """The ranges that this worker owns. Event loop's thread only.
 
     Args:
         rows: what the host keeps.
         keep: runs a coroutine beside everything else.
         checkpoint_seconds: from a write to its checkpoint, at most.
-        memory: bytes for what is known of each row.
-        changed: told after each batch that was written.
+        memory: bytes for what is known of each row, in this worker.
+        changed: told after each batch that was written, in worker 0 of any range.
         hold: whether a store that is not what is sealed is kept for a manager to judge, instead of refused.
         commits: the anchor knows of a write before it is acknowledged.
+        worker, workers: which this is, of how many.
+        claim: makes this worker's claim to a range; None: it is worker 0.
+        quiet_others: holds the ranges of the other workers quiet, and gives their states; `resume_others` ends that,
+            and says whether they were quiet until then.
     """
 
     def __init__(
@@ -93,6 +105,11 @@ class KeyValue:
         hold: bool = False,
         commits: bool = False,
         changed: Callable[[], None] = lambda: None,
+        worker: int = 0,
+        workers: int = 1,
+        claim: Callable[[int], Claim] | None = None,
+        quiet_others: Callable[[], Awaitable[Mapping[int, State]]] | None = None,
+        resume_others: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._rows = rows
         self._keeper = keeper
@@ -104,80 +121,160 @@ class KeyValue:
         self._changed = changed
         self._hold = hold
         self._commits = commits
-        self._held: tuple[Held, SealedKV] | None = None
-        self._checkpoint = SealedCheckpoint(keeper)
-        self._kv: SealedKV | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._worker = worker
+        self._workers = workers
+        self._claim = claim
+        self._quiet_others = quiet_others
+        self._resume_others = resume_others
+        self._ranges: dict[int, RangeStore] = {}
+        self._claimed: dict[int, ClaimedRangeStore] = {}
+        self._book: RangeBook | None = None
+        self._placement: Placement | None = None
+        self._held: tuple[Held, list[SealedKV]] | None = None
         self._confirming: asyncio.TimerHandle | None = None
         self._closing = False
         self._doubt: str | None = None  # why the anchor could not be asked whether this start still serves
-        self._sealing = False
-        self._late: str | None = None  # why the last checkpoint was not stored
-        self._checkpoints = 0
-        self._checkpoint_failures = 0
-        self._tampered = 0
-        self._tampering = ""
-        self._told = 0  # rows of a start that the log knows of
+        self._quiet: asyncio.Event | None = None  # set: go on
 
-    async def open(self, anchor: Callable[[bytes], Anchor] | None = None) -> None:
-        """Read what the host has, and hold it against what is sealed and what the anchor knows. See `held`.
+    # -- a start -------------------------------------------------------------------------------------------------------
+
+    async def open(self, anchor: Callable[[bytes], WholeAnchor] | None = None) -> None:
+        """Worker 0: read what the host has, and hold it against what is sealed and what the anchor knows. See `held`.
 
         Raises: SealBroken: the start is refused; the text says what can be done. HostRefused, HostProtocolError.
         """
         began = self._clock.monotonic()
         made = None if anchor is None else anchor(self._keeper.config.master_key)
         try:
-            kv = await self._read(made)
+            await self._read_all(made)
         except SealBroken as error:
             if self._hold:
                 await self._look(str(error), made)
                 return
             raise SealBroken(f"the key-value store is refused: {error}") from error
-        self._kv = kv
         if made is not None:
             self._confirm_later()
-        if len(kv):
+        if self.rows:
             seconds = self._clock.monotonic() - began
+            version, _ = self.state or (0, b"")
             self._logger.info(
-                "the key-value store is open: %d rows, version %d, read in %.1f s", len(kv), kv.state[0], seconds
+                "the key-value store is open: %d rows, version %d, read in %.1f s", self.rows, version, seconds
             )
 
-    def of(self, module: str) -> Storage:
-        """The storage of one module; see `runtime.storage.StorageSource`."""
-        if self._held is not None:
-            return NoStorage("this start is held until a manager lets the store count")
-        if self._kv is None:
-            raise InternalError("storage was asked for before the store was open")
-        return OwnedStorage(self._kv, module, self)
+    async def open_claimed(self) -> None:
+        """Another worker: read and claim its ranges, and stay their owner. It was admitted.
 
-    async def _read(self, anchor: Anchor | None, *, sealed: bool = True) -> SealedKV:
-        """See `SealedKV.open`. Raises: SealBroken. ConfigError: it does not fit. HostRefused."""
-        try:
-            return await SealedKV.open(
+        Raises: SealBroken, ConfigError: the start is refused. HostProtocolError.
+        """
+        if self._claim is None:
+            raise InternalError("worker 0 claims nothing")
+        states = self._begin_placement()
+        indexes = [index for index in range(len(states)) if owner_of(index, self._workers) == self._worker]
+        for index in indexes:
+            store = ClaimedRangeStore(
+                self._claim(index),
                 self._rows,
-                self._keeper.config.master_key,
-                self._checkpoint,
-                self._clock.trusted_ns,
-                anchor,
-                self._progress,
-                self._memory // ROW_MEMORY,
-                sealed=sealed,
-                commits=self._commits,
+                self._clock,
+                self._logger,
+                keep=self._keep,
+                checkpoint_seconds=self._seconds,
+                rows_max=self._rows_max(len(indexes)),
             )
-        except StoreFull as error:
-            raise ConfigError(f"the key-value store does not fit: {error}") from error
-        except HostRefused as error:
-            raise HostRefused(f"the key-value store cannot be read: {error}", error.status) from error
+            key = range_key(self._keeper.config.master_key, index)
+            self._ranges[index] = self._claimed[index] = store
+            await store.open(key)
+            self._keep(store.stay(key))
 
-    async def _look(self, why: str, anchor: Anchor | None) -> None:
+    def again(self) -> None:
+        """Worker 0 admitted this worker anew: what it claimed before counts no more."""
+        for store in self._claimed.values():
+            store.again()
+
+    async def all_claimed(self) -> None:
+        """Worker 0: returns when every range has an owner. Raises: HostRefused."""
+        if self._book is not None and self._held is None:
+            await self._book.all_claimed()
+
+    def _begin_placement(self) -> tuple[State, ...]:
+        config = self._keeper.config
+        states = config.kv_states
+        self._placement = Placement(config.master_key, len(states))
+        return states
+
+    def _rows_max(self, ranges: int) -> int:
+        return self._memory // ROW_MEMORY // max(1, ranges)
+
+    def _range(self, index: int, ranges: int) -> RangeStore:
+        return RangeStore(
+            index,
+            self._rows,
+            SealedCheckpoint(self._keeper, index),
+            self._clock,
+            self._logger,
+            keep=self._keep,
+            checkpoint_seconds=self._seconds,
+            rows_max=self._rows_max(ranges),
+            changed=self._changed,
+            commits=self._commits,
+        )
+
+    async def _read_all(self, anchor: WholeAnchor | None) -> None:
+        master_key = self._keeper.config.master_key
+        sealed = self._begin_placement()
+        if len(sealed) == 1:
+            store = self._range(0, 1)
+            store.take(await store.read(master_key, anchor))
+            self._ranges[0] = store
+            return
+        book = self._make_book(anchor)
+        points = await book.ask(sealed, new=not any(version for version, _ in sealed))
+        own = [index for index in range(len(sealed)) if owner_of(index, self._workers) == 0]
+        ranges: dict[int, RangeStore] = {}
+        states: list[State] = []
+        for index, passed in enumerate(points):
+            key = range_key(master_key, index)
+            if index not in own and not self._hold:
+                states.append(await follow_journal(self._rows, StoreKeys.derive(key), passed))
+                continue
+            store = self._range(index, len(own))
+            kv = await store.read(key, OwnRange(book, _at(book.anchored, index)))
+            states.append(kv.state)
+            if index in own:  # else it was read to be judged, since nobody else could say that it is held
+                store.take(kv)
+                ranges[index] = store
+        self._ranges = ranges
+        book.begin(states, {index: _live(store, states[index]) for index, store in ranges.items()})
+        await book.claim()
+        self._book = book
+
+    def _make_book(self, anchor: AnchorOfRanges | None) -> RangeBook:
+        return RangeBook(
+            self._workers, anchor, commits=self._commits, changed=self._changed, logger=self._logger
+        )
+
+    # -- a start that is held ------------------------------------------------------------------------------------------
+
+    async def _look(self, why: str, anchor: WholeAnchor | None) -> None:
+        master_key = self._keeper.config.master_key
+        sealed = self._keeper.config.kv_states
+        found: list[SealedKV] = []
+        self._ranges = {}
         try:
-            kv = await self._read(anchor, sealed=False)
+            self._book = None if len(sealed) == 1 else self._make_book(anchor)
+            if self._book is not None:
+                await self._book.ask(sealed, new=False)
+            for index in range(len(sealed)):
+                one = anchor if self._book is None else OwnRange(self._book, _at(self._book.anchored, index))
+                store = self._range(index, len(sealed))
+                found.append(await store.read(range_key(master_key, index), one, sealed=False))
         except SealBroken as error:
             raise SealBroken(f"the key-value store is refused, and cannot be restored: {error}") from error
-        self._held = Held(why, kv.state, len(kv), kv.anchoring.known), kv
+        state = combined([kv.state for kv in found])
+        anchored = sum(kv.anchoring.known for kv in found)
+        self._held = Held(why, state, sum(map(len, found)), anchored), found
         self._logger.error(
             "HELD: %s. No module serves until a manager lets the store count that was found, version %d, root %s: "
-            "enclave-os kv restore", why, kv.state[0], kv.state[1].hex(),
+            "enclave-os kv restore", why, state[0], state[1].hex(),
         )  # fmt: skip
 
     @property
@@ -185,104 +282,167 @@ class KeyValue:
         """What was found, while a manager has to say whether it counts; then nothing else of this works."""
         return None if self._held is None else self._held[0]
 
-    async def adopt(self) -> tuple[int, bytes]:
+    async def adopt(self) -> State:
         """Seal that the store that was found counts, in a new boot; returns version and root as sealed.
 
-        The caller holds a manager's consent, and ends this start. Raises: HostRefused, HostProtocolError.
+        The caller holds a manager's consent, and ends this start. May be called again. Raises: SealBroken: the anchor
+        moved since: somebody serves this store. HostRefused, HostProtocolError: it does not count yet.
         """
         if self._held is None:
             raise InternalError("nothing is held")
+        found = self._held[1]
+        states = [kv.adopted() for kv in found]
+        # The anchor first: one that ends in between is held again; the other way round a store would count that the
+        # anchor contradicts.
+        if self._book is None:
+            await found[0].anchoring.claim(*states[0])
+        else:
+            self._book.begin(states, {})
+            await self._book.claim()
+        await self._keeper.change(lambda config: config.booted().restored(states))
+        return combined(states)
 
-        async def seal(version: int, root: bytes) -> None:
-            await self._keeper.change(
-                lambda config: replace(
-                    config.booted(), kv_version=version, kv_root=root, kv_restores=config.kv_restores + 1
-                )
-            )
+    # -- storage -------------------------------------------------------------------------------------------------------
 
-        return await self._held[1].adopt(seal)
+    def of(self, module: str) -> Storage:
+        """The storage of one module in the first range; see `runtime.storage.StorageSource`."""
+        return self.of_range(0, module)
 
-    async def backup(self) -> tuple[int, bytes]:
-        """Have the host copy the store, with a checkpoint that names it. Raises: HostRefused, HostProtocolError."""
-        if self._kv is None:
-            raise InternalError("there is no store to copy")
-        async with self._kv.quiet() as state:
-            if state != self._checkpoint.state:
-                await self._checkpoint.save(*state)
-            await self._rows.backup(*state, BACKUP_SECONDS_MAX)
-        return state
+    def of_range(self, index: int, module: str) -> Storage:
+        """The storage of one module in a range that this worker owns, and need not claim."""
+        if self._held is not None:
+            return NoStorage("this start is held until a manager lets the store count")
+        store = self._ranges.get(index)
+        if store is None:
+            raise InternalError("storage was asked for before the store was open")
+        return store.of(module)
+
+    @property
+    def placement(self) -> Placement:
+        """Where tables lie. Raises: InternalError: the store is not open."""
+        if self._placement is None:
+            raise InternalError("the store is not open")
+        return self._placement
+
+    @property
+    def ranges(self) -> Mapping[int, RangeStore]:
+        """Those that this worker owns, by their index."""
+        return self._ranges
+
+    @property
+    def claimed(self) -> Mapping[int, ClaimedRangeStore]:
+        """Those of them that it has claimed of worker 0."""
+        return self._claimed
 
     @property
     def rows(self) -> int:
-        """Entries, and one for each namespace."""
-        return 0 if self._kv is None else len(self._kv)
+        """Entries, and one for each namespace, of this worker's ranges."""
+        return sum(store.rows for store in self._ranges.values())
 
     @property
-    def state(self) -> tuple[int, bytes] | None:
-        """Version and root, now; None before it is open."""
-        return None if self._kv is None else self._kv.state
+    def state(self) -> State | None:
+        """Version and root of the whole store, now; None before it is open, and in workers other than worker 0."""
+        if self._held is not None or self._claim is not None:
+            return None
+        if self._book is not None:
+            return combined(self._book.states)
+        return self._ranges[0].state if self._ranges else None
 
-    # -- told by storage ----------------------------------------------------------------------------------------------
+    # -- what worker 0 does for the others -----------------------------------------------------------------------------
 
-    def written(self) -> None:
-        """A batch was written: a checkpoint is due."""
-        self._changed()
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._due)
-        elif not self._sealing and self._lag >= CHECKPOINT_BATCHES:
-            self._timer.cancel()
-            self._due()
+    def desk(self, worker: int, state: Callable[[], StoreState]) -> RangeDesk | None:
+        """What answers one admission of another worker about its ranges; None: there are none."""
+        book = self._book
+        if book is None:
+            return None
 
-    def tampered(self, error: SealBroken) -> None:
-        """What the host shows is not what was written; the caller gets the error."""
-        self._tampered += 1
-        self._tampering = str(error)
-        if self._tampered == 1:
-            self._logger.error("the host tampers with the key-value store, or its disk is damaged: %s", error)
+        async def seal(index: int, found: State, check: Callable[[], None]) -> None:
+            def change(config: SealedConfig) -> SealedConfig:
+                check()  # when no other change is under way: a late one must not go back behind a successor's
+                return config.with_kv_state(index, *found) if found[0] > config.kv_states[index][0] else config
 
-    # -- checkpoints --------------------------------------------------------------------------------------------------
+            await self._keeper.change(change)
 
-    async def checkpoint(self, *, last: bool = False) -> None:
-        """Seal version and root. Args: last: nobody can be called any more: the anchor hears of it at the next start.
+        return RangeDesk(
+            book, worker, seal=seal, sealed=lambda index: self._keeper.config.kv_states[index], state=state
+        )
 
-        Raises: HostRefused, HostProtocolError: not stored. SealBroken: another start has claimed the store.
-        """
-        if self._kv is None:
-            return
-        self._sealing = True
+    async def backup(self) -> State:
+        """Have the host copy the store, with checkpoints that name it. Raises: HostRefused, HostProtocolError."""
+        if self._held is not None or not self._ranges:
+            raise InternalError("there is no store to copy")
+        async with AsyncExitStack() as stack:
+            states: dict[int, State] = {}
+            book, resume = self._book, self._resume_others
+            claims = {} if book is None else book.claims
+            if book is not None and self._quiet_others is not None and resume is not None:
+                stack.push_async_callback(resume)
+                states |= await self._quiet_others()
+            for index, store in self._ranges.items():
+                states[index] = await stack.enter_async_context(store.quiet())
+                await store.seal(states[index])
+            whole = tuple(state for _, state in sorted(states.items()))
+            if whole != self._keeper.config.kv_states:
+                raise HostRefused("not every range of the store could be held still: try again")
+            await self._rows.backup(*combined(whole), BACKUP_SECONDS_MAX)
+            if book is not None and resume is not None and (not await resume() or book.claims != claims):
+                raise HostRefused("a range of the store changed hands while it was copied: try again")
+        return combined(whole)
+
+    async def hold_quiet(self) -> dict[int, State]:
+        """Another worker: write nothing until `resume`; every state is booked and sealed. Raises: HostRefused."""
+        self.resume()
+        go_on = self._quiet = asyncio.Event()
+        held: asyncio.Future[dict[int, State]] = asyncio.get_running_loop().create_future()
+        self._keep(self._stay_quiet(held, go_on))
+        return await held
+
+    def resume(self) -> bool:
+        """Write again; whether nothing was written until now."""
+        was_quiet = self._quiet is not None and not self._quiet.is_set()
+        if self._quiet is not None:
+            self._quiet.set()
+        return was_quiet
+
+    async def _stay_quiet(self, held: asyncio.Future[dict[int, State]], go_on: asyncio.Event) -> None:
         try:
-            await self._kv.checkpoint(anchored=not last)
-        except HostRefused as error:
-            self._checkpoint_failures += 1
-            if self._late is None:
-                self._logger.warning(
-                    "a checkpoint of the key-value store was not stored, or not anchored, and is tried again: %s", error
-                )
-            self._late = str(error)
-            raise
+            async with asyncio.timeout(QUIET_SECONDS_MAX), AsyncExitStack() as stack:
+                states: dict[int, State] = {}
+                for index, store in self._claimed.items():
+                    kv = await store.ready()
+                    states[index] = await stack.enter_async_context(store.quiet())
+                    await kv.anchoring.advance(*states[index])
+                    await store.seal(states[index])
+                if not held.done():
+                    held.set_result(states)
+                await go_on.wait()
+        except (HostRefused, TimeoutError, PeerProtocolError) as error:
+            if not held.done():
+                held.set_exception(HostRefused(f"the store could not be held still: {error}"))
         finally:
-            self._sealing = False
-        self._checkpoints += 1
-        if self._late is not None:
-            self._late = None
-            self._logger.info("checkpoints of the key-value store are stored again")
+            go_on.set()
+
+    # -- the anchor, and the end ---------------------------------------------------------------------------------------
+
+    async def checkpoint(self) -> None:
+        """Seal version and root of every range. Raises: HostRefused, HostProtocolError, SealBroken."""
+        for store in self._ranges.values():
+            await store.checkpoint()
 
     async def close(self, seconds: float) -> None:
-        """The last checkpoint, in so much time; what it misses the next start finds in the journal."""
+        """The last checkpoints, in so much time; what they miss the next start finds in the journals."""
         self._closing = True
-        for timer in (self._timer, self._confirming):
-            if timer is not None:
-                timer.cancel()
+        self.resume()
+        if self._confirming is not None:
+            self._confirming.cancel()
+        for store in self._ranges.values():
+            store.end()
         try:
             async with asyncio.timeout(seconds):
-                await self.checkpoint(last=True)
+                for store in self._ranges.values():
+                    await store.checkpoint(last=True)
         except (HostRefused, PeerProtocolError, TimeoutError) as error:
             self._logger.warning("the last checkpoint of the key-value store was not stored: %s", error)
-
-    @property
-    def _lag(self) -> int:
-        """Batches that no checkpoint knows of."""
-        return 0 if self._kv is None else self._kv.state[0] - self._checkpoint.state[0]
 
     def _confirm_later(self) -> None:
         loop = asyncio.get_running_loop()
@@ -293,10 +453,13 @@ class KeyValue:
 
         Raises: SealBroken: it has.
         """
-        if self._kv is None:
-            return
         try:
-            await self._kv.anchoring.confirm()
+            if self._book is not None:
+                await self._book.confirm()
+            else:
+                for store in self._ranges.values():
+                    if store.kv is not None:
+                        await store.kv.anchoring.confirm()
             self._doubt = None
         except HostRefused as error:
             if self._closing:
@@ -308,55 +471,36 @@ class KeyValue:
             return  # the client told `on_lie`
         self._confirm_later()
 
-    def _due(self) -> None:
-        self._sealing = True
-        self._keep(self._checkpoint_now())
-
-    async def _checkpoint_now(self) -> None:
-        try:
-            await self.checkpoint()
-        except HostRefused:
-            pass  # said and counted
-        except PeerProtocolError:
-            return  # the client told `on_lie`
-        self._timer = None
-        if self._lag:
-            self.written()
-
     # -- what an operator sees ----------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, int | float]:
-        """Counters and gauges, named as in Prometheus."""
-        kv = self._kv
-        if kv is None:
+        """Counters and gauges of this worker's ranges together, named as in Prometheus."""
+        if not self._ranges:
             return {}
-        return {
-            "kv_rows": len(kv),
-            "kv_version": kv.state[0],
-            "kv_checkpoint_lag": self._lag,
-            "kv_anchor_lag": kv.state[0] - kv.anchoring.version,  # in batches; where there is no anchor, as above
-            "kv_checkpoints_total": self._checkpoints,
-            "kv_checkpoint_failures_total": self._checkpoint_failures,
-            "kv_tampering_total": self._tampered,
-        }
+        sums: dict[str, int | float] = {}
+        for store in self._ranges.values():
+            for name, value in store.counters().items():
+                sums[name] = sums.get(name, 0) + value
+        if self._book is not None:
+            state = self.state
+            sums["kv_version"] = 0 if state is None else state[0]
+        return sums
 
     def warnings(self) -> tuple[str, ...]:
         """What the operator should do something about."""
         found = []
         if self._held is not None:
             found.append(f"HELD, no module serves: {self._held[0].why}; enclave-os kv restore --help")
-        if self._tampered:
-            found.append(
-                f"the host tampered with the key-value store, or its disk is damaged, {self._tampered} times: "
-                f"{self._tampering}"
-            )
         if self._doubt is not None:
             found.append(f"the key-value store's anchor does not answer: {self._doubt}")
-        if self._late is not None:
-            found.append(f"no checkpoint of the key-value store can be stored: {self._late}; look at the disk")
+        for store in self._ranges.values():
+            found += store.warnings()
         return tuple(found)
 
-    def _progress(self, rows: int) -> None:
-        if rows >= self._told + PROGRESS_ROWS:
-            self._told = rows
-            self._logger.info("reading the key-value store: %d rows so far", rows)
+
+def _live(store: RangeStore, opened: State) -> Callable[[], State]:
+    return lambda: store.state or opened
+
+
+def _at(states: tuple[State, ...] | None, index: int) -> State | None:
+    return None if states is None else states[index]

@@ -36,6 +36,14 @@ class GroupOperation(IntEnum):
     GATHER = 36  # to worker 0: how all of them do
     SPEND = 37  # to worker 0: take a one-time token
     GIVEN = 38  # to worker 0: seal that a measurement is given what is sealed
+    RANGE_KNOWN = 48  # to worker 0, as all of these but the last two: see `range_calls`
+    RANGE_CLAIM = 49
+    RANGE_ADVANCE = 50
+    RANGE_SAVE = 51
+    RANGE_CONFIRM = 52
+    RANGES_CLAIMED = 53  # answered when every range is
+    QUIET = 54  # of worker 0
+    RESUME = 55
 
 
 assert min(GroupOperation) > max(Operation), "the first byte says which of the two it is"
