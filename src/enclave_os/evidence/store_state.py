@@ -26,6 +26,8 @@ def combined(states: Sequence[State]) -> State:
     content = b"".join(version.to_bytes(8, "big") + root for version, root in states)
     return version, hashlib.sha256(_COMBINED + content).digest()
 
+from enclave_os.evidence.exchange import ROOT_SIZE
+
 
 @dataclass(frozen=True, slots=True)
 class StoreState:
@@ -37,12 +39,19 @@ class StoreState:
             this.
         version: of the key-value store, raised with every write batch.
         root: over the store's contents at that version, 32 bytes; None while there is no store.
+        ranges: version and root of each range of a store that has several; for other workers, not for clients.
     """
 
     boot: int
     boot_nonce: bytes
     version: int
     root: bytes | None
+    ranges: tuple[tuple[int, bytes], ...] = ()
+
+    @property
+    def states(self) -> tuple[tuple[int, bytes], ...]:
+        """Version and root of each range; of one alone its own, zeros while there is no store."""
+        return self.ranges or ((self.version, self.root or bytes(ROOT_SIZE)),)
 
     def to_document(self) -> dict[str, int | str | None]:
         """The form for files and for `--json`: bytes in hexadecimal."""

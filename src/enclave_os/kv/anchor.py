@@ -1,9 +1,9 @@
 """An anchor on etcd: how far the store is, kept where the host of this machine cannot turn it back.
 
 One key of an etcd cluster holds who serves the store, and version and root of its last checkpoint, or of its last
-batch (`kv.anchor_every`); every change is a compare-and-swap on all three. So a store that was put back is refused at
-its start, and of two clones the one that started last serves: the other's next exchange says so, and it stops
-(`SealBroken`).
+batch (`kv.anchor_every`), of each of its ranges; every change is a compare-and-swap on all of it. So a store that was
+put back is refused at its start, and of two clones the one that started last serves: the other's next exchange says so,
+and it stops (`SealBroken`).
 
 What it is worth. The exchange must be one that the host cannot answer itself: TLS that ends in this enclave, and a CA
 that the operator pinned (docs/kv.md). The entry carries a MAC, so etcd can keep, lose or give back an older entry, and
@@ -21,6 +21,7 @@ import hmac
 import json
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -28,10 +29,12 @@ from enclave_os._aead import KEY_SIZE, hkdf_sha256
 from enclave_os.errors import HostRefused, SealBroken
 
 FORMAT: Final = 1
+FORMAT_RANGES: Final = 2  # of several
 BOOT_SIZE: Final = 16
 MAC_SIZE: Final = 32
 _ENTRY: Final = struct.Struct(">B16sQ32s")  # format, boot, version, root
-ENTRY_SIZE: Final = _ENTRY.size + MAC_SIZE
+_FURTHER: Final = struct.Struct(">Q32s")  # of each further range
+ENTRY_SIZE: Final = _ENTRY.size + MAC_SIZE  # of a store of one range
 ANSWER_SIZE_MAX: Final = 64 << 10  # of one entry there is little to say
 TRIES: Final = 4  # of one swap: each finds what an earlier one of ours left there, whose answer was lost
 PREFIX: Final = b"/enclave-os/kv/"
@@ -49,27 +52,43 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the anchor knows: who serves (16 bytes that a start draws), and version and root of a checkpoint."""
+    """What the anchor knows.
+
+    Attributes:
+        boot: who serves, 16 bytes that a start draws.
+        version, root: of a checkpoint; of the first range, where there are several.
+        further: of the other ranges, in their order.
+    """
 
     boot: bytes
     version: int
     root: bytes
+    further: tuple[State, ...] = ()
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Of all ranges."""
+        return (self.version, self.root), *self.further
 
     def encode(self, key: bytes, place: bytes) -> bytes:
         """As it lies in etcd."""
-        data = _ENTRY.pack(FORMAT, self.boot, self.version, self.root)
+        form = FORMAT_RANGES if self.further else FORMAT
+        head = _ENTRY.pack(form, self.boot, self.version, self.root)
+        data = head + b"".join(_FURTHER.pack(*state) for state in self.further)
         return data + hmac.digest(key, place + data, "sha256")
 
     @classmethod
     def decode(cls, key: bytes, place: bytes, text: bytes) -> Entry:
         """Raises: SealBroken: not one that this store's enclaves wrote there."""
-        data, mac = text[: _ENTRY.size], text[_ENTRY.size :]
-        if len(text) != ENTRY_SIZE or not hmac.compare_digest(mac, hmac.digest(key, place + data, "sha256")):
+        data, mac = text[:-MAC_SIZE], text[-MAC_SIZE:]
+        count, rest = divmod(len(text) - ENTRY_SIZE, _FURTHER.size)
+        whole = count >= 0 and rest == 0
+        if not whole or not hmac.compare_digest(mac, hmac.digest(key, place + data, "sha256")):
             raise SealBroken("the anchor holds an entry that none of our enclaves wrote: look at etcd")
-        form, boot, version, root = _ENTRY.unpack(data)
-        if form != FORMAT:
-            raise SealBroken(f"the anchor's entry has format {form}, this enclave reads {FORMAT}")
-        return cls(boot, version, root)
+        form, boot, version, root = _ENTRY.unpack(data[: _ENTRY.size])
+        if form != (FORMAT_RANGES if count else FORMAT):
+            raise SealBroken(f"the anchor's entry has format {form}, this enclave reads {FORMAT} and {FORMAT_RANGES}")
+        return cls(boot, version, root, tuple(_FURTHER.iter_unpack(data[_ENTRY.size :])))
 
 
 class EtcdAnchor:
@@ -92,13 +111,21 @@ class EtcdAnchor:
     async def known(self, *, new: bool) -> State | None:
         """Version and root that a start must not fall behind; None: there is no entry, and there need be none.
 
-        Raises: SealBroken: there must be one. HostRefused: no answer.
+        Raises: SealBroken: there must be one, or it is of a store in several ranges. HostRefused: no answer.
         """
+        states = await self.known_states(new=new)
+        if states is None:
+            return None
+        if len(states) > 1:
+            raise SealBroken(f"the anchor {self._name} knows a store in {len(states)} ranges, and this one has one")
+        return states[0]
+
+    async def known_states(self, *, new: bool) -> tuple[State, ...] | None:
+        """`known`, of each range. Raises: SealBroken: there must be an entry. HostRefused: no answer."""
         answer = await self._ask("/v3/kv/range", {"key": _base64(self._place)})
         self._held = self._value(answer)
         if self._held is not None:
-            entry = Entry.decode(self._key, self._place, self._held)
-            return entry.version, entry.root
+            return Entry.decode(self._key, self._place, self._held).states
         if not new and not self._adopt:
             raise SealBroken(
                 f"the anchor {self._name} knows nothing of this store, which is not new: it was emptied, or is "
@@ -111,14 +138,22 @@ class EtcdAnchor:
 
         Raises: SealBroken: another start claimed it at the same time. HostRefused: no answer.
         """
-        await self._swap(Entry(self._boot, version, root).encode(self._key, self._place))
+        await self.claim_states([(version, root)])
+
+    async def claim_states(self, states: Sequence[State]) -> None:
+        """`claim`, of a store in several ranges."""
+        await self._swap(self._entry(states))
 
     async def advance(self, version: int, root: bytes) -> None:
         """The store is there.
 
         Raises: SealBroken: another start has claimed the store: this one must stop. HostRefused: no answer; try again.
         """
-        new = Entry(self._boot, version, root).encode(self._key, self._place)
+        await self.advance_states([(version, root)])
+
+    async def advance_states(self, states: Sequence[State]) -> None:
+        """`advance`, of a store in several ranges."""
+        new = self._entry(states)
         if new != self._held:
             await self._swap(new)
 
@@ -143,6 +178,10 @@ class EtcdAnchor:
             if found == new:
                 return
         raise self._strange()
+
+    def _entry(self, states: Sequence[State]) -> bytes:
+        (version, root), *further = states
+        return Entry(self._boot, version, root, tuple(further)).encode(self._key, self._place)
 
     def _claimed(self) -> SealBroken:
         return SealBroken(

@@ -41,7 +41,7 @@ class Anchoring:
     Attributes:
         known: version that the anchor had when the start asked; 0: none.
         version: that it has now, as far as we know.
-        ended: another start serves the store now: nothing is answered any more.
+        ended: another start serves the store now, or another life of it: nothing is answered any more.
     """
 
     def __init__(self, anchor: Anchor, *, commits: bool) -> None:
@@ -49,7 +49,7 @@ class Anchoring:
         self.commits = commits
         self.known = 0
         self.version = 0
-        self.ended: SealBroken | None = None
+        self.ended: SealBroken | HostRefused | None = None
         self._swapping = asyncio.Lock()
         self._latest = (0, b"")  # version and root of the last batch at the host
         self._changed: dict[Place, int] = {}  # by which version, while the anchor does not know it
@@ -58,9 +58,16 @@ class Anchoring:
         self._late: HostRefused | None = None  # why the last swap failed
 
     def check(self) -> None:
-        """Raises: SealBroken: `ended`."""
+        """Raises: SealBroken, HostRefused: `ended`."""
         if self.ended is not None:
-            raise SealBroken(str(self.ended))
+            raise type(self.ended)(str(self.ended))
+
+    def give_up(self, error: HostRefused) -> None:
+        """End it: who waits, and who comes, gets the error."""
+        self.ended = self.ended or error
+        if self._task is not None:
+            self._task.cancel()
+        self._fail(error)
 
     # -- at a start ----------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class Pipeline:
         self._first_number = chain << CHAIN_SHIFT
         self._batches: deque[Batch] = deque()
         self._refusal: BaseException | None = None
+        self._ended: HostRefused | None = None
         self._tries = 0  # times that refused ones were sent again
         self._readers: list[asyncio.Future[None]] = []  # who waits; told first
         self._senders: list[asyncio.Future[None]] = []  # who waits to send more, over what readers wait for
@@ -93,9 +94,17 @@ class Pipeline:
         if self._batches:
             await self._settle(self._batches[-1].version if version is None else version, self._readers)
 
+    def give_up(self, error: HostRefused) -> None:
+        """Send nothing any more and count nothing: what is under way may come into effect. Who waits gets the error."""
+        self._ended = self._ended or error
+        self._tell(error)
+        self._wake()
+
     async def _settle(self, last: int, askers: list[asyncio.Future[None]]) -> None:
         tries = self._tries
         while self._batches and self._batches[0].version <= last:
+            if self._ended is not None:
+                raise HostRefused(str(self._ended))
             if self._refusal is not None and self._all_answered:
                 if self._tries > tries:
                     raise self._refusal
@@ -122,7 +131,10 @@ class Pipeline:
         )
         batch.call.add_done_callback(self._answered)
 
-    def _answered(self, _: asyncio.Future[None]) -> None:
+    def _answered(self, call: asyncio.Future[None]) -> None:
+        if self._ended is not None:
+            _outcome(call)  # looked at, and of no interest
+            return
         if self._batches:
             took = self._monotonic_ns() - self._batches[0].sent_ns
             # Down at once: a machine that had other things to do for a moment says nothing about the disk.
@@ -137,6 +149,8 @@ class Pipeline:
         the first have their next batch sealed and sent while those of the second are told.
         """
         self._due = False
+        if self._ended is not None:
+            return
         if self._refusal is None and self._first_answered:
             batch = self._batches[0]
             assert batch.call is not None

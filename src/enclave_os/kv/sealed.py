@@ -122,10 +122,13 @@ class SealedKV:
         commits: bool = False,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         chain: int = 0,
+        passed: Sequence[tuple[int, bytes]] = (),
     ) -> SealedKV:
         """Read what the host has, hold it against the sealed checkpoint, and write a new checkpoint.
 
-        Args: sealed: False takes the rows for what they are, whatever is sealed; only `adopt` makes such a store count.
+        Args:
+            sealed: False takes the rows for what they are, whatever is sealed; only `adopted` makes such a store count.
+            passed: more states that the way here must have passed.
         Raises:
             SealBroken: it is not a state that this enclave left, or older than the checkpoint: do not start.
             StoreFull: more rows than `rows_max`.
@@ -136,7 +139,7 @@ class SealedKV:
             commits=commits, monotonic_ns=monotonic_ns, chain=chain,
         )  # fmt: skip
         known = await kv.anchoring.ask(new=sealed and checkpoint.state[0] == 0)
-        points = sorted({checkpoint.state, known or checkpoint.state})
+        points = sorted({checkpoint.state, known or checkpoint.state, *passed})
         await kv._recover(points if sealed else [await journal_beginning(store, kv._keys)])
         if not sealed:
             return kv
@@ -144,20 +147,21 @@ class SealedKV:
         await kv.checkpoint()
         return kv
 
-    async def adopt(self, seal: Callable[[int, bytes], Awaitable[None]]) -> tuple[int, bytes]:
-        """Have what was found count: `seal` makes its version and root the sealed ones. Returns them.
+    def adopted(self) -> tuple[int, bytes]:
+        """Version and root that have what was found count: `anchoring.claim` takes them, then they are sealed.
 
         The version jumps beyond all that any branch can have: so no store from before descends from what is sealed now.
-        The anchor takes it first, in the place of what it knew when this start asked: one that ends in between is held
-        again, and the other way round a store would count that the anchor contradicts. May be called again.
-
-        Raises: SealBroken: the anchor moved since: somebody serves this store. HostRefused: the anchor, or `seal`.
         """
         version = max(self._checkpoint.state[0], self._version, self.anchoring.known) + JOURNAL_ROWS_MAX
-        root = self._fresh.root(version)
-        await self.anchoring.claim(version, root)
-        await seal(version, root)
-        return version, root
+        return version, self._fresh.root(version)
+
+    def give_up(self, error: HostRefused) -> None:
+        """Send nothing and acknowledge nothing any more: somebody else goes on from here. Who waits gets the error."""
+        self.anchoring.give_up(error)
+        self._pipeline.give_up(error)
+        self._refuse_queue(error)
+        if self._pump is not None:
+            self._pump.cancel()
 
     @asynccontextmanager
     async def quiet(self) -> AsyncIterator[tuple[int, bytes]]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from enclave_os.errors import ConfigError, EgressError, HostRefused
 from enclave_os.kv.anchor import ANSWER_SIZE_MAX, EtcdAnchor, Exchange
-from enclave_os.kv.store import Anchor
 from enclave_os.modules.api import Egress
 from enclave_os.ratls.outgoing import OwnEvidence
 from enclave_os.runtime._egress import Outgoings
@@ -18,7 +17,7 @@ from enclave_os.runtime.clock import Clock
 from enclave_os.wire.egress_settings import EgressAllowance, EnclaveEgress
 from enclave_os.wire.kv_settings import EnclaveKV, anchor_target
 
-MakeAnchor = Callable[[bytes], Anchor]
+MakeAnchor = Callable[[bytes], EtcdAnchor]
 
 if TYPE_CHECKING:
     from enclave_os.egress.backend import Connect

@@ -188,7 +188,8 @@ class First:
 
     def _welcome(self) -> Welcome:
         state = self._state()
-        return Welcome(self._keeper.config, state.version, state.root or bytes(sealed_config.ROOT_SIZE))
+        root = state.root or bytes(sealed_config.ROOT_SIZE)
+        return Welcome(self._keeper.config, state.version, root, state.ranges)
 
     def _add_candidate(self, worker: int, keys: ChannelKeys, config: SealedConfig) -> None:
         candidates = self._candidates.setdefault(worker, {})

@@ -84,7 +84,7 @@ class Member:
         self._down = asyncio.Event()
         self._waiting = 0
         self._state: StoreState | None = None
-        self._version = 0  # the highest that anybody here was shown
+        self._versions: dict[int, int] = {}  # of each range, the highest that anybody here was shown
         self._look = Look(self._ask_state)
         self._carriage = Carriage(
             rpc, loop, on_record=self._on_record, on_ended=self._on_ended, on_lost=lambda: self._on_ended(FIRST)
@@ -164,7 +164,7 @@ class Member:
                     why = NoAnswer(str(error))  # the late answer to an earlier hello, say: ours may lie behind it
                     taking = self._take_letter(due)
                     continue
-                self._keeper.follow(welcome, self._state, self._version)
+                self._keeper.follow(welcome, self._state, self._versions)
                 return await self._begin(keys)
         finally:
             taking.cancel()
@@ -254,12 +254,15 @@ class Member:
 
     # -- the state ----------------------------------------------------------------------------------------------------
 
-    def seen(self, what: StoreState | int) -> None:
-        """A state of the store, or the version of an entry, that somebody here is shown: a store before it is older."""
-        if isinstance(what, int):
-            self._version = max(self._version, what)
-        elif self._state is None or (what.boot, what.version) >= (self._state.boot, self._state.version):
+    def seen(self, what: StoreState) -> None:
+        """A state of the store that somebody here is shown: a store before it is older."""
+        if self._state is None or (what.boot, what.version) >= (self._state.boot, self._state.version):
             self._state = what
+
+    def seen_entry(self, index: int, version: int) -> None:
+        """The version of an entry, of one range, that somebody here is shown."""
+        if version > self._versions.get(index, 0):
+            self._versions[index] = version
 
     async def _ask_state(self) -> None:
         reply = await self.ask(StoreCall(Operation.STATE).encode(), again=True)

@@ -8,7 +8,7 @@ another.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from enclave_os.errors import SealBroken
@@ -89,14 +89,14 @@ class SealKeeper:
             self._config = changed
             return changed
 
-    def follow(self, welcome: Welcome, seen: StoreState | None, version: int = 0) -> None:
+    def follow(self, welcome: Welcome, seen: StoreState | None, versions: Mapping[int, int] | None = None) -> None:
         """Take what worker 0 handed over at an admission, if it is what this worker serves with, or descends from it.
 
         Args:
             seen: where the store stood when this worker last knew.
-            version: the highest version of an entry that this worker was shown.
+            versions: of each range the highest version of an entry that this worker was shown.
         Raises: ConfigError, SealBroken: as `adopt`; and for a boot that does not follow the one that is held, or of
-            which that is not known; and for a store that is older than what was seen, or another.
+            which that is not known; and for a store of which a range is older than what was seen, or another.
         """
         held, config = self._config, welcome.config
         if held is not None and config.boot_count > held.boot_count:
@@ -105,13 +105,16 @@ class SealKeeper:
                 raise SealBroken("worker 0 was started so often meanwhile that whether it descends is not known")
             if nonce != held.boot_nonce:
                 raise SealBroken("worker 0 was started from a copy: its boot does not follow the one that was served")
-        version = max(version, 0 if seen is None else seen.version)
-        if welcome.version < version:
-            raise SealBroken(f"worker 0's store is at version {welcome.version}, and was at {version}: it was put back")
-        if seen is not None and welcome.version == seen.version:
-            root = welcome.root if any(welcome.root) else None
-            if root != seen.root:
-                raise SealBroken(f"worker 0's store has other contents under the same version {version}")
+        was = () if seen is None else seen.states
+        if was and len(was) != len(welcome.states):
+            raise SealBroken(f"worker 0's store has {len(welcome.states)} ranges, and had {len(was)}: it is another")
+        for index, (version, root) in enumerate(welcome.states):
+            which = "worker 0's store" if len(welcome.states) == 1 else f"range {index} of the store"
+            last = max((versions or {}).get(index, 0), was[index][0] if was else 0)
+            if version < last:
+                raise SealBroken(f"{which} is at version {version}, and was at {last}: it was put back")
+            if was and version == was[index][0] and root != was[index][1]:
+                raise SealBroken(f"{which} has other contents under the same version {version}")
         self.adopt(config)
 
     def adopt(self, config: SealedConfig) -> None:

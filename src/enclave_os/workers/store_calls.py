@@ -342,12 +342,17 @@ def _write_state(writer: FrameWriter, state: StoreState) -> None:
     writer.write_u64(state.version)
     writer.write_u8(state.root is not None)
     writer.write_bytes(state.root or bytes(ROOT_SIZE))
+    writer.write_u8(len(state.ranges))
+    for version, root in state.ranges:
+        writer.write_u64(version)
+        writer.write_bytes(root)
 
 
 def _read_state(reader: FrameReader) -> StoreState:
     boot, nonce, version = reader.read_u64(), reader.read_bytes(BOOT_NONCE_SIZE), reader.read_u64()
     has_root, root = reader.read_u8(), reader.read_bytes(ROOT_SIZE)
-    return StoreState(boot, nonce, version, root if has_root else None)
+    ranges = tuple((reader.read_u64(), reader.read_bytes(ROOT_SIZE)) for _ in range(reader.read_u8()))
+    return StoreState(boot, nonce, version, root if has_root else None, ranges)
 
 
 def _write_item(writer: FrameWriter, item: Found) -> None:
