@@ -22,6 +22,9 @@ from enclave_os.wire.rpc import Status
 class MemoryStore:
     """Honest until a test reaches into `tables`. `refuse`: that many writes are refused; `apply_refused`: yet done."""
 
+    async def settled(self) -> None:
+        """What was handed in was written before its call returned."""
+
     def __init__(self) -> None:
         self.tables: dict[bytes, dict[bytes, bytes]] = {}
         self.refuse = 0

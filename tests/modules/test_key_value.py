@@ -11,9 +11,8 @@ import pytest
 
 from enclave_os.errors import HostRefused, SealBroken
 from enclave_os.kv.anchor import EtcdAnchor
-from enclave_os.kv.store import Anchor
 from enclave_os.modules.api import Table
-from enclave_os.runtime import key_value
+from enclave_os.runtime import key_value, range_store
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.sealing.keeper import SealKeeper
@@ -55,7 +54,7 @@ class Rig:
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.add(asyncio.get_running_loop().create_task(work))
 
-    async def start(self, anchor: Callable[[bytes], Anchor] | None = None) -> KeyValue:
+    async def start(self, anchor: Callable[[bytes], EtcdAnchor] | None = None) -> KeyValue:
         made = KeyValue(
             cast(Any, self.rows), cast(SealKeeper, self.keeper), Clock(), LOGGER,
             keep=self.keep, checkpoint_seconds=self._seconds, memory=1 << 20,
@@ -86,7 +85,7 @@ def test_what_is_written_is_in_a_checkpoint_soon_and_an_idle_store_seals_nothing
 
 
 def test_many_batches_do_not_wait_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_value, "CHECKPOINT_BATCHES", 3)
+    monkeypatch.setattr(range_store, "CHECKPOINT_BATCHES", 3)
 
     async def run() -> None:
         rig = Rig(seconds=3600)
@@ -220,7 +219,7 @@ def test_an_idle_start_asks_the_anchor_whether_it_still_serves(
 def test_a_store_of_many_rows_shows_its_progress(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(key_value, "PROGRESS_ROWS", 1000)
+    monkeypatch.setattr(range_store, "PROGRESS_ROWS", 1000)
     caplog.set_level(logging.INFO)
 
     async def run() -> None:

@@ -174,7 +174,9 @@ def test_a_restored_store_that_is_let_count_takes_the_anchor_with_it(etcd: Etcd 
             await backup.start()
         anchor = EtcdAnchor(backup.exchange, MASTER, name="etcd")
         found = await SealedKV.open(backup.store, MASTER, backup.checkpoint, lambda: 0, anchor, sealed=False)
-        await found.adopt(backup.checkpoint.save)
+        state = found.adopted()
+        await found.anchoring.claim(*state)
+        await backup.checkpoint.save(*state)
         with pytest.raises(SealBroken):
             await site.start()
         assert await read(await backup.start()) == b"backup"

@@ -10,6 +10,7 @@ from typing import Final
 State = tuple[int, bytes]
 """Version and root of a range of the store, or of all of them."""
 
+_NO_ROOT: Final = bytes(32)
 _COMBINED: Final = b"enclave-os kv ranges, v1\0"
 
 
@@ -25,9 +26,6 @@ def combined(states: Sequence[State]) -> State:
         return version, bytes(len(states[0][1]))
     content = b"".join(version.to_bytes(8, "big") + root for version, root in states)
     return version, hashlib.sha256(_COMBINED + content).digest()
-
-from enclave_os.evidence.exchange import ROOT_SIZE
-
 
 @dataclass(frozen=True, slots=True)
 class StoreState:
@@ -46,12 +44,12 @@ class StoreState:
     boot_nonce: bytes
     version: int
     root: bytes | None
-    ranges: tuple[tuple[int, bytes], ...] = ()
+    ranges: tuple[State, ...] = ()
 
     @property
-    def states(self) -> tuple[tuple[int, bytes], ...]:
+    def states(self) -> tuple[State, ...]:
         """Version and root of each range; of one alone its own, zeros while there is no store."""
-        return self.ranges or ((self.version, self.root or bytes(ROOT_SIZE)),)
+        return self.ranges or ((self.version, self.root or _NO_ROOT),)
 
     def to_document(self) -> dict[str, int | str | None]:
         """The form for files and for `--json`: bytes in hexadecimal."""

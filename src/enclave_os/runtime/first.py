@@ -63,7 +63,7 @@ class First:
     Args:
         worker_count: of this server: nobody else is admitted.
         deadline: seconds that a call of another worker may take.
-        answerer: makes what answers one worker's requests, anew for each admission.
+        answerer: makes what answers a worker's requests, anew for each admission.
         state: where the sealed state stands.
     """
 
@@ -77,7 +77,7 @@ class First:
         *,
         worker_count: int,
         deadline: float,
-        answerer: Callable[[], Answer],
+        answerer: Callable[[int], Answer],
         state: Callable[[], StoreState],
     ) -> None:
         self._rpc = rpc
@@ -197,7 +197,7 @@ class First:
             Link(keys, f"the channel to worker {worker}"),
             lambda record: self._carriage.send(worker, record),
             loop=self._loop,
-            answer=self._answerer(),
+            answer=self._answerer(worker),
             on_told=lambda _: None,
             on_end=lambda error: self._on_end(worker, keys.channel_id, error),
             patient=True,

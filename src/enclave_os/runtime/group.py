@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from enclave_os.errors import HostRefused, InternalError
-from enclave_os.evidence.store_state import StoreState
+from enclave_os.evidence.store_state import State, StoreState
+from enclave_os.kv.ranges import owner_of
 from enclave_os.modules.api import Storage
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime.clock import Clock
@@ -21,13 +22,17 @@ from enclave_os.runtime.forwarding import Forwarder
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.membership import Member
 from enclave_os.runtime.owner import Owner
+from enclave_os.runtime.range_book import CLAIMS_SECONDS_MAX
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.wire.setting_table import EnclaveSettings
 from enclave_os.workers.conversation import Answer, NotSent, Unanswered
-from enclave_os.workers.group_calls import operation_of
-from enclave_os.workers.store_calls import STORE_OWNER
+from enclave_os.workers.group_calls import GroupOperation, decode_ok, encode_bare, encode_ok, operation_of
+from enclave_os.workers.range_calls import OF_RANGES, RangeCall, decode_quiet_states, encode_quiet_states
+from enclave_os.workers.store_calls import REFUSALS, STORE_OWNER, encode_refusal
 
+PAUSE_SECONDS: Final = 0.25
+QUIET_SECONDS: Final = 30.0  # that another worker may take to hold its ranges still, what is under way included
 DEADLINES: Final = 2
 """A call to the owner of the store may take so many times what one of the host may: it waits for the host as well."""
 
@@ -66,10 +71,12 @@ class Group:
         self._keep = keep
         self._answer = answer
         self._config_taken = config_taken
+        self._on_again = admitted_again
         self._first: First | None = None
         self._member: Member | None = None
         self._forwarder: Forwarder | None = None
         self._index = settings.worker_index
+        self._count = settings.worker_count
         deadline = DEADLINES * settings.timeouts.rpc
         logger = logging.getLogger("workers")
         if settings.worker_index != STORE_OWNER:
@@ -81,12 +88,12 @@ class Group:
                 logger,
                 worker_index=settings.worker_index,
                 deadline=deadline,
-                answer=answer,
+                answer=self._member_answer(),
                 on_config=self._take,
-                on_again=admitted_again,
+                on_again=self._admitted_again,
                 on_broken=on_broken,
             )
-            self._forwarder = Forwarder(self._member.ask, self._member.seen)
+            self._forwarder = Forwarder(self._member.ask, self._heard)
         elif settings.worker_count > 1:
             self._first = First(
                 rpc,
@@ -148,6 +155,40 @@ class Group:
             return self._member.ask(payload, again=again, seconds=seconds)
         raise NotSent(f"worker {index} is not reached: there are no links yet")
 
+    async def quiet_others(self) -> dict[int, State]:
+        """Worker 0: hold the ranges of the others still, each booked and sealed; their states. Raises: HostRefused."""
+        replies = await asyncio.gather(*(self._ask_quiet(worker) for worker in self._owners()))
+        return {index: state for states in replies for index, state in states.items()}
+
+    async def resume_others(self) -> bool:
+        """Worker 0: let them go on; whether all were still until now."""
+        replies = await self.ask_others(encode_bare(GroupOperation.RESUME), QUIET_SECONDS)
+        try:
+            return all(worker in replies and decode_ok(replies[worker]) == b"\1" for worker in self._owners())
+        except REFUSALS:
+            return False
+
+    def seen(self, state: StoreState) -> None:
+        """Worker 0 says that the store stands there."""
+        if self._member is not None:
+            self._member.seen(state)
+
+    async def ranges_claimed(self) -> None:
+        """Another worker's start: returns when every range has an owner. Raises: HostRefused: that takes too long."""
+        due = asyncio.get_running_loop().time() + CLAIMS_SECONDS_MAX
+        while True:
+            try:
+                decode_ok(
+                    await self.ask_first(
+                        encode_bare(GroupOperation.RANGES_CLAIMED), again=True, seconds=CLAIMS_SECONDS_MAX
+                    )
+                )
+                return
+            except (NotSent, Unanswered) as error:
+                if asyncio.get_running_loop().time() >= due:
+                    raise HostRefused(f"worker 0 does not say that all ranges have an owner: {error}") from error
+                await asyncio.sleep(PAUSE_SECONDS)
+
     async def ask_others(self, payload: bytes, seconds: float) -> dict[int, bytes]:
         """What the workers that worker 0 has admitted answer in time, by worker; see `First.ask_all`."""
         return {} if self._first is None else await self._first.ask_all(payload, seconds)
@@ -178,13 +219,70 @@ class Group:
         who = self._first or self._member
         return {} if who is None else who.counters()
 
-    def _answerer(self) -> Answer:
-        owner = Owner(self._store.of, self._own_state)
+    def _heard(self, what: StoreState | int) -> None:
+        if self._member is None:
+            return
+        if isinstance(what, int):
+            self._member.seen_entry(0, what)
+        else:
+            self._member.seen(what)
+
+    def _answerer(self, worker: int) -> Answer:
+        """Worker 0: what answers one admission of another worker."""
+        owner, desk = Owner(self._store.of, self._own_state), self._store.desk(worker, self._own_state)
 
         def answer(payload: bytes) -> Coroutine[Any, Any, bytes]:
-            return owner.answer(payload) if operation_of(payload) is None else self._answer(payload)
+            operation = operation_of(payload)
+            if operation is None:
+                return owner.answer(payload)
+            if operation in OF_RANGES and desk is not None:
+                return _refusing(desk.answer(RangeCall.decode(payload)))
+            if operation is GroupOperation.RANGES_CLAIMED:
+                return _refusing(self._all_claimed())
+            return self._answer(payload)
 
         return answer
+
+    def _member_answer(self) -> Answer:
+        """Another worker: what answers worker 0."""
+
+        def answer(payload: bytes) -> Coroutine[Any, Any, bytes]:
+            operation = operation_of(payload)
+            if operation is GroupOperation.QUIET:
+                return _refusing(self._quiet())
+            if operation is GroupOperation.RESUME:
+                return _refusing(self._resume())
+            return self._answer(payload)
+
+        return answer
+
+    async def _all_claimed(self) -> bytes:
+        await self._store.all_claimed()
+        return encode_ok()
+
+    async def _quiet(self) -> bytes:
+        return encode_quiet_states(await self._store.hold_quiet())
+
+    async def _resume(self) -> bytes:
+        return encode_ok(bytes((self._store.resume(),)))
+
+    async def _ask_quiet(self, worker: int) -> dict[int, State]:
+        try:
+            reply = await self.ask_worker(
+                worker, encode_bare(GroupOperation.QUIET), again=False, seconds=QUIET_SECONDS
+            )
+        except (NotSent, Unanswered) as error:
+            raise HostRefused(f"worker {worker} does not hold its part of the store still: {error}") from error
+        return decode_quiet_states(reply)
+
+    def _owners(self) -> set[int]:
+        """Other workers that own a range."""
+        count = len(self._keeper.config.kv_states)
+        return {owner_of(index, self._count) for index in range(count)} - {STORE_OWNER}
+
+    def _admitted_again(self) -> None:
+        self._store.again()  # before anybody asks over the new channel
+        self._on_again()
 
     async def _refresh(self) -> str:
         if self._member is None:
@@ -198,8 +296,16 @@ class Group:
     def _own_state(self) -> StoreState:
         boot, nonce, sealed_version, sealed_root = self._keeper.config.state()
         version, root = self._store.state or (sealed_version, sealed_root)
-        return StoreState(boot, nonce, version, root if any(root) else None)
+        return StoreState(boot, nonce, version, root if any(root) else None, self._store.states)
 
     def _take(self, config: SealedConfig) -> None:
         self._clock.raise_floor(config.clock_floor_ns)
         self._config_taken(config)
+
+
+async def _refusing(work: Coroutine[Any, Any, bytes]) -> bytes:
+    """The reply; what was refused as such."""
+    try:
+        return await work
+    except REFUSALS as error:
+        return encode_refusal(error)

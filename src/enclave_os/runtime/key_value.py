@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from enclave_os.errors import HostRefused, InternalError, SealBroken
-from enclave_os.evidence.store_state import StoreState
+from enclave_os.evidence.store_state import State, StoreState, combined
 from enclave_os.kv.journal import follow_journal
 from enclave_os.kv.keys import StoreKeys
-from enclave_os.kv.ranges import Placement, State, combined, owner_of, range_key
+from enclave_os.kv.ranges import Placement, owner_of, range_key
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.kv.store import Anchor, AnchorOfRanges
 from enclave_os.modules.api import NoStorage, Storage
@@ -347,6 +347,11 @@ class KeyValue:
         if self._book is not None:
             return combined(self._book.states)
         return self._ranges[0].state if self._ranges else None
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """Of each range, where there are several, as `state` has them together."""
+        return () if self._book is None or self._held is not None else self._book.states
 
     # -- what worker 0 does for the others -----------------------------------------------------------------------------
 

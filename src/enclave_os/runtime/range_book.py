@@ -1,9 +1,9 @@
 """Where each range of the store stands: worker 0's book, which all workers go by.
 
 An owner says so before it acknowledges a write, and asks whether its claim still counts before it shows what it read.
-One claim to a range counts, the last, and it is taken only of who stands where the book does. So a process that a lying
-host keeps alive beside its successor can neither acknowledge nor show anything, and a successor cannot begin before what
-its predecessor acknowledged.
+One claim to a range counts, the last, and it is taken only of who stands where the book does. So a process that a
+lying host keeps alive beside its successor can neither acknowledge nor show anything, and a successor cannot begin
+before what its predecessor acknowledged.
 
 Worker 0's own ranges need no claim: they are as the store that lies here says. An anchor knows of all ranges at once.
 """
@@ -17,8 +17,8 @@ from itertools import count
 from typing import Final
 
 from enclave_os.errors import HostRefused, InternalError, SealBroken, StoreBusy
-from enclave_os.evidence.store_state import StoreState
-from enclave_os.kv.ranges import State, owner_of
+from enclave_os.evidence.store_state import State, StoreState
+from enclave_os.kv.ranges import owner_of
 from enclave_os.kv.store import AnchorOfRanges
 from enclave_os.modules.shared_work import Look
 from enclave_os.workers.group_calls import GroupOperation, encode_ok

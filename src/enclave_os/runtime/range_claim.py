@@ -4,10 +4,10 @@
         ^                                                                                   |
         +------------------------------- admitted anew ------------------------------------+
 
-A write is acknowledged, and what it wrote is shown, when the book has it (`kv.anchoring`, with `commits`). What was read
-is shown when the book confirmed, after it was asked for, that the claim still counts: one question serves all who wait.
-So the host cannot have two workers serve one range, however it starts, stops, delays and cuts off processes; and no
-clock is believed for it.
+A write is acknowledged, and what it wrote is shown, when the book has it (`kv.anchoring`, with `commits`). What was
+read is shown when the book confirmed, after it was asked for, that the claim still counts: one question serves all who
+wait. So the host cannot have two workers serve one range, however it starts, stops, delays and cuts off processes; and
+no clock is believed for it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from enclave_os.errors import HostRefused, StoreBusy
-from enclave_os.evidence.store_state import StoreState
-from enclave_os.kv.ranges import State
+from enclave_os.evidence.store_state import State, StoreState
 from enclave_os.modules.shared_work import Look
 from enclave_os.workers.conversation import NotSent, Unanswered
 from enclave_os.workers.group_calls import GroupOperation, decode_ok

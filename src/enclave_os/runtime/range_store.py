@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
 from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken, StoreBusy, StoreFull
-from enclave_os.kv.ranges import State
+from enclave_os.evidence.store_state import State
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.kv.store import Anchor, Checkpoint, Copies, Store
 from enclave_os.runtime.clock import Clock

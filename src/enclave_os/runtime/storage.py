@@ -22,7 +22,7 @@ class StorageSource(Protocol):
 
 
 class Watch(Protocol):
-    """Who looks after the store itself; `runtime.key_value.KeyValue` is the one there is."""
+    """Who looks after the store itself; `runtime.range_store.RangeStore` is the one there is."""
 
     def written(self) -> None:
         """Something was written."""

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -121,6 +121,13 @@ class SealedConfig:
             raise InternalError(f"a checkpoint of range {index}, and there are {1 + len(self.kv_further)}")
         before, after = self.kv_further[: index - 1], self.kv_further[index:]
         return replace(self, kv_further=(*before, (version, root), *after))
+
+    def restored(self, states: Sequence[State]) -> SealedConfig:
+        """The same once a manager let other states of all ranges count."""
+        (version, root), *further = states
+        return replace(
+            self, kv_version=version, kv_root=root, kv_further=tuple(further), kv_restores=self.kv_restores + 1
+        )
 
     def booted(self) -> SealedConfig:
         """The same in its next boot."""

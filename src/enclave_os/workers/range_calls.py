@@ -1,7 +1,8 @@
 """What the owner of a range of the store and worker 0 say to each other, as bytes of the channel between them.
 
-    request   u8 GroupOperation, u16 index of the range, u64 number of the claim or 0, then version and root, once or twice
+    request   u8 GroupOperation, u16 index of the range, u64 number of the claim or 0, then up to two states
     reply     u8 Outcome, as of `store_calls`, then what the operation gives
+    a state   u64 version, 32 bytes of root
 
 RANGE_KNOWN asks where a range stands. CLAIM says that this admission owns it from here on, where it stands, and what it
 was known to have when it was read; the claim's number, drawn by worker 0, goes with all that follows: ADVANCE, that a
@@ -16,16 +17,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from enclave_os.evidence.exchange import ROOT_SIZE
-from enclave_os.evidence.store_state import StoreState
+from enclave_os.evidence.store_state import State, StoreState
 from enclave_os.wire import FrameReader, FrameWriter
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.kv import RANGES_MAX
 from enclave_os.workers.group_calls import GroupOperation
 from enclave_os.workers.link import MESSAGE_SIZE_MAX
 from enclave_os.workers.store_calls import decode_state, encode_state, ok_reply, open_reply
-
-State = tuple[int, bytes]
-"""Version and root of a range."""
 
 OF_RANGES: Final = frozenset(
     (
