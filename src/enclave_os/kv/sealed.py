@@ -85,24 +85,20 @@ class SealedKV:
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         chain: int = 0,
     ) -> None:
-        self._store = store
-        self._progress, self._rows_max = progress, rows_max
-        self._master_key = master_key
-        self._checkpoint = checkpoint
+        self._store, self._progress, self._rows_max = store, progress, rows_max
+        self._master_key, self._checkpoint = master_key, checkpoint
         self.anchoring = Anchoring(anchor or NoAnchor(), commits=commits)
         self._trusted_ns = trusted_ns
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
         self._scans, self._large = Scans(self), LargeValues(store)
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
-        self._version = 0
-        self._root = self._fresh.root(0)
+        self._version, self._root = 0, self._fresh.root(0)
         self._forget_to = self._forgotten = 0  # journal rows to this version are behind the checkpoint
         self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
         self._pipeline = Pipeline(store, self._counted, monotonic_ns, chain)
-        self._in_flight = self._pipeline.places
+        self._in_flight, self._monotonic_ns = self._pipeline.places, monotonic_ns
         self._catalog = Catalog(self.namespace("", CATALOG, _own=True), self._fresh, self._in_flight)
-        self._monotonic_ns = monotonic_ns
         self._queue: deque[Waiting] = deque()
         self._held = 0  # bytes of values in the queue, or on their way to it
         self._pump: asyncio.Task[None] | None = None
@@ -148,9 +144,9 @@ class SealedKV:
         return kv
 
     def adopted(self) -> tuple[int, bytes]:
-        """Version and root that have what was found count: `anchoring.claim` takes them, then they are sealed.
+        """Version and root that have what was found count, once they are anchored, then sealed.
 
-        The version jumps beyond all that any branch can have: so no store from before descends from what is sealed now.
+        The version jumps beyond all that any branch can have: no store from before descends from what is sealed then.
         """
         version = max(self._checkpoint.state[0], self._version, self.anchoring.known) + JOURNAL_ROWS_MAX
         return version, self._fresh.root(version)

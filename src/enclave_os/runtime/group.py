@@ -107,6 +107,11 @@ class Group:
                 state=self._own_state,
             )
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is worker 0."""
+        return self._member is None
+
     async def join(self) -> SealedConfig:
         """Another worker's start: what worker 0 hands over. Raises: SealBroken, ConfigError, HostRefused."""
         if self._member is None:

@@ -26,6 +26,7 @@ from enclave_os.kv.sealed import SealedKV
 from enclave_os.kv.store import Anchor, AnchorOfRanges
 from enclave_os.modules.api import NoStorage, Storage
 from enclave_os.runtime.clock import Clock
+from enclave_os.runtime.quiet import Quiet
 from enclave_os.runtime.range_book import OwnRange, RangeBook, RangeDesk
 from enclave_os.runtime.range_claim import Claim
 from enclave_os.runtime.range_store import ClaimedRangeStore, RangeStore, Rows
@@ -36,8 +37,6 @@ from enclave_os.wire.errors import PeerProtocolError
 CONFIRM_SECONDS: Final = 10.0  # between two times that an anchor is asked whether this start still serves
 ROW_MEMORY: Final = 64  # bytes, where a table is as loose as it gets (docs/kv.md)
 BACKUP_SECONDS_MAX: Final = 120.0  # for the host's copy; nothing is written meanwhile
-QUIET_SECONDS_MAX: Final = BACKUP_SECONDS_MAX + 60.0
-"""How long a worker holds its ranges quiet for a worker 0 that says nothing more."""
 
 
 class WholeAnchor(Anchor, AnchorOfRanges, Protocol):
@@ -134,7 +133,7 @@ class KeyValue:
         self._confirming: asyncio.TimerHandle | None = None
         self._closing = False
         self._doubt: str | None = None  # why the anchor could not be asked whether this start still serves
-        self._quiet: asyncio.Event | None = None  # set: go on
+        self._quiet = Quiet(keep)
 
     # -- a start -------------------------------------------------------------------------------------------------------
 
@@ -395,37 +394,12 @@ class KeyValue:
         return combined(whole)
 
     async def hold_quiet(self) -> dict[int, State]:
-        """Another worker: write nothing until `resume`; every state is booked and sealed. Raises: HostRefused."""
-        self.resume()
-        go_on = self._quiet = asyncio.Event()
-        held: asyncio.Future[dict[int, State]] = asyncio.get_running_loop().create_future()
-        self._keep(self._stay_quiet(held, go_on))
-        return await held
+        """Another worker: write nothing until `resume`. Raises: HostRefused."""
+        return await self._quiet.begin(self._claimed.values())
 
     def resume(self) -> bool:
         """Write again; whether nothing was written until now."""
-        was_quiet = self._quiet is not None and not self._quiet.is_set()
-        if self._quiet is not None:
-            self._quiet.set()
-        return was_quiet
-
-    async def _stay_quiet(self, held: asyncio.Future[dict[int, State]], go_on: asyncio.Event) -> None:
-        try:
-            async with asyncio.timeout(QUIET_SECONDS_MAX), AsyncExitStack() as stack:
-                states: dict[int, State] = {}
-                for index, store in self._claimed.items():
-                    kv = await store.ready()
-                    states[index] = await stack.enter_async_context(store.quiet())
-                    await kv.anchoring.advance(*states[index])
-                    await store.seal(states[index])
-                if not held.done():
-                    held.set_result(states)
-                await go_on.wait()
-        except (HostRefused, TimeoutError, PeerProtocolError) as error:
-            if not held.done():
-                held.set_exception(HostRefused(f"the store could not be held still: {error}"))
-        finally:
-            go_on.set()
+        return self._quiet.end()
 
     # -- the anchor, and the end ---------------------------------------------------------------------------------------
 

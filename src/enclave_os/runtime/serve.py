@@ -31,7 +31,6 @@ from enclave_os.ratls.collateral_source import COLLATERAL_SECONDS, CollateralSou
 from enclave_os.ratls.config_tree import ConfigTree
 from enclave_os.ratls.settings_leaves import ca_leaves, settings_leaves
 from enclave_os.rpc.client import RPCClient
-from enclave_os.rpc.kv import KVCalls
 from enclave_os.runtime._ingress import Ingress
 from enclave_os.runtime.attestation import Attestation
 from enclave_os.runtime.beginning import Beginning, Platform, seal_leaves
@@ -39,17 +38,16 @@ from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.runtime.context import Context, ExitCode
 from enclave_os.runtime.egress import WorkerEgress, connections_out
 from enclave_os.runtime.exporting import Exporting
-from enclave_os.runtime.group import DEADLINES, Group
+from enclave_os.runtime.group import Group
 from enclave_os.runtime.importing import import_sealed
-from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.log import LogHandler, set_up_logging
 from enclave_os.runtime.published_keys import PublishedKeys
-from enclave_os.runtime.range_claim import Claim
 from enclave_os.runtime.recovering import WAITING, Recovering
 from enclave_os.runtime.sealing import Sealing
 from enclave_os.runtime.statements import take_statements
 from enclave_os.runtime.stop import KeptTasks, Stop
 from enclave_os.runtime.store_care import StoreCare
+from enclave_os.runtime.store_start import claim_ranges, make_store
 from enclave_os.runtime.worker_calls import WorkerCalls
 from enclave_os.sealing.authority import warning as expiry_warning
 from enclave_os.sealing.keeper import SealKeeper
@@ -130,22 +128,8 @@ class Server:
             logger=logging.getLogger("seal"),
             changed=self._seal_changed,
         )
-        self._store = KeyValue(
-            KVCalls(self._rpc),
-            self._keeper,
-            self._clock,
-            logging.getLogger("kv"),
-            keep=self._keep,
-            checkpoint_seconds=settings.kv.checkpoint,
-            memory=settings.kv.memory,
-            hold=settings.kv.restore,
-            commits=settings.kv.anchor_every == "commit",
-            changed=lambda: self._group.written(),
-            worker=settings.worker_index,
-            workers=settings.worker_count,
-            claim=self._claim if settings.worker_index else None,
-            quiet_others=lambda: self._group.quiet_others(),
-            resume_others=lambda: self._group.resume_others(),
+        self._store = make_store(
+            settings, self._rpc, self._keeper, self._clock, self._loop, keep=self._keep, group=lambda: self._group
         )
         self._group: Group = Group(
             settings,
@@ -258,7 +242,7 @@ class Server:
             self._loop.call_later(CHECKPOINT_SECONDS, self._checkpoint_again)
         self._group.begin()
         if self._context.settings.kv.ranges > 1:
-            await self._claim_ranges()
+            await claim_ranges(self._store, self._group, self._rpc)
         self._take_authority(self._authority)
         self._spent.begin()
         issuers, egress = self._context.settings.auth.issuers, self._egress.of(PUBLISHED_KEYS)
@@ -267,24 +251,6 @@ class Server:
         self._take_modules()
         if self._context.settings.worker_index != 0:
             await self._registry.look_again()  # what was said while they started reached nobody
-
-    async def _claim_ranges(self) -> None:
-        """Every range of the store has an owner when this returns: modules may need any of them to start."""
-        if self._context.settings.worker_index == 0:
-            await self._rpc.call(Method.PEER_START)  # else the host starts the others when this worker serves
-            await self._store.all_claimed()
-        else:
-            await self._store.open_claimed()
-            await self._group.ranges_claimed()
-
-    def _claim(self, index: int) -> Claim:
-        return Claim(
-            index,
-            lambda payload, *, again, seconds=None: self._group.ask_first(payload, again=again, seconds=seconds),
-            self._group.seen,
-            seconds=DEADLINES * self._context.settings.timeouts.rpc,
-            loop=self._loop,
-        )
 
     def _make_recovering(self) -> Recovering:
         """What such a start does instead of all the rest."""
