@@ -145,9 +145,11 @@ fuzz-evidence: $(STAMPS)/fast $(STAMPS)/test ## INPUTS=100000 spoilt quotes and 
 	$(PY) -m tests.fuzz.fuzz_evidence --inputs $(INPUTS)
 
 N ?= 1000
+RANGES ?= 1
+WORKERS ?= 1
 .PHONY: crash mitm
-crash: $(STAMPS)/fast $(STAMPS)/test ## kill host, enclave or both N=1000 times under 32 writers, and look for what was acknowledged
-	$(PY) -m tests.e2e.crash --rounds $(N)
+crash: $(STAMPS)/fast $(STAMPS)/test ## kill host, enclave or both N=1000 times under 32 writers, and look for what was acknowledged (RANGES=4 WORKERS=3: of a store in ranges)
+	$(PY) -m tests.e2e.crash --rounds $(N) --ranges $(RANGES) --workers $(WORKERS)
 
 mitm: $(STAMPS)/fast $(STAMPS)/test ## a thief of the leaf's key in the middle, over sockets: N=1000 refused, 1000 accepted
 	$(PY) -m tests.hostile.mitm --runs $(N)

@@ -1,6 +1,9 @@
 """KV8 for the whole server: host, enclave or both are killed at random points under 32 writers, again and again.
 
-    python -m tests.e2e.crash --rounds 1000        (make crash N=1000)
+    python -m tests.e2e.crash --rounds 1000 [--ranges 4 --workers 3]        (make crash N=1000 RANGES=4 WORKERS=3)
+
+With several ranges each start has another number of workers, so ranges go from owner to owner, and whichever worker the
+dice say is killed.
 
 Each writer owns keys, writes them one after the other, and knows which answers it had. What was acknowledged must be
 there after the next start; what was not may be there or not, but whole; and the server must start each time. What may
@@ -43,6 +46,8 @@ PROGRESS_ROUNDS: Final = 50
 VICTIMS: Final = ("host", "enclave", "both")
 ALARMS: Final = ("tampers", "is refused:", "SealBroken", "Traceback", "poisoned")
 SIZES: Final = (0, 64, 1000, 20_000)  # the last is in parts
+NAMESPACES: Final = 16  # so that hardly a range has none
+SCOPES: Final = tuple(f"kv:ns{number}:{what}" for number in range(NAMESPACES) for what in ("read", "write"))
 
 
 @dataclass(slots=True)
@@ -68,10 +73,14 @@ class PatientSite(KVSite):
 class Crash:
     """One state folder, and what is known of it.
 
-    Args: python: of an installation with the modules `kv` and `trial`.
+    Args:
+        python: of an installation with the modules `kv` and `trial`.
+        ranges: of the store.
+        workers: that a start has, at most.
     """
 
-    def __init__(self, python: Path, folder: Path, seed: int) -> None:
+    def __init__(self, python: Path, folder: Path, seed: int, *, ranges: int = 1, workers: int = 1) -> None:
+        self._ranges, self._workers = ranges, workers
         self._site = PatientSite(python, folder)
         self._folder = folder
         self._dice = random.Random(seed)
@@ -100,8 +109,8 @@ class Crash:
     async def _round(self) -> None:
         await self._look()
         server = self._running()
-        pid = server.enclave_pids[0]
         victim = self._dice.choice(VICTIMS)
+        worker = self._dice.choice(sorted(server.enclave_pids))
         async with self._client(server) as client:
             self._heard, self._killed = asyncio.Event(), False
             writers = [asyncio.create_task(self._write(client, writer)) for writer in range(WRITERS)]
@@ -112,17 +121,18 @@ class Crash:
                         self._heard.clear()
                         await self._heard.wait()
             self.kills[victim] += 1
-            served = len([line for line in server.log.splitlines() if "worker 0 serves" in line])
+            serves = f"worker {worker} serves"
+            served = len([line for line in server.log.splitlines() if serves in line])
             server._asked = True
             self._killed = True  # whoever connects from here on meets the next life
             if victim in ("enclave", "both"):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(server.enclave_pids[worker], signal.SIGKILL)
             if victim in ("host", "both"):
                 os.kill(server.host_pid, signal.SIGKILL)
             await asyncio.gather(*writers)
         self._note()
         if victim == "enclave":
-            server.wait_for_log("worker 0 serves", served + 1, READY_SECONDS_MAX)
+            server.wait_for_log(serves, served + 1, READY_SECONDS_MAX)
             server._asked = False
         else:
             assert server.wait() == -signal.SIGKILL
@@ -142,7 +152,7 @@ class Crash:
             expected = self._keys[name]
             expected.tries(value)
             pair = int(name[-1]) == 0  # one key in four is two entries of two tables, written by one batch
-            path = f"/trial/pair/{name.replace('/', '-')}" if pair else f"/kv/ns/{name}"
+            path = f"/trial/pair/{name.replace('/', '-')}" if pair else _path(name)
             try:
                 response = await client.request("DELETE" if value is None else "PUT", path, content=value)
             except httpx.TransportError:
@@ -181,7 +191,7 @@ class Crash:
             halves = (await client.get(f"/trial/pair/{name.replace('/', '-')}")).json()
             assert halves[0] == halves[1], f"round {self._number}: {name} was written by halves"
             return None if halves[0] is None else base64.b64decode(halves[0])
-        response = await client.get(f"/kv/ns/{name}")
+        response = await client.get(_path(name))
         assert response.status_code in (200, 404), response.text
         return response.content if response.status_code == 200 else None
 
@@ -195,9 +205,10 @@ class Crash:
     def _settings(self) -> dict[str, dict[str, object]]:
         sync = self._dice.choice(["always", "group", "group", "off"])
         return {
+            "server": {"workers": self._dice.randint(1, self._workers)},
             "modules": {"enabled": ["kv", "trial"]},
             # Often, so that kills meet them; a crash of processes loses nothing in any mode.
-            "kv": {"sync": sync, "checkpoint": self._dice.choice([0.05, 0.2, 3600])},
+            "kv": {"sync": sync, "checkpoint": self._dice.choice([0.05, 0.2, 3600]), "ranges": self._ranges},
             # Before somebody is killed no write may be refused, also where the machine lets nobody answer in time.
             "timeouts": {"rpc": 120, "request": 240, "handshake": 120, "head": 120, "body": 240, "host_idle": 3600},
         }
@@ -219,7 +230,7 @@ class Crash:
         return httpx.AsyncClient(
             verify=context,
             base_url=server.url,
-            headers={"Authorization": f"Bearer {self._site.token()}"},
+            headers={"Authorization": f"Bearer {self._site.token(scopes=SCOPES)}"},
             trust_env=False,
             timeout=READY_SECONDS_MAX,
             limits=httpx.Limits(max_connections=WRITERS, max_keepalive_connections=WRITERS),
@@ -234,6 +245,10 @@ class Crash:
         (self._folder / "expected.json").write_text(json.dumps(known, indent=1))
 
 
+def _path(name: str) -> str:
+    return f"/kv/ns{int(name.partition('/')[0]) % NAMESPACES}/{name}"
+
+
 def _shown(value: bytes | None) -> str:
     return "nothing" if value is None else f"{value[:12]!r} of {len(value)} bytes"
 
@@ -242,10 +257,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--ranges", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     print(f"seed {arguments.seed}, in {folder}, which stays if something is lost", file=sys.stderr)
-    crash = Crash(install(folder / "venv"), folder, arguments.seed)
+    crash = Crash(
+        install(folder / "venv"), folder, arguments.seed, ranges=arguments.ranges, workers=arguments.workers
+    )
     crash.rounds(arguments.rounds)
     shutil.rmtree(folder)
     print(

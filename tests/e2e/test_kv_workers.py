@@ -18,13 +18,14 @@ from enclave_os.evidence.store_state import StoreState
 from enclave_os_client.memory import refuse_older
 from tests.e2e.installation import install
 from tests.e2e.kv_site import KVSite
-from tests.e2e.server import Server
+from tests.e2e.server import Overrides, Server
 from tests.e2e.wire import Closed, Connection, get, request
 from tests.linearizable import Call, History
 
 CLIENTS = 32
 CALLS = 40  # of each client
-KEYS = ("a", "b", "c", "d")
+KEYS = tuple(f"n{number}/k" for number in range(8))  # each of a namespace, and so of a range, of its own
+SCOPES = tuple(f"kv:{name}:{what}" for name in ("ns", *(key[:2] for key in KEYS)) for what in ("read", "write"))
 RETRIES = 200
 
 
@@ -70,12 +71,12 @@ class Client:
         key = self._chosen.choice(KEYS)
         what = self._chosen.random()
         if what < 0.5:
-            message, value, expected = request("GET", f"/kv/ns/{key}", self._fields), None, None
+            message, value, expected = request("GET", f"/kv/{key}", self._fields), None, None
         else:
             value = f"{self._number} {step}".encode()
             expected = self._versions.get(key) if what > 0.75 else None
             condition = [] if expected is None else [f'If-Match: "{expected}"' if expected else "If-None-Match: *"]
-            message = request("PUT", f"/kv/ns/{key}", self._fields, *condition, body=value)
+            message = request("PUT", f"/kv/{key}", self._fields, *condition, body=value)
         call = self._history.begin(self._number, key.encode())
         try:
             if self._connection is None:
@@ -128,18 +129,24 @@ def state_of(connection: Connection) -> StoreState:
 SITE = {"modules": {"enabled": ["kv", "trial"]}}
 
 
-def test_every_worker_serves_and_attests_the_same(site: KVSite) -> None:
-    server = site.start({**SITE, "server": {"workers": 3}})
+def of(workers: int, ranges: int = 1) -> Overrides:
+    return {**SITE, "server": {"workers": workers}, "kv": {"ranges": ranges}}
+
+
+@pytest.mark.parametrize("ranges", [1])
+def test_every_worker_serves_and_attests_the_same(site: KVSite, ranges: int) -> None:
+    server = site.start(of(3, ranges))
     server.wait_for_log("worker 2 serves")
     server.wait_for_log("worker 1 serves")
-    bearer = f"Authorization: Bearer {site.token()}"
+    bearer = f"Authorization: Bearer {site.token(scopes=SCOPES)}"
     at = connections(server, 3)
     seen: StoreState | None = None
     for number in range(6):  # asking for evidence is rate-limited
         writer, reader = at[number % 3], at[(number + 1) % 3]
         body = b"%d" % number * 5000
-        assert writer.ask(request("PUT", "/kv/ns/k", bearer, body=body)).status == HTTPStatus.OK
-        assert reader.ask(get("/kv/ns/k", bearer)).body == body
+        for key in ("ns/k", *KEYS):
+            assert writer.ask(request("PUT", f"/kv/{key}", bearer, body=body)).status == HTTPStatus.OK
+            assert reader.ask(get(f"/kv/{key}", bearer)).body == body
         for connection in at:
             now = state_of(connection)
             if seen is not None:
@@ -157,7 +164,7 @@ def test_every_worker_serves_and_attests_the_same(site: KVSite) -> None:
 
 
 def test_worker_0_is_killed_and_nothing_acknowledged_is_lost(site: KVSite) -> None:
-    server = site.start({**SITE, "server": {"workers": 2}})
+    server = site.start(of(2))
     server.wait_for_log("worker 1 serves")
     bearer = f"Authorization: Bearer {site.token()}"
     other = connections(server, 2)[1]
@@ -182,9 +189,9 @@ def test_worker_0_is_killed_and_nothing_acknowledged_is_lost(site: KVSite) -> No
     server.stop()
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_kv11_histories_of_32_clients_while_workers_are_killed(site: KVSite, workers: int) -> None:
-    server = site.start({**SITE, "server": {"workers": workers}})
+@pytest.mark.parametrize(("workers", "ranges"), [(2, 1), (3, 1)])
+def test_kv11_histories_of_32_clients_while_workers_are_killed(site: KVSite, workers: int, ranges: int) -> None:
+    server = site.start(of(workers, ranges))
     for worker in range(1, workers):
         server.wait_for_log(f"worker {worker} serves")
 
@@ -207,7 +214,7 @@ def test_kv11_histories_of_32_clients_under_a_carrier_that_lies(tmp_path: Path) 
     site = KVSite(python, tmp_path / "site")
     site.folder.mkdir()
     try:
-        server = site.start({**SITE, "server": {"workers": 2}})
+        server = site.start(of(2))
         server.wait_for_log("worker 1 serves")
         server.expected += ["Traceback"]  # of the worker that ends with the host's lie
         assert recorded(site, server, lambda: None).broken() == []
@@ -224,7 +231,7 @@ def test_kv11_histories_of_32_clients_under_a_carrier_that_lies(tmp_path: Path) 
 def recorded(site: KVSite, server: Server, faults: Callable[[], None]) -> History:
     """What 32 clients saw meanwhile, and one behind them all."""
     history = History()
-    bearer = site.token()
+    bearer = site.token(scopes=SCOPES)
     clients = [Client(server, bearer, history, number) for number in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(client.run) for client in clients]
@@ -235,7 +242,7 @@ def recorded(site: KVSite, server: Server, faults: Callable[[], None]) -> Histor
         for _ in range(RETRIES):
             call = history.begin(CLIENTS, key.encode())
             with Connection(server) as connection:
-                answer = connection.ask(get(f"/kv/ns/{key}", f"Authorization: Bearer {bearer}"))
+                answer = connection.ask(get(f"/kv/{key}", f"Authorization: Bearer {bearer}"))
             if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
                 break
         assert answer.status in (HTTPStatus.OK, HTTPStatus.NOT_FOUND), answer

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from enclave_os.errors import HostRefused
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import Request, Response
 from enclave_os.modules.api import Storage, Table, WorkerReport
@@ -27,166 +24,15 @@ from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.worker_calls import WorkerCalls
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
-from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method, SealLoadFlag, Status
 from enclave_os.wire.settings import check
-from enclave_os_host.handlers import Later, Refused
-from enclave_os_host.handlers.peers import Carrier, Mailboxes
-from tests.enclave.kv_fakes import MemoryStore
 from tests.enclave.sealing import FakePlatform, policy
+from tests.modules.played_host import Host, PlayedRPC, Rows
 
 NOW = 1_795_000_000 * 1_000_000_000
 SECONDS = 20.0  # for what should happen at once
 RPC_SECONDS = 1.0
 MEMORY = 1 << 20  # for the store's table
 Answer = TypeVar("Answer")
-
-Tamper = Callable[[int, bytes], list[bytes]]
-"""Gets a worker and the PEER_CARRY reply that is for it; returns the replies that it gets instead, one a call."""
-
-
-@dataclass
-class Host:
-    """What outlives the workers.
-
-    Attributes:
-        tamper: what becomes of a record on its way.
-        delay: turns of the loop before a reply arrives.
-    """
-
-    count: int
-    rows: MemoryStore = field(default_factory=MemoryStore)
-    blob: bytes = b""
-    tamper: Tamper | None = None
-    tamper_letter: Callable[[bytes], bytes] = bytes
-    delay: int = 0
-    routes: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.mail = Mailboxes(self.count)
-        self.carrier = Carrier(self.count)
-        self.carried = 0
-
-    def clone(self) -> Host:
-        """Another host with copies of what lies on the disk."""
-        return Host(self.count, self.rows.copy(), self.blob)
-
-
-class PlayedRPC:
-    """One worker's calls, answered by the host's own handlers in later turns of the loop."""
-
-    def __init__(self, host: Host, index: int) -> None:
-        self.host = host
-        self.index = index
-        self.alive = True
-        self.accusations: list[str] = []
-        self._loop = asyncio.get_running_loop()
-        self._handlers = {
-            Method.PEER_SEND: host.mail.sender(index),
-            Method.PEER_TAKE: host.mail.taker(index),
-            Method.PEER_CARRY: host.carrier.handler(index),
-            Method.SEAL_LOAD: lambda _: bytes([SealLoadFlag.BLOB if host.blob else 0]) + host.blob,
-            Method.SEAL_STORE: self._store,
-        }
-        self._asked: list[asyncio.Future[bytes]] = []  # kept, so that who waits for nothing is not collected
-        self._parked: deque[asyncio.Future[bytes]] = deque()
-        self._more: deque[bytes] = deque()
-
-    def _store(self, payload: bytes) -> bytes:
-        self.host.blob = payload[32:]
-        return b""
-
-    async def call(self, method: Method, payload: bytes = b"", *, deadline: float | None = None) -> bytes:
-        reply: asyncio.Future[bytes] = self._loop.create_future()
-        self.start(method, payload, reply)
-        try:
-            async with asyncio.timeout(RPC_SECONDS if deadline is None else deadline):
-                return await reply
-        except TimeoutError as error:
-            raise HostRefused(f"the host did not answer {method.name} in time") from error
-
-    def start(
-        self, method: Method, payload: bytes, reply: asyncio.Future[bytes], *, deadline: float | None = None
-    ) -> None:
-        self._asked.append(reply)
-        if not self.alive:
-            return
-        if method is Method.PEER_CARRY:
-            self._parked.append(reply)
-        try:
-            answer = self._handlers[method](payload)
-        except Refused as refusal:
-            self._settle(method, reply, refusal.status, b"", 0)
-            return
-        if isinstance(answer, Later):
-            if method is Method.PEER_TAKE:
-                head = PEER_INDEX_SIZE
-                answer.when_done(
-                    lambda status, data: self._settle(
-                        method, reply, status, data[:head] + self.host.tamper_letter(data[head:]) if data else data, 0
-                    )
-                )
-                return
-            answer.when_done(lambda status, data: self._settle(method, reply, status, data, self.host.delay))
-        else:
-            if method is Method.PEER_TAKE:
-                answer = answer[:PEER_INDEX_SIZE] + self.host.tamper_letter(answer[PEER_INDEX_SIZE:])
-            self._settle(method, reply, Status.OK, answer, 0)
-
-    async def nothing(self) -> None:
-        """Wait for what does not come, as a process does that is dead."""
-        self._asked.append(self._loop.create_future())
-        await self._asked[-1]
-
-    def accuse(self, reason: str) -> None:
-        self.accusations.append(reason)
-
-    def _settle(self, method: Method, reply: asyncio.Future[bytes], status: Status, data: bytes, delay: int) -> None:
-        if not self.alive:
-            return
-        if delay:
-            self._loop.call_soon(self._settle, method, reply, status, data, delay - 1)
-            return
-        if method is not Method.PEER_CARRY or status is not Status.OK:
-            self._loop.call_soon(self._tell, reply, status, data)
-            return
-        if len(data) > PEER_INDEX_SIZE:
-            self.host.carried += 1
-            self.deliver([data] if self.host.tamper is None else self.host.tamper(self.index, data))
-        else:
-            self.deliver([data])
-
-    def deliver(self, replies: list[bytes]) -> None:
-        """Answer as many calls as the host has something to say, the oldest first."""
-        self._more += replies
-        while self._more and self._parked:
-            self._loop.call_soon(self._tell, self._parked.popleft(), Status.OK, self._more.popleft())
-
-    def _tell(self, reply: asyncio.Future[bytes], status: Status, data: bytes) -> None:
-        if not self.alive or reply.done():
-            return
-        if status is Status.OK:
-            reply.set_result(data)
-        else:
-            reply.set_exception(HostRefused(f"refused: {status.name}", status))
-
-
-class Rows:
-    """The host's rows, as long as the worker lives: a killed process asks and hears nothing more."""
-
-    def __init__(self, host: Host, rpc: PlayedRPC) -> None:
-        self._host = host
-        self._rpc = rpc
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*arguments: Any) -> Any:
-            await asyncio.sleep(0)
-            if not self._rpc.alive:
-                await self._rpc.nothing()
-            found = await getattr(self._host.rows, name)(*arguments)
-            await asyncio.sleep(0)
-            return found
-
-        return call
 
 
 class Worker:
@@ -202,7 +48,7 @@ class Worker:
     ) -> None:
         self.host = host
         self.index = index
-        self.rpc = PlayedRPC(host, index)
+        self.rpc = PlayedRPC(host, index, RPC_SECONDS)
         platform = platform or FakePlatform()
         self.dead = asyncio.Event()
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -313,6 +159,9 @@ class Worker:
         self.dead.set()
         for task in self.tasks:
             task.cancel()
+        if self.host.crossing is not None:
+            self.host.crossing.end(self.rpc)
+            return
         self.host.mail.reset(self.index)
         self.host.carrier.ended(self.index)
 
@@ -355,6 +204,11 @@ class Workers:
         self.now[index].kill()
         self.now[index] = await self._make(index)
         return self.now[index]
+
+    def beside(self, index: int) -> Worker:
+        """One more life of a worker, whatever others there are; not begun."""
+        self._all.append(Worker(self.host, index))
+        return self._all[-1]
 
     async def _make(self, index: int) -> Worker:
         worker = Worker(self.host, index)

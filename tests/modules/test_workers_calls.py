@@ -25,7 +25,8 @@ from enclave_os.runtime.worker_calls import as_message
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.workers import group_calls
 from enclave_os.workers.group_calls import Answered, Forwarded, GroupOperation, OneTime
-from tests.modules.group_rig import NOW, Host, Worker, Workers, until
+from tests.modules.group_rig import NOW, Worker, Workers, until
+from tests.modules.played_host import Host
 
 SECOND = NOW // 1_000_000_000
 

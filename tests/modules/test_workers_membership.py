@@ -23,7 +23,8 @@ from enclave_os.sealing.welcome import Welcome
 from enclave_os.workers.admission import HELLO_SIZE, KEY_SIZE, Admission, admit
 from enclave_os_client.memory import refuse_older
 from tests.enclave.sealing import FakePlatform, policy
-from tests.modules.group_rig import NOW, Host, Worker, Workers, until
+from tests.modules.group_rig import NOW, Worker, Workers, until
+from tests.modules.played_host import Host
 
 DAY = 24 * 3600 * 1_000_000_000
 

@@ -18,7 +18,8 @@ from enclave_os.http import Request, Response, make_request
 from enclave_os.modules.tokens import Spending
 from enclave_os.runtime import membership, worker_calls
 from tests.modules import group_rig
-from tests.modules.group_rig import NOW, SECONDS, Host, Worker, Workers, until
+from tests.modules.group_rig import NOW, SECONDS, Worker, Workers, until
+from tests.modules.played_host import Host
 
 SECOND = NOW // 1_000_000_000
 PHASES = 16  # turns of the loop from a question to its answer, and some
