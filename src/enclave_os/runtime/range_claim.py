@@ -55,7 +55,7 @@ class Claim:
         self.index = index
         self._ask = ask
         self._seen = seen
-        self._seconds = seconds
+        self.seconds = seconds
         self._loop = loop
         self.number = 0
         """Of the claim that was made last; worker 0's."""
@@ -79,7 +79,7 @@ class Claim:
 
     async def wait(self, due: float | None = None) -> None:
         """Returns when it counts. Raises: StoreBusy: not in time; nothing was done."""
-        due = self._loop.time() + self._seconds if due is None else due
+        due = self._loop.time() + self.seconds if due is None else due
         while not self._made.done():
             try:
                 async with asyncio.timeout_at(due):
@@ -123,7 +123,7 @@ class Claim:
 
         The range is claimed again before, so what is true of the later claim is true of the earlier.
         """
-        due = self._loop.time() + self._seconds
+        due = self._loop.time() + self.seconds
         while True:
             await self.wait(due)
             made = self._made

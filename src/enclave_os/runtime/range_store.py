@@ -29,6 +29,7 @@ from enclave_os.workers.conversation import NotSent, Unanswered
 CHECKPOINT_BATCHES: Final = 4096
 PROGRESS_ROWS: Final = 100_000  # between two lines of a start's progress
 PAUSE_SECONDS: Final = 0.25  # before a range is claimed once more
+TRIES: Final = 10  # of a start, to claim a range
 
 
 class Rows(Store, Copies, Protocol):
@@ -298,6 +299,7 @@ class ClaimedRangeStore(RangeStore):
             commits=True,
         )
         self._anew = asyncio.Event()
+        self._taken = asyncio.Event()
 
     @property
     def claimed(self) -> bool:
@@ -310,22 +312,33 @@ class ClaimedRangeStore(RangeStore):
 
     async def ready(self) -> SealedKV:
         """The store, when it is read and claimed. Raises: StoreBusy: not in time."""
-        await self._claim.wait()
-        if self._kv is None:
-            raise StoreBusy("the store is being read")
+        due = asyncio.get_running_loop().time() + self._claim.seconds
+        await self._claim.wait(due)
+        while self._kv is None:
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._taken.wait()
+            except TimeoutError as error:
+                raise StoreBusy(f"range {self.index} of the store is being read: try again later") from error
         return self._kv
+
+    def take(self, kv: SealedKV) -> None:
+        super().take(kv)
+        self._taken.set()
 
     def confirm(self) -> Awaitable[None]:
         """See `Claim.confirmed`; begins now."""
         return asyncio.ensure_future(self._claim.confirmed())
 
     async def open(self, key: bytes) -> None:
-        """Read and claim it, for a start. Raises: SealBroken: refused. ConfigError, HostRefused."""
-        while True:
+        """Read and claim it, for a start. Raises: SealBroken: refused. ConfigError, HostRefused: too often in vain."""
+        for tries_left in reversed(range(TRIES)):
             try:
                 await self._claim_now(key)
                 return
             except (NotSent, Unanswered, HostRefused) as error:
+                if not tries_left:
+                    raise HostRefused(f"range {self.index} of the store cannot be claimed: {error}") from error
                 self._logger.warning("range %d of the store is not claimed yet: %s", self.index, error)
                 await asyncio.sleep(PAUSE_SECONDS)
 
@@ -359,6 +372,7 @@ class ClaimedRangeStore(RangeStore):
         if kv is not None:
             self._logger.warning("range %d of the store is read anew", self.index)
             self._kv = None
+            self._taken.clear()
             life.ended = True
             kv.give_up(HostRefused("the range is read anew: may be written or not"))
         await self._rows.settled()
