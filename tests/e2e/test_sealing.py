@@ -164,6 +164,20 @@ class TestPolicy:
         again.stop()
         assert site.sealed().master_key == master_key
 
+    def test_how_many_ranges_the_store_has_is_decided_once(self, site: Site) -> None:
+        """Where entries lie follows from it, so another number would find none of them."""
+        ranges: Overrides = {"kv": {"ranges": 3}}
+        site.start(ranges).stop()
+        before = site.blob().read_bytes()
+        log = site.refused()
+        assert "the store has 3 ranges, and this configuration says kv.ranges = 1" in log
+        assert "write kv.ranges = 3, or start with another --state-dir" in log
+        assert site.blob().read_bytes() == before
+        again = site.start(ranges)
+        hello(again)
+        again.stop()
+        assert len(site.sealed().kv_states) == 3
+
     def test_a_manager_accepts_and_the_next_start_has_it(self, site: Site) -> None:
         server = site.start()
         new = site.write({"seal": {"export": "none"}})
