@@ -227,9 +227,13 @@ class TestShowing:
             reading = asyncio.ensure_future(rig.table.get(b"0"))
             conflict = asyncio.ensure_future(rig.table.put(b"0", b"", expected=0))
             await settle()
-            for task in (reading, conflict):
+            rig.range.rows.get = lambda namespace, key: asyncio.Event().wait()  # type: ignore[method-assign, assignment, return-value]
+            at_the_host = asyncio.ensure_future(rig.table.get(b"0"))
+            await settle()
+            assert len(rig.range.asked) == 3
+            for task in (reading, conflict, at_the_host):
                 task.cancel()
-            await asyncio.wait([reading, conflict])
+            await asyncio.wait([reading, conflict, at_the_host])
             for confirmation in rig.range.asked:
                 assert not confirmation.cancelled(), "others may wait for it too"
                 confirmation.set_exception(StoreBusy("nobody hears it"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from enclave_os.evidence.exchange import BOOT_NONCE_SIZE
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.kv.ranges import Placement, owner_of, range_key
 from enclave_os.kv.sealed import SealedKV
-from enclave_os.modules.api import Storage, Table, Write
+from enclave_os.modules.api import Item, Storage, Table, Write
 from enclave_os.runtime.owner import Owner
 from enclave_os.runtime.routed_storage import RangesOfWorkers, RoutedStorage
 from enclave_os.runtime.storage import OwnedStorage
@@ -27,6 +28,12 @@ from tests.enclave.kv_fakes import MemoryCheckpoint, MemoryStore
 from tests.modules.storage import NOW_NS
 
 KEY = bytes(range(32))
+READS: dict[str, Callable[[Table], Coroutine[Any, Any, object]]] = {
+    "multi_get": lambda table: table.multi_get([b"%d" % number for number in range(4)]),
+    "scan": lambda table: table.scan(),
+    "names": lambda table: table.names(),
+    "iterate": lambda table: _entries(table),
+}
 names = some.text(max_size=20)
 counts = some.integers(1, RANGES_MAX)
 
@@ -53,7 +60,7 @@ class Range:
 
     @classmethod
     async def open(cls, index: int, rows: MemoryStore) -> Range:
-        return cls(await SealedKV.open(rows, range_key(KEY, index), MemoryCheckpoint(), lambda: NOW_NS))
+        return cls(await SealedKV.open(rows, range_key(KEY, index), MemoryCheckpoint(), lambda: NOW_NS, chain=index))
 
     def of(self, module: str) -> OwnedStorage:
         return OwnedStorage(self.kv, module, Unwatched())
@@ -216,13 +223,31 @@ class TestRouting:
         run(test)
 
 
+@dataclass
+class Seen:
+    """What a worker was shown."""
+
+    states: list[StoreState] = field(default_factory=list)
+    versions: dict[int, int] = field(default_factory=dict)
+
+    def seen(self, state: StoreState) -> None:
+        self.states.append(state)
+
+    def seen_entry(self, index: int, version: int) -> None:
+        self.versions[index] = max(version, self.versions.get(index, 0))
+
+
 class Servers:
     """The workers of one server, each with its ranges, that ask each other without a channel in between."""
 
     def __init__(self, count: int, ranges: Ranges) -> None:
         self.asked: list[tuple[int, int]] = []  # who asks whom
         self.dead: set[int] = set()
-        self.seen: list[list[StoreState | int]] = [[] for _ in range(count)]
+        self.seen = [Seen() for _ in range(count)]
+        self.own = [
+            {index: one for index, one in ranges.now.items() if owner_of(index, count) == worker}
+            for worker in range(count)
+        ]
         self.workers = [self._worker(worker, count, ranges) for worker in range(count)]
         nonce = bytes(BOOT_NONCE_SIZE)
         self.states = [StoreState(1, nonce, worker + 1, bytes([worker]) * 32) for worker in range(count)]
@@ -236,10 +261,10 @@ class Servers:
             self.asked.append((worker, index))
             if index in self.dead:
                 raise NotSent("it is away")
+            assert StoreCall.decode(payload).encode() == payload
             return await self.owners[index].answer(payload)
 
-        own = {index: one for index, one in ranges.now.items() if owner_of(index, count) == worker}
-        return RangesOfWorkers(ranges.placement, own, count, ask, self.seen[worker].append)
+        return RangesOfWorkers(ranges.placement, lambda: self.own[worker], worker, count, ask, self.seen[worker])
 
 
 class TestWorkers:
@@ -268,7 +293,27 @@ class TestWorkers:
                 servers = Servers(2, ranges)
                 table = _table_of(ranges, servers.workers[1].of("mine"), 0)
                 await table.put(b"a", b"")
-                assert servers.seen[1] == [servers.states[0]]
+                assert servers.seen[1].states == [servers.states[0]]
+                assert servers.seen[1].versions == {}
+
+        run(test)
+
+    @pytest.mark.parametrize("read", READS.values(), ids=READS)
+    def test_who_reads_elsewhere_remembers_what_that_range_was_at(
+        self, read: Callable[[Table], Coroutine[Any, Any, object]]
+    ) -> None:
+        async def test() -> None:
+            async with Ranges(6) as ranges:
+                servers = Servers(2, ranges)
+                for index in (0, 1, 2):
+                    table = _table_of(ranges, servers.workers[index % 2].of("mine"), index)
+                    versions = [await table.put(b"%d" % number, b"") for number in range(index + 2)]
+                    for worker in servers.workers:
+                        await read(_table_of(ranges, worker.of("mine"), index))
+                    away = servers.seen[1 - index % 2]
+                    assert away.versions[index] == versions[-1]
+                assert servers.seen[0].versions.keys() == {1}
+                assert servers.seen[1].versions.keys() == {0, 2}
 
         run(test)
 
@@ -318,6 +363,19 @@ class TestWorkers:
 
         run(test)
 
+    def test_a_range_that_its_owner_still_reads(self) -> None:
+        async def test() -> None:
+            async with Ranges(2) as ranges:
+                servers = Servers(2, ranges)
+                table = _table_of(ranges, servers.workers[0].of("mine"), 1)
+                one = servers.own[1].pop(1)
+                with pytest.raises(StoreBusy, match="not open in this worker yet"):
+                    await table.put(b"a", b"")
+                servers.own[1][1] = one
+                await table.put(b"a", b"")
+
+        run(test)
+
     def test_a_batch_over_ranges_is_refused_by_its_owner_too(self) -> None:
         async def test() -> None:
             async with Ranges(2) as ranges:
@@ -330,6 +388,10 @@ class TestWorkers:
                 assert ranges.written() == [0, 0]
 
         run(test)
+
+
+async def _entries(table: Table) -> list[Item]:
+    return [item async for item in table.iterate()]
 
 
 def _table_of(ranges: Ranges, storage: Storage, index: int) -> Table:

@@ -1,4 +1,4 @@
-"""Storage of a worker that does not own the store: every call goes to the worker that does, and its answer comes back.
+"""Storage in what another worker owns: every call goes to that worker, and its answer comes back.
 
 The same interface, the same errors. What a deadline or the owner's death leaves open is said as it is: StoreBusy, when
 nothing was done; HostRefused, when a write may have come into effect. Reads are asked again within their deadline when
@@ -7,12 +7,12 @@ the owner was started anew; a write is sent once.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
 from enclave_os.errors import HostRefused, StoreBusy, UsageError
 from enclave_os.evidence.store_state import StoreState
-from enclave_os.modules.api import Item, Storage, Table, Write
+from enclave_os.modules.api import Item, Table, Write
 from enclave_os.runtime.module_tables import ModuleTables, check_batch
 from enclave_os.wire import FrameReader
 from enclave_os.workers.conversation import NotSent, Unanswered
@@ -40,19 +40,41 @@ class Ask(Protocol):
         """
 
 
-class Forwarder:
-    """Calls to the owner of the store. Event loop's thread only.
+class Seen(Protocol):
+    """Who remembers what was shown: a store before it is older. `runtime.membership.Member`."""
 
-    Args: seen: told of each state of the store, and each version of an entry, that a caller is about to see.
+    def seen(self, state: StoreState) -> None:
+        """Where the store stood."""
+
+    def seen_entry(self, index: int, version: int) -> None:
+        """The version of an entry, in that range."""
+
+
+class Forwarder:
+    """Calls to the owner of the store, or of some ranges of it. Event loop's thread only.
+
+    Args:
+        seen: told of each state of the store, and each version of an entry, that a caller is about to see; None: what
+            worker 0 is shown of other workers' ranges it has in its book.
     """
 
-    def __init__(self, ask: Ask, seen: Callable[[StoreState | int], None]) -> None:
+    def __init__(self, ask: Ask, seen: Seen | None) -> None:
         self._ask = ask
-        self.seen = seen
+        self._seen = seen
 
-    def of(self, module: str) -> Storage:
-        """The storage of one module; see `runtime.storage.StorageSource`."""
-        return ForwardedStorage(self, module)
+    def of(self, module: str, index: int = 0) -> ForwardedStorage:
+        """The storage of one module in one range; see `runtime.storage.StorageSource`."""
+        return ForwardedStorage(self, module, index)
+
+    def seen(self, state: StoreState) -> None:
+        """See `Seen.seen`."""
+        if self._seen is not None:
+            self._seen.seen(state)
+
+    def seen_entries(self, index: int, versions: Iterable[int]) -> None:
+        """`Seen.seen_entry`, of many."""
+        if self._seen is not None:
+            self._seen.seen_entry(index, max(versions, default=0))
 
     async def read(self, call: StoreCall) -> FrameReader:
         """What is in the reply. Raises: what the owner's call raised."""
@@ -74,9 +96,10 @@ class Forwarder:
 
 
 class ForwardedStorage:
-    """One module's storage, kept by another worker; `modules.api.Storage`."""
+    """One module's part of a range that another worker keeps; `modules.api.Storage`."""
 
-    def __init__(self, forwarder: Forwarder, module: str) -> None:
+    def __init__(self, forwarder: Forwarder, module: str, index: int) -> None:
+        self.index = index
         self._forwarder = forwarder
         self._module = module
         self._tables = ModuleTables(lambda name: ForwardedTable(forwarder, module, name, self))
@@ -123,7 +146,7 @@ class ForwardedTable:
             asked = names[len(found) : len(found) + NAMES_PER_CALL_MAX]
             reader = await self._forwarder.read(StoreCall(Operation.GET, self._module, self.name, asked))
             found += decode_found(reader)
-        self._forwarder.seen(max((item.version for item in found if item is not None), default=0))
+        self._forwarder.seen_entries(self.owner.index, (item.version for item in found if item is not None))
         return found
 
     async def put(self, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0) -> int:
@@ -142,17 +165,21 @@ class ForwardedTable:
             found += items
             if items:
                 start = items[-1].name + b"\0"
+        self._forwarder.seen_entries(self.owner.index, (item.version for item in found))
         return found
 
     async def names(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[tuple[bytes, int]]:
         call = StoreCall(Operation.NAMES, self._module, self.name, start=start, end=end, limit=limit)
-        return decode_names(await self._forwarder.read(call))
+        found = decode_names(await self._forwarder.read(call))
+        self._forwarder.seen_entries(self.owner.index, (version for _, version in found))
+        return found
 
     async def iterate(self) -> AsyncIterator[Item]:
         opening = StoreCall(Operation.ITERATE, self._module, self.name)
         items, more, cursor = decode_page(await self._forwarder.read(opening))
         try:
             while True:
+                self._forwarder.seen_entries(self.owner.index, (item.version for item in items))
                 for item in items:
                     yield item
                 if not more:

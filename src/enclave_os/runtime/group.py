@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from enclave_os.errors import HostRefused, InternalError
 from enclave_os.evidence.store_state import State, StoreState
-from enclave_os.kv.ranges import owner_of
+from enclave_os.kv.ranges import Placement, owner_of
 from enclave_os.modules.api import Storage
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime.clock import Clock
@@ -23,6 +23,7 @@ from enclave_os.runtime.key_value import KeyValue
 from enclave_os.runtime.membership import Member
 from enclave_os.runtime.owner import Owner
 from enclave_os.runtime.range_book import CLAIMS_SECONDS_MAX
+from enclave_os.runtime.routed_storage import RangesOfWorkers
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.wire.setting_table import EnclaveSettings
@@ -75,6 +76,7 @@ class Group:
         self._first: First | None = None
         self._member: Member | None = None
         self._forwarder: Forwarder | None = None
+        self._parts: RangesOfWorkers | None = None
         self._index = settings.worker_index
         self._count = settings.worker_count
         deadline = DEADLINES * settings.timeouts.rpc
@@ -93,7 +95,7 @@ class Group:
                 on_again=self._admitted_again,
                 on_broken=on_broken,
             )
-            self._forwarder = Forwarder(self._member.ask, self._heard)
+            self._forwarder = Forwarder(self._member.ask, self._member)
         elif settings.worker_count > 1:
             self._first = First(
                 rpc,
@@ -129,6 +131,8 @@ class Group:
 
     def of(self, module: str) -> Storage:
         """The storage of one module; see `runtime.storage.StorageSource`."""
+        if self._store.held is None and len(self._keeper.config.kv_states) > 1:
+            return self._ranges().of(module)
         return self._store.of(module) if self._forwarder is None else self._forwarder.of(module)
 
     async def ask_first(self, payload: bytes, *, again: bool, seconds: float | None = None) -> bytes:
@@ -224,17 +228,25 @@ class Group:
         who = self._first or self._member
         return {} if who is None else who.counters()
 
-    def _heard(self, what: StoreState | int) -> None:
-        if self._member is None:
-            return
-        if isinstance(what, int):
-            self._member.seen_entry(0, what)
-        else:
-            self._member.seen(what)
+    def _ranges(self) -> RangesOfWorkers:
+        """All ranges of the store, and who has them. The sealed configuration is known."""
+        if self._parts is None:
+            config = self._keeper.config
+            placement = Placement(config.master_key, len(config.kv_states))
+            self._parts = RangesOfWorkers(
+                placement, lambda: self._store.ranges, self._index, self._count, self.ask_worker, self._member
+            )
+        return self._parts
+
+    def _own_part(self, module: str) -> Storage:
+        """What this worker keeps of a module's tables, for other workers to ask for."""
+        if self._member is None and (self._store.held is not None or len(self._keeper.config.kv_states) == 1):
+            return self._store.of(module)
+        return self._ranges().own(module)
 
     def _answerer(self, worker: int) -> Answer:
         """Worker 0: what answers one admission of another worker."""
-        owner, desk = Owner(self._store.of, self._own_state), self._store.desk(worker, self._own_state)
+        owner, desk = Owner(self._own_part, lambda: self.state), self._store.desk(worker, self._own_state)
 
         def answer(payload: bytes) -> Coroutine[Any, Any, bytes]:
             operation = operation_of(payload)

@@ -20,6 +20,7 @@ from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroke
 from enclave_os.evidence.store_state import State
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.kv.store import Anchor, Checkpoint, Copies, Store
+from enclave_os.runtime.claimed_storage import ClaimedStorage
 from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.range_claim import NOTHING, Claim, ClaimedAnchor
 from enclave_os.runtime.storage import OwnedStorage
@@ -106,7 +107,7 @@ class RangeStore:
         """The store; None: it is not open."""
         return self._kv
 
-    def of(self, module: str) -> OwnedStorage:
+    def of(self, module: str) -> OwnedStorage | ClaimedStorage:
         """The storage of one module, in this range."""
         if self._kv is None:
             raise InternalError("storage was asked for before the store was open")
@@ -309,6 +310,9 @@ class ClaimedRangeStore(RangeStore):
     def life(self) -> ClaimedAnchor:
         """Of the store that is served."""
         return self._life
+
+    def of(self, module: str) -> ClaimedStorage:
+        return ClaimedStorage(self, module)
 
     async def ready(self) -> SealedKV:
         """The store, when it is read and claimed. Raises: StoreBusy: not in time."""

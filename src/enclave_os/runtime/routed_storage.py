@@ -14,11 +14,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from enclave_os.errors import StoreBusy, UsageError
-from enclave_os.evidence.store_state import StoreState
 from enclave_os.kv.ranges import Placement, owner_of
 from enclave_os.modules.api import Storage, Table, Write
 from enclave_os.runtime.claimed_storage import ClaimedStorage, ClaimedTable
-from enclave_os.runtime.forwarding import ForwardedStorage, ForwardedTable, Forwarder
+from enclave_os.runtime.forwarding import ForwardedStorage, ForwardedTable, Forwarder, Seen
 from enclave_os.runtime.module_tables import ModuleTables, check_batch
 from enclave_os.runtime.storage import OwnedStorage, OwnedTable
 from enclave_os.workers.store_calls import TableName
@@ -84,7 +83,8 @@ class RangesOfWorkers:
     """Where modules' storage comes from when there are several ranges; `runtime.storage.StorageSource`.
 
     Args:
-        own: the ranges of this worker.
+        own: gives the ranges of this worker, those that are open.
+        worker, worker_count: which this is, of how many.
         ask: what another worker answers; see `runtime.group.Group.ask_worker`.
         seen: see `Forwarder`.
     """
@@ -92,37 +92,42 @@ class RangesOfWorkers:
     def __init__(
         self,
         placement: Placement,
-        own: Mapping[int, OwnRange],
+        own: Callable[[], Mapping[int, OwnRange]],
+        worker: int,
         worker_count: int,
         ask: AskWorker,
-        seen: Callable[[StoreState | int], None],
+        seen: Seen | None,
     ) -> None:
         self._placement = placement
         self._own = own
+        self._worker = worker
         self._worker_count = worker_count
-        self._forwarders = {
-            worker: Forwarder(partial(ask, worker), seen)
-            for worker in {owner_of(index, worker_count) for index in range(placement.count) if index not in own}
-        }
+        self._ask = ask
+        self._seen = seen
 
     def of(self, module: str) -> Storage:
         """The storage of one module, wherever its tables lie."""
         return RoutedStorage(module, self._placement, lambda index: self._storage(index, module))
 
     def own(self, module: str) -> Storage:
-        """The part of it that this worker keeps, for the others' calls: a table elsewhere is StoreBusy.
+        """The part of it that this worker keeps, for what the others ask; a table elsewhere is StoreBusy.
 
-        So it can only be for two processes that count ranges or workers differently, which one server's do not.
+        That it is asked for such a one shows two processes that count ranges or workers differently, as one server's
+        do not: it is refused, and not passed on.
         """
         return RoutedStorage(module, self._placement, lambda index: self._own_storage(index, module))
 
     def _storage(self, index: int, module: str) -> RangeStorage:
-        if index in self._own:
-            return self._own[index].of(module)
-        return ForwardedStorage(self._forwarders[owner_of(index, self._worker_count)], module)
+        owner = owner_of(index, self._worker_count)
+        if owner == self._worker:
+            return self._own_storage(index, module)
+        return Forwarder(partial(self._ask, owner), self._seen).of(module, index)
 
     def _own_storage(self, index: int, module: str) -> RangeStorage:
-        if index not in self._own:
-            owner = owner_of(index, self._worker_count)
+        owner = owner_of(index, self._worker_count)
+        if owner != self._worker:
             raise StoreBusy(f"range {index} of the store is not of this worker, but owned by worker {owner}")
-        return self._own[index].of(module)
+        store = self._own().get(index)
+        if store is None:
+            raise StoreBusy(f"range {index} of the store is not open in this worker yet")
+        return store.of(module)
