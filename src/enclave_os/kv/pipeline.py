@@ -78,7 +78,8 @@ class Pipeline:
         self._send(batch, follows=len(self._batches) > 1)
 
     async def room(self, places: Iterable[Place]) -> None:
-        """Returns when one more may be sent that changes these places. Raises: as `settle`."""
+        """Returns when one more may be sent that changes these places. Raises: as `settle`; what `give_up` was told."""
+        self._check()
         while self._refusal is not None or len(self._batches) >= (BATCHES_MAX if self.quick else 1):
             await self._settle(self._batches[0].version, self._senders)
         under_way = [version for place in places if (version := self.places.get(place)) is not None]
@@ -103,8 +104,7 @@ class Pipeline:
     async def _settle(self, last: int, askers: list[asyncio.Future[None]]) -> None:
         tries = self._tries
         while self._batches and self._batches[0].version <= last:
-            if self._ended is not None:
-                raise HostRefused(str(self._ended))
+            self._check()
             if self._refusal is not None and self._all_answered:
                 if self._tries > tries:
                     raise self._refusal
@@ -112,6 +112,10 @@ class Pipeline:
             asker: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             askers.append(asker)
             await asker
+
+    def _check(self) -> None:
+        if self._ended is not None:
+            raise HostRefused(str(self._ended))
 
     @property
     def _all_answered(self) -> bool:

@@ -49,9 +49,11 @@ class Quiet:
                 states: dict[int, State] = {}
                 for store in stores:
                     kv = await store.ready()
+                    life = store.life  # whose state it is: none is sealed for another that takes its place meanwhile
                     state = states[store.index] = await stack.enter_async_context(kv.quiet())
                     await kv.anchoring.advance(*state)
-                    await store.seal(state)
+                    if state != life.state:
+                        await life.save(*state)
                 if not told.done():
                     told.set_result(states)
                 await go_on.wait()

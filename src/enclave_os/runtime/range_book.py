@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Final
@@ -27,6 +28,7 @@ from enclave_os.workers.store_calls import encode_state
 
 CLAIMS_SECONDS_MAX: Final = 3600.0  # that a start waits for its ranges: the host ends it long before
 CLAIMS_SAY_SECONDS: Final = 10.0
+NUMBER_SIZE: Final = 7  # bytes of the first number of a claim: no counting takes it beyond eight
 
 
 class RangeBook:
@@ -57,7 +59,8 @@ class RangeBook:
         self._shown: list[State] = []  # the same, where an anchor hears of each first
         self._own: dict[int, Callable[[], State]] = {}
         self._claims: dict[int, tuple[int, RangeDesk]] = {}
-        self._numbers = count(1)
+        # No number of a former boot: what was asked under that one may be repeated to this.
+        self._numbers = count(int.from_bytes(os.urandom(NUMBER_SIZE), "big"))
         self._claimed = asyncio.Event()
         self._look = Look(self._swap)
         self.anchored: tuple[State, ...] | None = None

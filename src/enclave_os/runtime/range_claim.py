@@ -57,8 +57,7 @@ class Claim:
         self._seen = seen
         self.seconds = seconds
         self._loop = loop
-        self.number = 0
-        """Of the claim that was made last; worker 0's."""
+        self._number = 0  # of the claim that was made last; worker 0's
         self._made: asyncio.Future[None] = loop.create_future()
         self._look = Look(self._confirm)
 
@@ -98,36 +97,42 @@ class Claim:
         """The sealed checkpoint, and where the book has the range. Raises: NotSent, Unanswered."""
         return decode_known(await self._ask(RangeCall(GroupOperation.RANGE_KNOWN, self.index).encode(), again=True))
 
-    async def claim(self, state: State, known: State) -> None:
-        """Have the range, in this state, which goes on from what was `known`.
+    async def claim(self, state: State, known: State) -> int:
+        """Have the range, in this state, which goes on from what was `known`; returns the claim's number.
 
         Raises: StoreBusy: the book is elsewhere by now. NotSent, Unanswered. HostRefused, SealBroken: the anchor.
         """
         call = RangeCall(GroupOperation.RANGE_CLAIM, self.index, state=state, known=known)
-        self.number, whole = decode_claim(await self._ask(call.encode(), again=False))
+        self._number, whole = decode_claim(await self._ask(call.encode(), again=False))
         self._seen(whole)
+        return self._number
 
-    async def advance(self, state: State) -> None:
-        """The book has this state, or a later one. Raises: StoreBusy, HostRefused, SealBroken."""
-        self._hear(await self._ask_claimed(GroupOperation.RANGE_ADVANCE, state))
+    async def advance(self, state: State, number: Callable[[], int]) -> None:
+        """The book has this state, or a later one.
 
-    async def save(self, state: State) -> None:
-        """Worker 0 has sealed a checkpoint. Raises: as `advance`."""
-        decode_ok(await self._ask_claimed(GroupOperation.RANGE_SAVE, state))
+        Args: number: of the claim that this state goes on from; it is asked before each sending.
+        Raises: StoreBusy, HostRefused, SealBroken; what `number` raises.
+        """
+        self._hear(await self._ask_claimed(GroupOperation.RANGE_ADVANCE, state, number))
+
+    async def save(self, state: State, number: Callable[[], int]) -> None:
+        """Worker 0 has sealed a checkpoint. As `advance`."""
+        decode_ok(await self._ask_claimed(GroupOperation.RANGE_SAVE, state, number))
 
     async def _confirm(self) -> None:
-        decode_ok(await self._ask_claimed(GroupOperation.RANGE_CONFIRM, None))
+        decode_ok(await self._ask_claimed(GroupOperation.RANGE_CONFIRM, None, lambda: self._number))
 
-    async def _ask_claimed(self, operation: GroupOperation, state: State | None) -> bytes:
+    async def _ask_claimed(self, operation: GroupOperation, state: State | None, number: Callable[[], int]) -> bytes:
         """Worker 0's reply, of its next life where this one ends: all that is asked so may be asked twice.
 
-        The range is claimed again before, so what is true of the later claim is true of the earlier.
+        The range is claimed again before, so what is true of the later claim is true of the earlier, if it is the same
+        life of the store that claimed: another's may be on another branch.
         """
         due = self._loop.time() + self.seconds
         while True:
             await self.wait(due)
             made = self._made
-            payload = RangeCall(operation, self.index, self.number, state).encode()
+            payload = RangeCall(operation, self.index, number(), state).encode()
             try:
                 reply = await self._ask(payload, again=True, seconds=max(0.0, due - self._loop.time()))
                 return _unless_busy(reply)
@@ -166,6 +171,7 @@ class ClaimedAnchor:
         self.anchored: State = NOTHING
         self.sent: State = NOTHING
         self.ended = False
+        self._number = 0  # of its claim, the last one
 
     async def known(self, *, new: bool) -> State | None:
         """See `kv.store.Anchor.known`. Raises: HostRefused: worker 0 does not answer."""
@@ -178,7 +184,7 @@ class ClaimedAnchor:
     async def claim(self, version: int, root: bytes) -> None:
         """See `kv.store.Anchor.claim`. Raises: SealBroken. HostRefused: worker 0 does not take it: read it anew."""
         try:
-            await self._claim.claim((version, root), self.booked)
+            self._number = await self._claim.claim((version, root), self.booked)
         except (NotSent, Unanswered, StoreBusy) as error:
             raise HostRefused(f"worker 0 does not take the claim to range {self._claim.index}: {error}") from error
         self.anchored = self.sent = version, root
@@ -189,7 +195,7 @@ class ClaimedAnchor:
         self._check()
         self.sent = version, root
         try:
-            await self._claim.advance(self.sent)
+            await self._claim.advance(self.sent, self._claimed_as)
         except StoreBusy as error:
             raise HostRefused(str(error)) from error
         self._check()
@@ -203,11 +209,15 @@ class ClaimedAnchor:
         """See `kv.store.Checkpoint.save`. Raises: HostRefused: not sealed, as far as is known."""
         self._check()
         try:
-            await self._claim.save((version, root))
+            await self._claim.save((version, root), self._claimed_as)
         except StoreBusy as error:
             raise HostRefused(str(error)) from error
         self._check()
         self.state = version, root
+
+    def _claimed_as(self) -> int:
+        self._check()
+        return self._number
 
     def _check(self) -> None:
         if self.ended:
