@@ -77,6 +77,7 @@ class Group:
         self._member: Member | None = None
         self._forwarder: Forwarder | None = None
         self._parts: RangesOfWorkers | None = None
+        self._serves = asyncio.Event()
         self._index = settings.worker_index
         self._count = settings.worker_count
         deadline = DEADLINES * settings.timeouts.rpc
@@ -182,20 +183,31 @@ class Group:
         if self._member is not None:
             self._member.seen(state)
 
+    async def all_serve(self) -> None:
+        """The modules of this worker have started: returns when those of worker 0 have, whom clients need.
+
+        Raises: HostRefused: that takes too long.
+        """
+        if self.is_first:
+            self._serves.set()
+        else:
+            await self._until(GroupOperation.SERVES, "does not serve")
+
     async def ranges_claimed(self) -> None:
         """Another worker's start: returns when every range has an owner. Raises: HostRefused: that takes too long."""
-        due = asyncio.get_running_loop().time() + CLAIMS_SECONDS_MAX
+        await self._until(GroupOperation.RANGES_CLAIMED, "does not say that all ranges of the store have an owner")
+
+    async def _until(self, operation: GroupOperation, what: str) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + CLAIMS_SECONDS_MAX
         while True:
+            left = max(0.0, due - loop.time())
             try:
-                decode_ok(
-                    await self.ask_first(
-                        encode_bare(GroupOperation.RANGES_CLAIMED), again=True, seconds=CLAIMS_SECONDS_MAX
-                    )
-                )
+                decode_ok(await self.ask_first(encode_bare(operation), again=True, seconds=left))
                 return
             except (NotSent, Unanswered) as error:
-                if asyncio.get_running_loop().time() >= due:
-                    raise HostRefused(f"worker 0 does not say that all ranges have an owner: {error}") from error
+                if not left:
+                    raise HostRefused(f"worker 0 {what}: {error}") from error
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def ask_others(self, payload: bytes, seconds: float) -> dict[int, bytes]:
@@ -256,6 +268,8 @@ class Group:
                 return _refusing(desk.answer(RangeCall.decode(payload)))
             if operation is GroupOperation.RANGES_CLAIMED:
                 return _refusing(self._all_claimed())
+            if operation is GroupOperation.SERVES:
+                return self._first_serves()
             return self._answer(payload)
 
         return answer
@@ -275,6 +289,10 @@ class Group:
 
     async def _all_claimed(self) -> bytes:
         await self._store.all_claimed()
+        return encode_ok()
+
+    async def _first_serves(self) -> bytes:
+        await self._serves.wait()  # as long as the other worker asks
         return encode_ok()
 
     async def _quiet(self) -> bytes:

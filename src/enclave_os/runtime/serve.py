@@ -251,6 +251,8 @@ class Server:
         self._take_modules()
         if self._context.settings.worker_index != 0:
             await self._registry.look_again()  # what was said while they started reached nobody
+        if self._context.settings.kv.ranges > 1:
+            await self._group.all_serve()
 
     def _make_recovering(self) -> Recovering:
         """What such a start does instead of all the rest."""

@@ -44,6 +44,7 @@ class GroupOperation(IntEnum):
     RANGES_CLAIMED = 53  # answered when every range is
     QUIET = 54  # of worker 0
     RESUME = 55
+    SERVES = 56  # to worker 0: answered when it serves
 
 
 assert min(GroupOperation) > max(Operation), "the first byte says which of the two it is"
