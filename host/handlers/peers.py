@@ -27,8 +27,9 @@ from enclave_os.wire.rpc import (
 from . import Handler, Later, Refused
 
 LETTERS_MAX: Final = 128
-RECORDS_MAX: Final = PEER_WINDOW + 8
-"""From one worker to another: its window, and the few records that only say how many were taken."""
+LINKS: Final = 2  # between two workers: one for the questions of each
+RECORDS_MAX: Final = LINKS * (PEER_WINDOW + 8)
+"""From one worker to another: the windows, and the few records that only say how many were taken."""
 _KNOWN_FLAGS: Final = int(PeerCarryFlag.RECORD | PeerCarryFlag.ANEW)  # an IntFlag's complement has only known bits
 
 

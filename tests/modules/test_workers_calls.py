@@ -464,5 +464,5 @@ class TestBytes:
     def test_an_operation_is_one_or_the_stores(self) -> None:
         for first in range(256):
             operation = group_calls.operation_of(bytes([first]) + os.urandom(4))
-            assert (operation is not None) == (32 <= first <= 38 or 48 <= first <= 56)
+            assert (operation is not None) == (32 <= first <= 40 or 48 <= first <= 56)
         assert group_calls.operation_of(b"") is None

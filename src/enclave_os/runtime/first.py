@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-from enclave_os.errors import HostRefused, SealBroken
+from enclave_os.errors import ConfigError, HostRefused, SealBroken, StoreBusy
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing import sealed_config
@@ -25,13 +25,14 @@ from enclave_os.sealing.sealed_config import SealedConfig
 from enclave_os.sealing.welcome import Welcome
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method
+from enclave_os.workers import group_calls
 from enclave_os.workers.admission import admit
 from enclave_os.workers.carriage import Carriage
 from enclave_os.workers.channel import CHANNEL_ID_SIZE, ChannelKeys
 from enclave_os.workers.conversation import REQUESTS_MAX, Answer, Conversation, NotSent, Unanswered, ask_until
-from enclave_os.workers.group_calls import Told
+from enclave_os.workers.group_calls import GroupOperation, Told, operation_of
 from enclave_os.workers.link import Link
-from enclave_os.workers.store_calls import encode_state
+from enclave_os.workers.store_calls import encode_refusal, encode_state
 
 TAKE_SECONDS: Final = 60.0
 """How long one PEER_TAKE waits at the host before it is asked again."""
@@ -63,7 +64,7 @@ class First:
     Args:
         worker_count: of this server: nobody else is admitted.
         deadline: seconds that a call of another worker may take.
-        answerer: makes what answers a worker's requests, anew for each admission.
+        answerer: makes what answers the requests of the worker that it is told, anew for each admission.
         state: where the sealed state stands.
     """
 
@@ -93,6 +94,7 @@ class First:
         self._candidates: dict[int, dict[bytes, _Candidate]] = {}
         self._awaited: dict[int, asyncio.Future[None]] = {}  # set when that worker is admitted
         self._waiting = 0
+        self._met: dict[int, set[int]] = {}  # by worker, those that may have a link with it
         self._tell_state_due = False
         self._carriage = Carriage(rpc, loop, on_record=self._on_record, on_ended=self._on_ended, on_lost=self._on_lost)
         self.admissions = 0
@@ -197,7 +199,7 @@ class First:
             Link(keys, f"the channel to worker {worker}"),
             lambda record: self._carriage.send(worker, record),
             loop=self._loop,
-            answer=self._answerer(worker),
+            answer=self._answering(worker),
             on_told=lambda _: None,
             on_end=lambda error: self._on_end(worker, keys.channel_id, error),
             patient=True,
@@ -205,6 +207,40 @@ class First:
         candidates[keys.channel_id] = _Candidate(conversation, config)
         while len(candidates) > CANDIDATES_MAX:
             candidates.pop(next(iter(candidates)))
+
+    def _answering(self, worker: int) -> Answer:
+        answer = self._answerer(worker)
+
+        def answered(payload: bytes) -> Coroutine[Any, Any, bytes]:
+            if operation_of(payload) is GroupOperation.MEET:
+                return self._bring_together(worker, group_calls.decode_meet(payload))
+            return answer(payload)
+
+        return answered
+
+    async def _bring_together(self, asker: int, worker: int) -> bytes:
+        """The reply to MEET. The keys are drawn for one question that is sent once: no two ever have the same end."""
+        if not FIRST < worker < self._count or worker == asker:
+            return encode_refusal(ConfigError(f"there is no worker {worker} to meet for worker {asker}"))
+        due = self._loop.time() + self._deadline / 2  # before the asker takes worker 0 for silent
+        keys = ChannelKeys.drawn()
+        try:
+            conversation = await self._reach(worker, due)
+            self._met.setdefault(asker, set()).add(worker)
+            self._met.setdefault(worker, set()).add(asker)
+            met = group_calls.encode_met(asker, keys.mirrored())
+            group_calls.decode_ok(await conversation.ask(met, max(0.0, due - self._loop.time())))
+        except (NotSent, Unanswered) as error:
+            return encode_refusal(StoreBusy(str(error)))
+        return group_calls.encode_link(keys)
+
+    def _part(self, worker: int) -> None:
+        """An admission has ended: who has a link with that worker is told."""
+        for other in self._met.pop(worker, ()):
+            self._met[other].discard(worker)
+            conversation = self._admitted.get(other)
+            if conversation is not None:
+                conversation.tell(group_calls.encode_parted(worker))
 
     def _on_record(self, worker: int, record: bytes) -> None:
         channel_id = record[:CHANNEL_ID_SIZE]
@@ -222,6 +258,7 @@ class First:
             self._candidates.pop(worker)
             if admitted is not None:
                 admitted.end(NotSent("the worker was admitted anew"))
+                self._part(worker)
             self._admitted[worker] = candidate
             self.admissions += 1
             awaited = self._awaited.pop(worker, None)
@@ -236,14 +273,17 @@ class First:
         admitted = self._admitted.get(worker)
         if admitted is not None and admitted.link.channel_id == channel_id:
             del self._admitted[worker]
+            self._part(worker)
 
     def _on_ended(self, worker: int) -> None:
         admitted = self._admitted.pop(worker, None)
         if admitted is not None:
             admitted.end(NotSent("the worker has ended"))
+            self._part(worker)
         self._candidates.pop(worker, None)
 
     def _on_lost(self) -> None:
+        self._met.clear()  # nobody is reached; all lose their admissions, and with these their links
         for worker in list(self._admitted):
             self._on_ended(worker)
         self._candidates.clear()

@@ -90,8 +90,10 @@ class Group:
                 platform,
                 logger,
                 worker_index=settings.worker_index,
+                worker_count=settings.worker_count,
                 deadline=deadline,
-                answer=self._member_answer(),
+                answerer=self._answerer,
+                owner=self._owner,
                 on_config=self._take,
                 on_again=self._admitted_again,
                 on_broken=on_broken,
@@ -163,7 +165,7 @@ class Group:
             raise InternalError(f"worker {index} is asked, and there is one worker")
         if index == STORE_OWNER:
             return self._member.ask(payload, again=again, seconds=seconds)
-        raise NotSent(f"worker {index} is not reached: there are no links yet")
+        return self._member.ask_member(index, payload, again=again, seconds=seconds)
 
     async def quiet_others(self) -> dict[int, State]:
         """Worker 0: hold the ranges of the others still, each booked and sealed; their states. Raises: HostRefused."""
@@ -257,35 +259,37 @@ class Group:
         return self._ranges().own(module)
 
     def _answerer(self, worker: int) -> Answer:
-        """Worker 0: what answers one admission of another worker."""
-        owner, desk = Owner(self._own_part, lambda: self.state), self._store.desk(worker, self._own_state)
+        """What answers one worker's requests, over a channel that either end is worker 0's."""
+        owned = self._owner(worker)
+        desk = None if self._member is not None else self._store.desk(worker, self._own_state)
 
         def answer(payload: bytes) -> Coroutine[Any, Any, bytes]:
             operation = operation_of(payload)
             if operation is None:
-                return owner.answer(payload)
+                return owned(payload)
             if operation in OF_RANGES and desk is not None:
                 return _refusing(desk.answer(RangeCall.decode(payload)))
+            work = self._of_ranges(operation)
+            return self._answer(payload) if work is None else _refusing(work)
+
+        return answer
+
+    def _owner(self, worker: int) -> Answer:
+        """What answers one worker's store calls, with cursors of its own."""
+        return Owner(self._own_part, lambda: self.state).answer
+
+    def _of_ranges(self, operation: GroupOperation) -> Coroutine[Any, Any, bytes] | None:
+        """What answers another worker about all ranges; None: it is about something else."""
+        if self._member is None:
             if operation is GroupOperation.RANGES_CLAIMED:
-                return _refusing(self._all_claimed())
+                return self._all_claimed()
             if operation is GroupOperation.SERVES:
                 return self._first_serves()
-            return self._answer(payload)
-
-        return answer
-
-    def _member_answer(self) -> Answer:
-        """Another worker: what answers worker 0."""
-
-        def answer(payload: bytes) -> Coroutine[Any, Any, bytes]:
-            operation = operation_of(payload)
-            if operation is GroupOperation.QUIET:
-                return _refusing(self._quiet())
-            if operation is GroupOperation.RESUME:
-                return _refusing(self._resume())
-            return self._answer(payload)
-
-        return answer
+        elif operation is GroupOperation.QUIET:
+            return self._quiet()
+        elif operation is GroupOperation.RESUME:
+            return self._resume()
+        return None
 
     async def _all_claimed(self) -> bytes:
         await self._store.all_claimed()

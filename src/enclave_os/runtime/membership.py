@@ -21,6 +21,7 @@ from enclave_os.evidence.store_state import StoreState
 from enclave_os.modules.shared_work import Look, let_go
 from enclave_os.rpc.client import RPCClient
 from enclave_os.runtime.first import FIRST, PAUSE_SECONDS, SealingKey
+from enclave_os.runtime.links import Links
 from enclave_os.sealing import sealed_config
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
@@ -30,7 +31,7 @@ from enclave_os.workers.admission import Admission
 from enclave_os.workers.carriage import Carriage
 from enclave_os.workers.channel import CHANNEL_ID_SIZE, ChannelKeys
 from enclave_os.workers.conversation import REQUESTS_MAX, Answer, Conversation, NotSent, Unanswered, ask_until
-from enclave_os.workers.group_calls import Told
+from enclave_os.workers.group_calls import GroupOperation, Told, decode_parted, operation_of
 from enclave_os.workers.link import Link
 from enclave_os.workers.store_calls import Operation, StoreCall, decode_state, open_reply
 
@@ -46,8 +47,9 @@ class Member:
     """The side of every other worker: is admitted, asks, hears. Event loop's thread only.
 
     Args:
-        deadline: seconds that a call of worker 0 may take.
-        answer: does what worker 0 asks; what it raises is our bug.
+        deadline: seconds that a call of another worker may take.
+        answerer: makes what answers worker 0's requests, anew for each admission; what it raises is our bug.
+        owner: makes what answers the store calls of the worker that it is told, anew for each link.
         on_config: told of each content that worker 0 says is sealed now, after it was adopted.
         on_again: told of each admission after the first: what worker 0 said meanwhile was not heard.
         on_broken: told, with the error, when this worker must not go on: a lie of the host, or another worker 0.
@@ -62,8 +64,10 @@ class Member:
         logger: logging.Logger,
         *,
         worker_index: int,
+        worker_count: int,
         deadline: float,
-        answer: Answer,
+        answerer: Callable[[int], Answer],
+        owner: Callable[[int], Answer],
         on_config: Callable[[SealedConfig], None],
         on_again: Callable[[], None],
         on_broken: Callable[[BaseException], None],
@@ -75,7 +79,7 @@ class Member:
         self._logger = logger
         self._index = worker_index
         self._deadline = deadline
-        self._answer = answer
+        self._answerer = answerer
         self._on_config = on_config
         self._on_again = on_again
         self._on_broken = on_broken
@@ -88,6 +92,17 @@ class Member:
         self._look = Look(self._ask_state)
         self._carriage = Carriage(
             rpc, loop, on_record=self._on_record, on_ended=self._on_ended, on_lost=lambda: self._on_ended(FIRST)
+        )
+        self._links = Links(
+            loop,
+            logger,
+            worker_index=worker_index,
+            worker_count=worker_count,
+            deadline=deadline,
+            carry=self._carriage.send,
+            ask_first=self.ask,
+            answerer=owner,
+            on_broken=on_broken,
         )
         self.admissions = 0
         self.strays = 0
@@ -131,6 +146,12 @@ class Member:
         due = self._loop.time() + self._deadline
         return ask_until(due, self._reach, payload, again=again, seconds=seconds)
 
+    def ask_member(
+        self, worker: int, payload: bytes, *, again: bool, seconds: float | None = None
+    ) -> Coroutine[Any, Any, bytes]:
+        """The answer of a worker that is not worker 0, to a store call; see `Group.ask_worker`."""
+        return self._links.ask(worker, payload, again=again, seconds=seconds)
+
     async def refresh(self) -> None:
         """Know where the store stands, as it is at some moment after this call. Raises: NotSent, Unanswered."""
         await self._look.done()
@@ -141,6 +162,7 @@ class Member:
             "workers_admitted": int(self._conversation is not None),
             "workers_admissions_total": self.admissions,
             "workers_stray_records_total": self.strays,
+            **self._links.counters(),
         }
 
     # -- admission ----------------------------------------------------------------------------------------------------
@@ -181,7 +203,7 @@ class Member:
             Link(keys, "the channel to worker 0"),
             lambda record: self._carriage.send(FIRST, record),
             loop=self._loop,
-            answer=self._answer,
+            answer=self._answering(),
             on_told=self._on_told,
             on_end=lambda error: self._on_end(conversation, error),
         )
@@ -197,6 +219,14 @@ class Member:
         if not self._up.done():
             self._up.set_result(None)
         return self._keeper.config
+
+    def _answering(self) -> Answer:
+        answer = self._answerer(FIRST)
+
+        def answered(payload: bytes) -> Coroutine[Any, Any, bytes]:
+            return self._links.met(payload) if operation_of(payload) is GroupOperation.MET else answer(payload)
+
+        return answered
 
     async def _reach(self, due: float) -> Conversation:
         """The conversation with worker 0, when there is one. Raises: NotSent: not in time."""
@@ -216,6 +246,7 @@ class Member:
     def _lose(self, conversation: Conversation, error: EnclaveError) -> None:
         conversation.end(error)
         if self._conversation is conversation:
+            self._links.end("this worker's admission has ended")
             self._conversation = None
             if self._up.done():
                 self._up = self._loop.create_future()
@@ -226,7 +257,7 @@ class Member:
     def _on_record(self, worker: int, record: bytes) -> None:
         conversation = self._conversation
         if worker != FIRST or conversation is None or conversation.link.channel_id != record[:CHANNEL_ID_SIZE]:
-            self.strays += 1
+            self.strays += not self._links.receive(worker, record)
             return
         conversation.receive(record)
 
@@ -238,11 +269,15 @@ class Member:
     def _on_ended(self, worker: int) -> None:
         if worker == FIRST and self._conversation is not None:
             self._lose(self._conversation, NotSent("worker 0 has ended"))
+        elif worker != FIRST:
+            self._links.part(worker, "it has ended")
 
     def _on_told(self, told: bytes) -> None:
         kind, payload = told[0], told[1:]
         if kind == Told.STATE:
             self.seen(decode_state(open_reply(payload)))
+        elif kind == Told.PARTED:
+            self._links.part(decode_parted(payload), "it has ended, or was admitted anew")
         else:
             try:
                 config = sealed_config.decode(payload)

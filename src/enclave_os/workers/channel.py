@@ -1,5 +1,7 @@
 """The channel between two workers: AES-256-GCM, a key and a counter for each direction, made anew at each admission.
 
+Two that meet have one of keys that worker 0 drew for them (`runtime.links`).
+
     record on its way:   16 bytes channel id, ciphertext, 16 bytes tag
 
 The nonce is the number of the record in its direction and is not sent, so a record opens once, in its place, on its
@@ -11,6 +13,7 @@ Invariant: what `open` returned is a prefix of what the other end sealed, in its
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,7 +29,7 @@ PLAINTEXT_SIZE_MAX: Final = PEER_RECORD_SIZE_MAX - CHANNEL_ID_SIZE - TAG_SIZE
 
 @dataclass(frozen=True, slots=True)
 class ChannelKeys:
-    """What one admission made for one end.
+    """What one admission, or one meeting, made for one end.
 
     Attributes:
         channel_id: names the channel to both ends and to the host: it decides nothing, the keys do.
@@ -36,6 +39,11 @@ class ChannelKeys:
     channel_id: bytes
     sending: bytes = field(repr=False)
     receiving: bytes = field(repr=False)
+
+    @staticmethod
+    def drawn() -> ChannelKeys:
+        """One end of a channel that nobody knew of."""
+        return ChannelKeys(os.urandom(CHANNEL_ID_SIZE), os.urandom(KEY_SIZE), os.urandom(KEY_SIZE))
 
     def mirrored(self) -> ChannelKeys:
         """The other end's."""

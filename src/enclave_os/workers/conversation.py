@@ -29,6 +29,10 @@ class Unanswered(EnclaveError):
     """The request left, and no answer came: it may have been done or not, and may still be."""
 
 
+class NotHeard(HostProtocolError):
+    """A record of ours did not open at the other end, which says so and ends; this end is sound."""
+
+
 @dataclass(slots=True)
 class _Asked:
     future: asyncio.Future[bytes]
@@ -214,9 +218,7 @@ class Conversation:
         elif message.kind is Kind.TELL:
             self._on_told(message.payload)
         else:
-            self._end(
-                HostProtocolError(f"the other end says: {message.payload.decode()}", "the channel between workers")
-            )
+            self._end(NotHeard(f"the other end says: {message.payload.decode()}", "the channel between workers"))
 
     def _do(self, message: Message) -> None:
         task = self._loop.create_task(self._answer(message.payload))

@@ -15,6 +15,8 @@ from typing import Final
 
 from enclave_os.wire import FrameReader, FrameWriter
 from enclave_os.wire.errors import PeerProtocolError
+from enclave_os.wire.rpc import PEER_INDEX_SIZE
+from enclave_os.workers.channel import CHANNEL_ID_SIZE, KEY_SIZE, ChannelKeys
 from enclave_os.workers.link import MESSAGE_SIZE_MAX
 from enclave_os.workers.store_calls import LABEL_SIZE_MAX, Operation, ok_reply, open_reply
 
@@ -36,6 +38,8 @@ class GroupOperation(IntEnum):
     GATHER = 36  # to worker 0: how all of them do
     SPEND = 37  # to worker 0: take a one-time token
     GIVEN = 38  # to worker 0: seal that a measurement is given what is sealed
+    MEET = 39  # to worker 0: a link to another worker
+    MET = 40  # of worker 0: the end of a link for another worker's questions
     RANGE_KNOWN = 48  # to worker 0, as all of these but the last two: see `range_calls`
     RANGE_CLAIM = 49
     RANGE_ADVANCE = 50
@@ -56,6 +60,7 @@ class Told(IntEnum):
 
     CONFIG = 1  # the content that is sealed now
     STATE = 2  # where the store stands, as in the reply to STATE
+    PARTED = 3  # u16: a worker that was met has ended, or was admitted anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +192,59 @@ def decode_given(payload: bytes) -> bytes:
     return measurement
 
 
+def encode_meet(worker: int) -> bytes:
+    """A link for questions to that worker; the reply is `encode_link`."""
+    writer = _begin(GroupOperation.MEET)
+    writer.write_u16(worker)
+    return writer.finish()
+
+
+def decode_meet(payload: bytes) -> int:
+    reader = _open(payload)
+    worker = reader.read_u16()
+    reader.end()
+    return worker
+
+
+def encode_met(asker: int, keys: ChannelKeys) -> bytes:
+    """Whose questions come over the link, and the answerer's end of it."""
+    writer = _begin(GroupOperation.MET)
+    writer.write_u16(asker)
+    _write_keys(writer, keys)
+    return writer.finish()
+
+
+def decode_met(payload: bytes) -> tuple[int, ChannelKeys]:
+    reader = _open(payload)
+    asker, keys = reader.read_u16(), _read_keys(reader)
+    reader.end()
+    return asker, keys
+
+
+def encode_link(keys: ChannelKeys) -> bytes:
+    """The reply to MEET: the asker's end of the link."""
+    writer = ok_reply()
+    _write_keys(writer, keys)
+    return writer.finish()
+
+
+def decode_link(payload: bytes) -> ChannelKeys:
+    """Raises: what worker 0 raised."""
+    reader = open_reply(payload)
+    keys = _read_keys(reader)
+    reader.end()
+    return keys
+
+
+def encode_parted(worker: int) -> bytes:
+    return bytes((Told.PARTED,)) + worker.to_bytes(PEER_INDEX_SIZE, "little")
+
+
+def decode_parted(told: bytes) -> int:
+    """Args: told: without its first byte."""
+    return int.from_bytes(told, "little")
+
+
 def encode_ok(content: bytes = b"") -> bytes:
     """A reply that went well: to MODULE what the module answers, to REPORT and GATHER JSON, to SPEND u8."""
     writer = ok_reply()
@@ -197,6 +255,15 @@ def encode_ok(content: bytes = b"") -> bytes:
 def decode_ok(payload: bytes) -> bytes:
     """What is in such a reply. Raises: what the other worker raised."""
     return open_reply(payload).read_rest()
+
+
+def _write_keys(writer: FrameWriter, keys: ChannelKeys) -> None:
+    for part in (keys.channel_id, keys.sending, keys.receiving):
+        writer.write_bytes(part)
+
+
+def _read_keys(reader: FrameReader) -> ChannelKeys:
+    return ChannelKeys(reader.read_bytes(CHANNEL_ID_SIZE), reader.read_bytes(KEY_SIZE), reader.read_bytes(KEY_SIZE))
 
 
 def _begin(operation: GroupOperation) -> FrameWriter:
