@@ -1,10 +1,12 @@
-"""What it costs that worker 0 keeps the store, and answers for others: the same requests to worker 0 and to worker 1.
+"""What it costs that one worker keeps an entry, and answers for another: the same requests to worker 0 and worker 1.
 
-python -m bench.kv_workers      latency on one connection, then CPU of each process with 256 requests in flight
+python -m bench.kv_workers               latency on one connection, then CPU of each process with 256 requests in flight
+python -m bench.kv_workers --ranges 2    the same for an entry that worker 0 keeps and for one that worker 1 keeps
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -25,6 +27,7 @@ ASKED = 1500
 CONNECTIONS = 16
 DEPTH = 16
 ROUNDS = 25
+NAMESPACES = 16
 
 
 def connections(server: Server, worker: int, count: int) -> list[Connection]:
@@ -59,20 +62,48 @@ def pipeline(connection: Connection, message: bytes) -> None:
             assert connection.answer().status == 200
 
 
+def rows(connection: Connection, monitoring: str) -> dict[int, int]:
+    """Rows of the store, by the worker that keeps them."""
+    workers = json.loads(connection.ask(get("/metrics", monitoring)).body)["workers"]
+    return {one["index"]: one["counters"]["kv_rows"] for one in workers}
+
+
+def namespace_at(worker: int, connection: Connection, bearer: str, monitoring: str) -> str:
+    """A namespace that the worker keeps; tried out."""
+    for number in range(NAMESPACES):
+        before = rows(connection, monitoring)
+        assert connection.ask(request("PUT", f"/kv/n{number}/k", bearer, body=b"")).status == 200
+        if rows(connection, monitoring)[worker] > before[worker]:
+            return f"n{number}"
+    raise AssertionError(f"no namespace is kept by worker {worker}")
+
+
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranges", type=int, choices=(1, 2), default=1, help="1: worker 0 keeps all; 2: one each")
+    ranges: int = parser.parse_args().ranges
     with tempfile.TemporaryDirectory() as folder:
         site = KVSite(install(Path(folder) / "venv"), Path(folder))
-        settings: Overrides = {"modules": {"enabled": ["kv", "trial"]}, "server": {"workers": 2}, "kv": {"sync": "off"}}
+        settings: Overrides = {
+            "modules": {"enabled": ["kv", "trial"]},
+            "server": {"workers": 2},
+            "kv": {"sync": "off", "ranges": ranges},
+        }
         server = site.start(settings)
         server.wait_for_log("worker 1 serves")
-        bearer = f"Authorization: Bearer {site.token()}"
-        messages = {
-            "put": request("PUT", "/kv/ns/k", bearer, body=os.urandom(VALUE_SIZE)),
-            "get": get("/kv/ns/k", bearer),
-            "no store": get("/trial/worker"),
-        }
+        scopes = [f"kv:n{number}:{what}" for number in range(NAMESPACES) for what in ("read", "write")]
+        bearer = f"Authorization: Bearer {site.token(scopes=scopes)}"
         monitoring = f"Authorization: Bearer {site.token(roles=['monitoring'])}"
+        (first,) = connections(server, 0, 1)
+        messages = {"no store": get("/trial/worker")}
+        for owner in range(ranges):
+            name = namespace_at(owner, first, bearer, monitoring)
+            messages[f"put, kept by worker {owner}"] = request(
+                "PUT", f"/kv/{name}/k", bearer, body=os.urandom(VALUE_SIZE)
+            )
+            messages[f"get, kept by worker {owner}"] = get(f"/kv/{name}/k", bearer)
+        first.close()
         alone = {"forwarded (/store)": get("/store", monitoring), "gathered (/metrics)": get("/metrics", monitoring)}
         for name, message in (messages | alone).items():
             for worker in (0, 1):
