@@ -9,8 +9,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from enclave_os.wire.errors import PeerProtocolError, UsageError
-
 
 _new = tuple.__new__
 
@@ -308,3 +306,7 @@ cdef inline bint _below(bytes one, bytes other) noexcept:
     cdef size_t size = PyBytes_GET_SIZE(one), other_size = PyBytes_GET_SIZE(other)
     cdef int order = memcmp(PyBytes_AS_STRING(one), PyBytes_AS_STRING(other), min(size, other_size))
     return order < 0 or (order == 0 and size < other_size)
+
+
+# Last, as in `_ring.pyx`: whoever imports this module first comes here again through the door.
+from enclave_os.wire.errors import PeerProtocolError, UsageError
