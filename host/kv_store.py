@@ -41,6 +41,7 @@ from enclave_os.wire.kv import (
 )
 from enclave_os.wire.rpc import Status
 
+from .rocksdb_options import rocksdb_options
 from .state import make_private_folder
 
 StoreSync = Literal["always", "group", "off"]
@@ -49,15 +50,10 @@ Done = Callable[[Status], None]
 NAMESPACES_MAX: Final = 1024  # each has its memtable and its files
 GROUP_MAX: Final = 4096  # writes that share a record of the log
 GROUP_BYTES_MAX: Final = 4 << 20
-WRITE_BUFFER_SIZE: Final = 16 << 20  # of one namespace
-WRITE_BUFFERS_SIZE: Final = 64 << 20  # of all together
-WAL_SIZE_MAX: Final = 128 << 20  # read again at a start after a crash
-BLOOM_BITS: Final = 10  # of a key: one absent key in a hundred costs a read of the disk
-OPEN_FILES_MAX: Final = 512
 STALL_SECONDS_MAX: Final = 4.0  # that a write waits for compaction: less than the enclave's own deadline
 STALL_STEP: Final = 0.005
 OPEN_AGAIN_SECONDS: Final = 5.0
-CLOSE_SECONDS_MAX: Final = 10.0
+CLOSE_SECONDS_MAX: Final = 10.0  # for a disk to come back with what was under way
 _PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
 
 
@@ -110,11 +106,11 @@ class KVStore:
         self._sync = sync
         self._report = report
         self._monotonic = monotonic
-        self._lock = threading.Lock()  # while the store is opened and closed
+        self._lock = threading.Lock()  # while the store is opened, closed, and made durable from outside
         self._db: rocksdict.Rdict | None = None
         self._open_again = 0.0
         self._families: dict[bytes, tuple[rocksdict.Rdict, rocksdict.ColumnFamily]] = {}
-        self._options = _options(cache_bytes)
+        self._options = rocksdb_options(cache_bytes)
         self._no_wait = rocksdict.WriteOptions()
         self._no_wait.no_slowdown = True  # a stall would hold the GIL
         self._queue: deque[_Write] = deque()
@@ -231,21 +227,32 @@ class KVStore:
                     self._db.flush_wal(True)
 
     def close(self) -> None:
-        """Finish the writes that wait, and close. Nothing is read afterwards. May be called again."""
+        """Finish the writes that wait, and close. Nothing is read afterwards. May be called again.
+
+        Never under a write or an fsync that has not come back: that would free what it works on. Where the disk hangs
+        for CLOSE_SECONDS_MAX the store is left open, which is said; its files go with the process.
+        """
+        until = time.monotonic() + CLOSE_SECONDS_MAX
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(CLOSE_SECONDS_MAX)
-        with self._lock:
+        # In this order: the first makes the second, and ends without it.
+        if not (_ended(self._thread, until) and _ended(self._syncer, until) and _locked(self._lock, until)):
+            self._report(
+                f"the disk did not finish in {CLOSE_SECONDS_MAX:.0f} s what the store gave it, so the store is left "
+                "open until this process ends; nothing is lost by it that was acknowledged; look at the disk"
+            )
+            return
+        try:
             if self._db is not None:
                 self._families.clear()
                 db, self._db = self._db, None
-                try:
-                    with _rocksdb("be closed"):
-                        db.close()
-                except StoreError as error:
-                    self._report(str(error))  # nothing is lost by it that was acknowledged: the log is read again
+                with _rocksdb("be closed"):
+                    db.close()
+        except StoreError as error:
+            self._report(str(error))  # nothing is lost by it that was acknowledged: the log is read again
+        finally:
+            self._lock.release()
 
     def _run(self) -> None:
         while taken := self._take():
@@ -274,7 +281,6 @@ class KVStore:
             with self._appended_changed:
                 self._all_appended = True
                 self._appended_changed.notify()
-            self._syncer.join(CLOSE_SECONDS_MAX)
 
     def _run_syncs(self) -> None:
         while True:
@@ -452,6 +458,17 @@ class KVStore:
         return family
 
 
+def _ended(thread: threading.Thread | None, until: float) -> bool:
+    if thread is None:
+        return True
+    thread.join(max(0.0, until - time.monotonic()))
+    return not thread.is_alive()
+
+
+def _locked(lock: threading.Lock, until: float) -> bool:
+    return lock.acquire(timeout=max(0.0, until - time.monotonic()))
+
+
 @contextmanager
 def _rocksdb(what: str) -> Iterator[None]:
     """Turn what RocksDB raises into a StoreError: rocksdict has one class, Exception itself, for all of it."""
@@ -471,29 +488,3 @@ def _status(what: str, text: str) -> Status:
         return Status.NO_SPACE
     # A log that could not be written is closed to writes by RocksDB too, until it is opened anew.
     return Status.NOT_WRITABLE if what.startswith("write") else Status.FAILED
-
-
-def _options(cache_bytes: int) -> rocksdict.Options:
-    table = rocksdict.BlockBasedOptions()
-    table.set_block_cache(rocksdict.Cache(cache_bytes))
-    # Indexes and filters in the cache, so that its bound is the bound of all.
-    table.set_cache_index_and_filter_blocks(True)
-    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
-    table.set_bloom_filter(BLOOM_BITS, False)
-    table.set_data_block_index_type(rocksdict.DataBlockIndexType.binary_and_hash())
-    options = rocksdict.Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_block_based_table_factory(table)
-    options.set_compression_type(rocksdict.DBCompressionType.none())  # ciphertext does not get smaller
-    options.set_wal_recovery_mode(rocksdict.DBRecoveryMode.point_in_time())
-    options.set_paranoid_checks(True)
-    options.set_write_buffer_size(WRITE_BUFFER_SIZE)
-    options.set_db_write_buffer_size(WRITE_BUFFERS_SIZE)
-    options.set_max_total_wal_size(WAL_SIZE_MAX)
-    options.set_level_compaction_dynamic_level_bytes(True)
-    options.set_max_background_jobs(2)
-    options.set_max_open_files(OPEN_FILES_MAX)
-    options.set_keep_log_file_num(4)
-    options.set_max_log_file_size(1 << 20)
-    options.set_stats_dump_period_sec(0)
-    return options

@@ -7,13 +7,15 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import rocksdict
 
 from enclave_os.wire import kv
 from enclave_os.wire.kv import Operation, OperationKind, Scan
 from enclave_os.wire.rpc import METHODS, Method, Status
-from enclave_os_host import kv_store
+from enclave_os_host import kv_store, rocksdb_options
 from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.handlers.kv import kv_handlers
 from enclave_os_host.kv_store import KVStore, StoreError, StoreSync
@@ -163,7 +165,7 @@ def test_deferred_writes_cost_no_fsync_and_keep_their_order(tmp_path: Path) -> N
 
 def test_a_stall_of_compaction_delays_writes_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RocksDB stops writers that are faster than its compaction: they wait, each write goes, and the store lives."""
-    monkeypatch.setattr(kv_store, "WRITE_BUFFER_SIZE", 64 << 10)
+    monkeypatch.setattr(rocksdb_options, "WRITE_BUFFER_SIZE", 64 << 10)
     monkeypatch.setattr(kv_store, "STALL_SECONDS_MAX", 60.0)
     rig = Rig(tmp_path / "store", "off")
     stalls = []
@@ -369,3 +371,56 @@ def test_a_batch_in_pieces_is_done_at_its_end_or_not_at_all(tmp_path: Path) -> N
     assert send(11, 1, True, put(b"x", b"y")) == Status.OK
     assert [send(99, index, False, put(b"x", bytes(31_000))) for index in range(68)].count(Status.TOO_BIG) == 1
     rig.store.close()
+
+
+class HangingDisk:
+    """A database under which an fsync does not come back before it is let."""
+
+    def __init__(self, db: rocksdict.Rdict) -> None:
+        self._db = db
+        self.hangs, self.goes_on = threading.Event(), threading.Event()
+        self.closed = 0
+
+    def flush_wal(self, sync: bool) -> None:
+        self.hangs.set()
+        assert self.goes_on.wait(60)
+        self._db.flush_wal(sync)
+
+    def close(self) -> None:
+        assert self.goes_on.is_set(), "closed under an fsync"
+        self.closed += 1
+        self._db.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+
+@pytest.mark.parametrize("sync", ["always", "group", "off"])
+def test_it_is_never_closed_under_an_fsync_that_hangs(
+    tmp_path: Path, sync: StoreSync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_store, "CLOSE_SECONDS_MAX", 0.05)
+    rig = Rig(tmp_path / "store", sync)
+    assert rig.write(put(b"a", b"1")) == Status.OK
+    disk = HangingDisk(rig.store._opened())
+    rig.store._db = cast(rocksdict.Rdict, disk)
+    done: queue.SimpleQueue[Status] = queue.SimpleQueue()
+    rig.store.write([put(b"b", b"2")], done.put)
+    sealing = threading.Thread(target=rig.store.make_durable)  # where `sync` is "off" the fsync is this one
+    sealing.start()
+    assert disk.hangs.wait(60)
+    for _ in range(2):
+        rig.store.close()
+    assert disk.closed == 0
+    assert ["left open" in text and "look at the disk" in text for text in rig.reports] == [True, True]
+    assert rig.store.get(NS, b"a") == b"1"
+    assert rig.write(put(b"c", b"3")) == Status.NOT_WRITABLE
+    disk.goes_on.set()
+    assert done.get(timeout=60) == Status.OK, "what was under way is finished and answered"
+    sealing.join(60)
+    monkeypatch.undo()
+    rig.store.close()
+    assert (disk.closed, len(rig.reports)) == (1, 2)
+    again = Rig(rig.folder)
+    assert again.store.multi_get(NS, [b"a", b"b", b"c"]) == [b"1", b"2", None]
+    again.store.close()
