@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
+from enclave_os.kv._reads import Read, Reads
 from enclave_os.kv._record import Entry, tag_of
 from enclave_os.kv.anchoring import Anchoring
 from enclave_os.kv.batch import (
@@ -100,6 +101,10 @@ class SealedKV:
         self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
         self._pipeline = Pipeline(store, self._counted, monotonic_ns)
         self._in_flight = self._pipeline.places
+        # Without `commits` the anchor is never asked what it knows.
+        unknown = (lambda: self.anchoring.unknown) if commits else None
+        self._reads = Reads(self._fresh, self._in_flight, trusted_ns, unknown, self._again, Item, UNREAD)
+        self._slow_reads: set[asyncio.Task[Item | None]] = set()
         self._catalog = Catalog(self.namespace("", CATALOG, _own=True), self._fresh, self._in_flight)
         self._monotonic_ns = monotonic_ns
         self._queue: deque[Waiting] = deque()
@@ -181,19 +186,19 @@ class SealedKV:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def get(self, namespace: Namespace, name: bytes) -> Coroutine[Any, Any, Item | None]:
-        """The latest value; None: absent, or expired.
+    def get(self, namespace: Namespace, name: bytes) -> Awaitable[Item | None]:
+        """The latest value; None: absent, or expired. It is asked for now, whenever it is awaited.
 
         Raises: SealBroken: the host tampers. ClockUntrusted: whether it is expired cannot be known. HostRefused.
         """
-        return self.read(namespace, namespace.token(checked_name(name)))
+        return self.read(namespace, namespace.token(checked_name(name)), name)
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
         """`get` for each, in their order; each is the latest at some moment between call and return.
 
         Raises: UsageError: more than `scanning.SCAN_SIZE_MAX` bytes of values.
         """
-        return await self._scans.entries_of(namespace, [namespace.token(checked_name(name)) for name in names])
+        return await self._scans.entries_of(namespace, [checked_name(name) for name in names])
 
     def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
@@ -220,32 +225,52 @@ class SealedKV:
         self.anchoring.check()  # where there are none, no read follows that would
         return tokens
 
-    async def read(self, namespace: Namespace, token: bytes) -> Item | None:
-        """`get`, of an entry's token."""
-        place = (namespace.table, token)
-        latest = None if place in self._in_flight else self._fresh.find(place)
-        if latest is None or self.anchoring.unknown:
-            item = await self._get(namespace, token)
-            await self.anchoring.shown(place)
-            return item
-        # As `_get`, without its coroutine and the anchor's: what nearly every read takes.
-        self.anchoring.check()
-        version = self._version
-        record = await self._store.get(namespace.table, token)
-        moved = place in self._in_flight or (self._version != version and self._fresh.find(place) != latest)
-        if not moved and not self.anchoring.unknown:
-            entry = self._opened(namespace, token, latest, record)
-            if not entry.count:
-                return self._item(entry, entry.value)
+    def read(self, namespace: Namespace, token: bytes, name: bytes | None = None) -> Awaitable[Item | None]:
+        """`get`, of an entry's token. Args: name: that it has, where it is known."""
+        future: asyncio.Future[Item | None] = asyncio.get_running_loop().create_future()
+        if self.anchoring.ended is not None:
+            self._again(namespace, token, future)  # which says so
+            return future
+        read = self._reads.begin(namespace, token, name, future)
+        if read is not None:
+            self._ask(namespace, (read,))
+        return future
+
+    def _ask(self, namespace: Namespace, reads: Sequence[Read]) -> None:
+        try:
+            self._store.read(namespace.table, reads)
+        except (HostRefused, HostProtocolError) as error:
+            for read in reads:
+                read.refuse(error)
+
+    def _again(self, namespace: Namespace, token: bytes, future: asyncio.Future[Item | None]) -> None:
+        """Read what needs more than one look at one row, for who waits for the future."""
+        task = asyncio.get_running_loop().create_task(self._get_shown(namespace, token))
+        self._slow_reads.add(task)
+        task.add_done_callback(lambda _: self._slow_reads.discard(task))
+        task.add_done_callback(lambda _: _hand_on(task, future))
+        future.add_done_callback(lambda _: task.cancel())  # which does nothing to one that is done
+
+    async def _get_shown(self, namespace: Namespace, token: bytes) -> Item | None:
         item = await self._get(namespace, token)
-        await self.anchoring.shown(place)
+        await self.anchoring.shown((namespace.table, token))
         return item
 
-    async def read_rows(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
+    async def read_rows(
+        self, namespace: Namespace, tokens: Sequence[bytes], names: Sequence[bytes] | None = None
+    ) -> list[Item | None]:
         """`read` of each, in their order; where a value is in parts it is UNREAD."""
-        items = await self._get_many(namespace, tokens)
-        await self.anchoring.shown(*((namespace.table, token) for token in tokens))
-        return items
+        self.anchoring.check()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        many = self._reads.begin_many(namespace, tokens, names, future)
+        if many.reads:
+            self._ask(namespace, many.reads)
+        await future
+        for index in many.moved:
+            many.items[index] = await self._get(namespace, tokens[index], whole=False)
+        if many.moved:
+            await self.anchoring.shown(*((namespace.table, tokens[index]) for index in many.moved))
+        return many.items
 
     async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
         self.anchoring.check()
@@ -271,26 +296,6 @@ class SealedKV:
                 value = namespace.open_parts(token, entry, rows)
             return self._item(entry, value)
         raise StoreBusy("the key is written all the time: read it again later")
-
-    async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
-        self.anchoring.check()
-        places = [(namespace.table, token) for token in tokens]
-        for place in places:
-            if place in self._in_flight:
-                await self._wait_for(place)
-        known = [self._fresh.find(place) for place in places]
-        asked = [(index, latest) for index, latest in enumerate(known) if latest is not None]
-        items: list[Item | None] = [None] * len(tokens)
-        if not asked:
-            return items
-        rows = await self._store.multi_get(namespace.table, [tokens[index] for index, _ in asked])
-        for (index, latest), record in zip(asked, rows, strict=True):
-            if self._moved(places[index], latest):
-                items[index] = await self._get(namespace, tokens[index], whole=False)
-                continue
-            entry = self._opened(namespace, tokens[index], latest, record)
-            items[index] = self._item(entry, UNREAD if entry.count else entry.value)
-        return items
 
     def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> Entry:
         if record is None:
@@ -496,3 +501,14 @@ class SealedKV:
         self._version, self._root = version, root
         for start in range(0, len(rows.orphans), ROWS_PER_SCAN):
             await self._store.batch(rows.orphans[start : start + ROWS_PER_SCAN])
+
+
+def _hand_on(task: asyncio.Task[Item | None], future: asyncio.Future[Item | None]) -> None:
+    """Tell the future how the task ended, unless nobody waits any more."""
+    if task.cancelled():
+        future.cancel()
+    elif (error := task.exception()) is not None:
+        if not future.done():
+            future.set_exception(error)
+    elif not future.done():
+        future.set_result(task.result())

@@ -1,0 +1,44 @@
+# Reads that are under way: each knows what it must find, and judges the row where it lies in the host's reply.
+cimport cython
+from libc.stdint cimport uint8_t, uint64_t
+
+from enclave_os._rows cimport Wanted
+from enclave_os.kv._freshness cimport TAG_SIZE, Freshness, slot_t
+from enclave_os.kv._record cimport Records
+
+# All reads of one store.
+@cython.final
+cdef class Reads:
+    cdef Freshness _fresh
+    cdef dict _in_flight        # places that batches under way change: the pipeline's own
+    cdef object _trusted_ns
+    cdef object _unknown        # whether the anchor does not know some of what is the latest; None: it is never asked
+    cdef object _again
+    cdef type _item
+    cdef object _unread
+    cdef bint _is_behind(self) except -1
+    cdef Read _read(self, namespace, Records records, bytes token, bytes name, const slot_t *slot)
+
+# One row, from asking to its item.
+@cython.final
+cdef class Read(Wanted):
+    cdef Reads _reads
+    cdef Records _records
+    cdef object _namespace
+    cdef bytes _name            # None: not known
+    cdef uint64_t _version      # of the latest record, when it was asked for
+    cdef uint8_t[TAG_SIZE] _tag
+    cdef object _future         # who waits for this one alone, or
+    cdef ReadMany _many         # for it among others,
+    cdef Py_ssize_t _index      # at this place
+    cdef int _anew(self) except -1
+    cdef int _count(self) except -1
+
+# Several rows that one caller waits for.
+@cython.final
+cdef class ReadMany:
+    cdef readonly list items    # in the order of their tokens; complete when `future` is done
+    cdef readonly list reads    # those to be asked for
+    cdef readonly list moved    # indexes of items that must be read anew
+    cdef readonly object future
+    cdef Py_ssize_t _left
