@@ -28,8 +28,9 @@ class InPlace:
     def __init__(self) -> None:
         self._reading: set[asyncio.Task[None]] = set()
 
-    def read(self, namespace: bytes, wanted: Sequence[Wanted]) -> None:
-        task = asyncio.get_running_loop().create_task(self._read(namespace, wanted))
+    def read(self, namespace: bytes, wanted: list[Wanted]) -> None:
+        task = asyncio.get_running_loop().create_task(self._read(namespace, [*wanted]))
+        wanted.clear()
         self._reading.add(task)
         task.add_done_callback(self._reading.discard)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ from enclave_os.wire.rpc import PEER_INDEX_SIZE, Method, SealLoadFlag, Status
 from enclave_os.wire.settings import check
 from enclave_os_host.handlers import Later, Refused
 from enclave_os_host.handlers.peers import Carrier, Mailboxes
-from tests.enclave.kv_fakes import MemoryStore
+from tests.enclave.kv_fakes import InPlace, MemoryStore
 from tests.enclave.sealing import FakePlatform, policy
 
 NOW = 1_795_000_000 * 1_000_000_000
@@ -170,14 +170,24 @@ class PlayedRPC:
             reply.set_exception(HostRefused(f"refused: {status.name}", status))
 
 
-class Rows:
+class Rows(InPlace):
     """The host's rows, as long as the worker lives: a killed process asks and hears nothing more."""
 
     def __init__(self, host: Host, rpc: PlayedRPC) -> None:
+        super().__init__()
         self._host = host
         self._rpc = rpc
 
+    async def get(self, namespace: bytes, key: bytes) -> bytes | None:
+        return cast("bytes | None", await self._call("get")(namespace, key))
+
+    async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        return cast("list[bytes | None]", await self._call("multi_get")(namespace, keys))
+
     def __getattr__(self, name: str) -> Any:
+        return self._call(name)
+
+    def _call(self, name: str) -> Any:
         async def call(*arguments: Any) -> Any:
             await asyncio.sleep(0)
             if not self._rpc.alive:

@@ -11,13 +11,18 @@ from enclave_os.kv._record cimport Records
 cdef class Reads:
     cdef Freshness _fresh
     cdef dict _in_flight        # places that batches under way change: the pipeline's own
+    cdef object _anchoring
+    cdef bint _commits          # the anchor must know all that is shown
+    cdef object _ask
+    cdef object _make_future
     cdef object _trusted_ns
-    cdef object _unknown        # whether the anchor does not know some of what is the latest; None: it is never asked
     cdef object _again
     cdef type _item
     cdef object _unread
-    cdef bint _is_behind(self) except -1
-    cdef Read _read(self, namespace, Records records, bytes token, bytes name, const slot_t *slot)
+    cdef dict _waiting          # table: reads that go out with the next call
+    cdef object _begin(self, namespace, Records records, bytes token, bytes name)
+    cdef Read _made(self, namespace, Records records, bytes token, bytes name, const slot_t *slot)
+    cdef bint _is_elsewhere(self, Records records, bytes token) except -1
 
 # One row, from asking to its item.
 @cython.final
@@ -38,7 +43,6 @@ cdef class Read(Wanted):
 @cython.final
 cdef class ReadMany:
     cdef readonly list items    # in the order of their tokens; complete when `future` is done
-    cdef readonly list reads    # those to be asked for
     cdef readonly list moved    # indexes of items that must be read anew
     cdef readonly object future
     cdef Py_ssize_t _left

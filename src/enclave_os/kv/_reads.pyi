@@ -2,8 +2,9 @@
 
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, final
 
+from enclave_os.kv.anchoring import Anchoring
 from enclave_os.kv.change import Item
 from enclave_os.kv.freshness import Freshness, Place
 from enclave_os.kv.namespace import Namespace
@@ -15,22 +16,17 @@ class Reads:
         cls,
         fresh: Freshness,
         in_flight: dict[Place, int],
+        anchoring: Anchoring,
+        ask: Callable[[bytes, list[Wanted]], None],
+        make_future: Callable[[], Future[Any]],
         trusted_ns: Callable[[], int],
-        unknown: Callable[[], bool] | None,
         again: Callable[[Namespace, bytes, Future[Item | None]], None],
         item: type[Item],
         unread: bytes,
     ) -> Reads: ...
-    def begin(
-        self, namespace: Namespace, token: bytes, name: bytes | None, future: Future[Item | None]
-    ) -> Read | None: ...
-    def begin_many(
-        self,
-        namespace: Namespace,
-        tokens: Sequence[bytes],
-        names: Sequence[bytes] | None,
-        future: Future[None],
-    ) -> ReadMany: ...
+    def get(self, namespace: Namespace, name: bytes) -> Future[Item | None]: ...
+    def read(self, namespace: Namespace, token: bytes) -> Future[Item | None]: ...
+    def read_many(self, namespace: Namespace, tokens: Sequence[bytes], names: Sequence[bytes] | None) -> ReadMany: ...
 
 @final
 class Read(Wanted):
@@ -40,8 +36,6 @@ class Read(Wanted):
 class ReadMany:
     @property
     def items(self) -> list[Item | None]: ...
-    @property
-    def reads(self) -> list[Read]: ...
     @property
     def moved(self) -> list[int]: ...
     @property

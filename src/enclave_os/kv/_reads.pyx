@@ -9,14 +9,16 @@
 #
 # It does not: talk to the host, wait, or raise what is wrong with a row: that goes to who waits for it.
 cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from enclave_os._rows cimport Wanted
 from enclave_os.kv._freshness cimport TAG_SIZE, Freshness, slot_t
-from enclave_os.kv._record cimport Entry, Records
+from enclave_os.kv._record cimport NAME_MAX, Entry, Records
 
 from enclave_os.errors import ClockUntrusted, InternalError, SealBroken
+from enclave_os.wire.errors import UsageError
 
 _new = tuple.__new__
 
@@ -27,65 +29,89 @@ cdef class Reads:
 
     Args:
         in_flight: places that batches under way change.
+        anchoring: `ended`: nothing is read any more; `commits`, and then `unknown`: whether there are keys whose last
+            change the anchor does not know.
+        ask: `Store.read`.
+        make_future: of the loop.
         trusted_ns: the trusted clock; raises ClockUntrusted.
-        unknown: whether there are keys whose last change the anchor does not know; None: there never are.
         again: reads what cannot be answered here, whole, and tells the future.
         item: what is made of name, value and version; a class of tuples.
         unread: the value of an item of several whose value is in parts.
     """
 
-    def __cinit__(self, Freshness fresh not None, dict in_flight not None, trusted_ns not None, unknown, again not None,
-                  type item not None, unread not None):
-        self._fresh, self._in_flight, self._trusted_ns = fresh, in_flight, trusted_ns
-        self._unknown, self._again, self._item, self._unread = unknown, again, item, unread
+    def __cinit__(self, Freshness fresh not None, dict in_flight not None, anchoring not None, ask not None,
+                  make_future not None, trusted_ns not None, again not None, type item not None, unread not None):
+        self._fresh, self._in_flight, self._anchoring, self._commits = fresh, in_flight, anchoring, anchoring.commits
+        self._ask, self._make_future, self._trusted_ns, self._again = ask, make_future, trusted_ns, again
+        self._item, self._unread, self._waiting = item, unread, {}
 
-    def begin(self, namespace not None, bytes token not None, bytes name, future not None):
-        """A read to ask the host for; None: `again` must answer, or there is no such entry and the future says so.
-
-        Args: name: None: whichever makes the token.
-        """
+    def get(self, namespace not None, bytes name not None):
+        """The future of an entry's item, None: there is none. Raises: UsageError."""
         cdef Records records = namespace.records
-        cdef slot_t *slot = self._fresh.slot(records.table, token)
-        cdef Read read
-        if (self._in_flight and (records.table, token) in self._in_flight) or self._is_behind():
-            self._again(namespace, token, future)
-            return None
-        if slot == NULL:
-            future.set_result(None)
-            return None
-        read = self._read(namespace, records, token, name, slot)
-        read._future = future
-        return read
+        if not 1 <= PyBytes_GET_SIZE(name) <= NAME_MAX:
+            raise UsageError(f"a name has 1 to {NAME_MAX} bytes, not {len(name)}")
+        return self._begin(namespace, records, records.name_token(name), name)
 
-    def begin_many(self, namespace not None, tokens not None, names, future not None):
-        """Several; `ReadMany.reads` are to be asked for, and `moved` to be read anew, when the future is done."""
+    def read(self, namespace not None, bytes token not None):
+        """The same, of the entry that has this token."""
+        return self._begin(namespace, namespace.records, token, None)
+
+    def read_many(self, namespace not None, tokens not None, names):
+        """Several; those that `moved` are to be read anew, once the future is done. Args: names: None: not known."""
         cdef Records records = namespace.records
         cdef ReadMany many = ReadMany.__new__(ReadMany)
-        cdef bint behind = self._is_behind()
         cdef slot_t *slot
         cdef Read read
         cdef Py_ssize_t index
         cdef bytes token
-        many.items, many.reads, many.moved, many.future = [None] * len(tokens), [], [], future
+        cdef list reads = []
+        many.items, many.moved, many.future = [None] * len(tokens), [], self._make_future()
         for index in range(len(tokens)):
             token = tokens[index]
-            if behind or (self._in_flight and (records.table, token) in self._in_flight):
+            if self._is_elsewhere(records, token):
                 many.moved.append(index)
                 continue
             slot = self._fresh.slot(records.table, token)
             if slot != NULL:
-                read = self._read(namespace, records, token, None if names is None else names[index], slot)
+                read = self._made(namespace, records, token, None if names is None else names[index], slot)
                 read._many, read._index = many, index
-                many.reads.append(read)
-        many._left = len(many.reads)
-        if not many._left:
-            future.set_result(None)
+                reads.append(read)
+        many._left = len(reads)
+        if many._left:
+            self._ask(records.table, reads)
+        else:
+            many.future.set_result(None)
         return many
 
-    cdef bint _is_behind(self) except -1:
-        return self._unknown is not None and self._unknown()
+    cdef object _begin(self, namespace, Records records, bytes token, bytes name):
+        cdef object future = self._make_future()
+        cdef slot_t *slot
+        cdef Read read
+        cdef list waiting
+        if self._anchoring.ended is not None or self._is_elsewhere(records, token):
+            self._again(namespace, token, future)
+            return future
+        slot = self._fresh.slot(records.table, token)
+        if slot == NULL:
+            future.set_result(None)
+            return future
+        read = self._made(namespace, records, token, name, slot)
+        read._future = future
+        waiting = self._waiting.get(records.table)
+        if waiting is None:
+            waiting = self._waiting[records.table] = []
+        waiting.append(read)
+        if len(waiting) == 1:  # else they wait for their call already
+            self._ask(records.table, waiting)
+        return future
 
-    cdef Read _read(self, namespace, Records records, bytes token, bytes name, const slot_t *slot):
+    cdef bint _is_elsewhere(self, Records records, bytes token) except -1:
+        """What is the latest there, or whether it may be shown, is decided by a batch under way, or by the anchor."""
+        if self._in_flight and (records.table, token) in self._in_flight:
+            return True
+        return self._commits and self._anchoring.unknown
+
+    cdef Read _made(self, namespace, Records records, bytes token, bytes name, const slot_t *slot):
         cdef Read read = Read.__new__(Read)
         read.key, read._name = token, name
         read._reads, read._records, read._namespace = self, records, namespace
@@ -115,7 +141,7 @@ cdef class Read(Wanted):
         slot = reads._fresh.slot(self._records.table, self.key)
         if (
             slot == NULL or slot.version != self._version or memcmp(slot.tag, self._tag, TAG_SIZE)
-            or (reads._in_flight and (self._records.table, self.key) in reads._in_flight) or reads._is_behind()
+            or reads._is_elsewhere(self._records, self.key)
         ):
             return self._anew()
         try:

@@ -20,6 +20,7 @@ cdef enum:
     TOKEN_SIZE = 16
     TAG_SIZE = 16
     SALT_SIZE = 32
+    NAME_MAX = 1024
     DOMAIN_SIZE = 21
     ASSOCIATED_SIZE = DOMAIN_SIZE + HEAD_SIZE + TABLE_SIZE + TOKEN_SIZE
 
@@ -63,6 +64,7 @@ cdef class Records:
     cdef bytes _key                 # what sealers' keys are derived from: secret
     cdef Sealer _sealer
     cdef object _openers            # salt: AEADKey, the last used behind
+    cdef bytes name_token(self, bytes name)
     cdef AEADKey _opener(self, const uint8_t *salt)
     # `record`: a new one that nobody else has seen, with the plaintext behind its head; sealed in place.
     cdef bytes _seal(self, bytes token, uint8_t kind, uint64_t version, uint64_t parts_id, uint32_t count, bytes record)

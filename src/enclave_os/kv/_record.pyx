@@ -42,7 +42,6 @@ cdef enum:
     KIND_INLINE = 1         # an entry with its value
     KIND_PARTED = 2         # an entry whose value stands in parts
     KIND_PART = 3
-    NAME_MAX = 1024
     DIGEST_SIZE = 32        # of the tags of parts
     PARTS_MAX = 1024
     RECORD_MIN = HEAD_SIZE + TAG_SIZE
@@ -158,6 +157,9 @@ cdef class Records:
 
     def token(self, bytes name not None):
         """What the host sees of a name: 16 bytes, the same for the same name in this namespace, and nothing else."""
+        return self.name_token(name)
+
+    cdef bytes name_token(self, bytes name):
         cdef uint8_t digest[KEYED_DIGEST_SIZE]
         hmac_digest(&self._tokens, <const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), digest)
         return PyBytes_FromStringAndSize(<const char *>digest, TOKEN_SIZE)

@@ -21,8 +21,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
-from enclave_os.kv._reads import Read, Reads
-from enclave_os.kv._record import Entry, tag_of
+from enclave_os.kv._record import tag_of
 from enclave_os.kv.anchoring import Anchoring
 from enclave_os.kv.batch import (
     BATCH_SIZE_MAX,
@@ -40,21 +39,20 @@ from enclave_os.kv.batch import (
 )
 from enclave_os.kv.catalog import CATALOG, Catalog
 from enclave_os.kv.change import Change, Item
-from enclave_os.kv.freshness import Freshness, Latest, Place
+from enclave_os.kv.freshness import Freshness, Place
 from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
-from enclave_os.kv.large_values import LargeValues
 from enclave_os.kv.namespace import Namespace, parts_range
 from enclave_os.kv.pipeline import Pipeline
+from enclave_os.kv.reading import Reading
 from enclave_os.kv.row_count import RowCount, store_full
-from enclave_os.kv.scanning import UNREAD, Scans
+from enclave_os.kv.scanning import Scans
 from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, NoAnchor, Store
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation, OperationKind
 
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
-READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
 SHARE_MIN: Final = 24  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
 _PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
@@ -90,10 +88,8 @@ class SealedKV:
         self._master_key = master_key
         self._checkpoint = checkpoint
         self.anchoring = Anchoring(anchor or NoAnchor(), commits=commits)
-        self._trusted_ns = trusted_ns
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
-        self._scans, self._large = Scans(self), LargeValues(store)
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
         self._version = 0
         self._root = self._fresh.root(0)
@@ -101,10 +97,8 @@ class SealedKV:
         self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
         self._pipeline = Pipeline(store, self._counted, monotonic_ns)
         self._in_flight = self._pipeline.places
-        # Without `commits` the anchor is never asked what it knows.
-        unknown = (lambda: self.anchoring.unknown) if commits else None
-        self._reads = Reads(self._fresh, self._in_flight, trusted_ns, unknown, self._again, Item, UNREAD)
-        self._slow_reads: set[asyncio.Task[Item | None]] = set()
+        self._reading = Reading(store, self._fresh, self._pipeline, self.anchoring, trusted_ns)
+        self._reads, self._scans = self._reading.reads, Scans(self._reading)
         self._catalog = Catalog(self.namespace("", CATALOG, _own=True), self._fresh, self._in_flight)
         self._monotonic_ns = monotonic_ns
         self._queue: deque[Waiting] = deque()
@@ -191,7 +185,7 @@ class SealedKV:
 
         Raises: SealBroken: the host tampers. ClockUntrusted: whether it is expired cannot be known. HostRefused.
         """
-        return self.read(namespace, namespace.token(checked_name(name)), name)
+        return self._reads.get(namespace, name)
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
         """`get` for each, in their order; each is the latest at some moment between call and return.
@@ -217,102 +211,6 @@ class SealedKV:
     ) -> list[tuple[bytes, int]]:
         """Names and versions of what `scan` would find, for values of any size: those in parts are not read."""
         return await self._scans.first_names(namespace, start, end, limit)
-
-    async def tokens(self, namespace: Namespace) -> bytes:
-        """Of all entries, and of those that have expired, one after the other."""
-        tokens = self._fresh.tokens(namespace.table)
-        await self.anchoring.all_shown()  # also what is no longer there
-        self.anchoring.check()  # where there are none, no read follows that would
-        return tokens
-
-    def read(self, namespace: Namespace, token: bytes, name: bytes | None = None) -> Awaitable[Item | None]:
-        """`get`, of an entry's token. Args: name: that it has, where it is known."""
-        future: asyncio.Future[Item | None] = asyncio.get_running_loop().create_future()
-        if self.anchoring.ended is not None:
-            self._again(namespace, token, future)  # which says so
-            return future
-        read = self._reads.begin(namespace, token, name, future)
-        if read is not None:
-            self._ask(namespace, (read,))
-        return future
-
-    def _ask(self, namespace: Namespace, reads: Sequence[Read]) -> None:
-        try:
-            self._store.read(namespace.table, reads)
-        except (HostRefused, HostProtocolError) as error:
-            for read in reads:
-                read.refuse(error)
-
-    def _again(self, namespace: Namespace, token: bytes, future: asyncio.Future[Item | None]) -> None:
-        """Read what needs more than one look at one row, for who waits for the future."""
-        task = asyncio.get_running_loop().create_task(self._get_shown(namespace, token))
-        self._slow_reads.add(task)
-        task.add_done_callback(lambda _: self._slow_reads.discard(task))
-        task.add_done_callback(lambda _: _hand_on(task, future))
-        future.add_done_callback(lambda _: task.cancel())  # which does nothing to one that is done
-
-    async def _get_shown(self, namespace: Namespace, token: bytes) -> Item | None:
-        item = await self._get(namespace, token)
-        await self.anchoring.shown((namespace.table, token))
-        return item
-
-    async def read_rows(
-        self, namespace: Namespace, tokens: Sequence[bytes], names: Sequence[bytes] | None = None
-    ) -> list[Item | None]:
-        """`read` of each, in their order; where a value is in parts it is UNREAD."""
-        self.anchoring.check()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        many = self._reads.begin_many(namespace, tokens, names, future)
-        if many.reads:
-            self._ask(namespace, many.reads)
-        await future
-        for index in many.moved:
-            many.items[index] = await self._get(namespace, tokens[index], whole=False)
-        if many.moved:
-            await self.anchoring.shown(*((namespace.table, tokens[index]) for index in many.moved))
-        return many.items
-
-    async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
-        self.anchoring.check()
-        place = (namespace.table, token)
-        for _ in range(READS_MAX):
-            if place in self._in_flight:
-                await self._wait_for(place)
-            known = self._fresh.find(place)
-            if known is None:
-                return None
-            record = await self._store.get(namespace.table, token)
-            try:
-                entry = self._opened(namespace, token, known, record)  # the latest when it was asked for
-            except SealBroken:
-                if self._moved(place, known):
-                    continue  # the host shows the next one, say
-                raise
-            value = UNREAD if entry.count else entry.value
-            if entry.count and whole:
-                rows = await self._large.rows(namespace, token, entry)
-                if self._moved(place, known):
-                    continue
-                value = namespace.open_parts(token, entry, rows)
-            return self._item(entry, value)
-        raise StoreBusy("the key is written all the time: read it again later")
-
-    def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> Entry:
-        if record is None:
-            raise SealBroken("the host denies a record that it was given")
-        return namespace.open_entry(token, record, known)
-
-    def _item(self, entry: Entry, value: bytes) -> Item | None:
-        if entry.expires_ns and self._trusted_ns() >= entry.expires_ns:
-            return None
-        return Item(entry.name, value, entry.version)
-
-    def _moved(self, place: Place, known: Latest) -> bool:
-        return place in self._in_flight or self._fresh.find(place) != known
-
-    async def _wait_for(self, place: Place) -> None:
-        while (version := self._in_flight.get(place)) is not None:
-            await self._pipeline.settle(version)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -501,14 +399,3 @@ class SealedKV:
         self._version, self._root = version, root
         for start in range(0, len(rows.orphans), ROWS_PER_SCAN):
             await self._store.batch(rows.orphans[start : start + ROWS_PER_SCAN])
-
-
-def _hand_on(task: asyncio.Task[Item | None], future: asyncio.Future[Item | None]) -> None:
-    """Tell the future how the task ended, unless nobody waits any more."""
-    if task.cancelled():
-        future.cancel()
-    elif (error := task.exception()) is not None:
-        if not future.done():
-            future.set_exception(error)
-    elif not future.done():
-        future.set_result(task.result())

@@ -15,6 +15,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from enclave_os.errors import HostRefused
@@ -37,29 +38,32 @@ class KVCalls:
 
     def __init__(self, client: RPCClient) -> None:
         self._client = client
-        self._gets: dict[bytes, list[Wanted]] = {}  # of this turn, by namespace
+        self._gets: dict[bytes, list[list[Wanted]]] = {}  # of this turn, by namespace
         self._sizes: dict[bytes, int] = {}  # of values, about, by namespace
 
     def get(self, namespace: bytes, key: bytes) -> Awaitable[bytes | None]:
-        """A row's value; None: the host has none. What fails at once is raised at once."""
+        """A row's value; None: the host has none. Raises: UsageError."""
+        kv.encode_get(namespace, key)  # says what is wrong, before others share its call
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        self.read(namespace, (WantedValue(key, future),))
+        self.read(namespace, [WantedValue(key, future)])
         return future
 
-    def read(self, namespace: bytes, wanted: Sequence[Wanted]) -> None:
-        """Ask for rows; each is taken, or refused, later. What fails at once is raised at once."""
+    def read(self, namespace: bytes, wanted: list[Wanted]) -> None:
+        """Have rows asked for; each is taken, or refused, later.
+
+        Args: wanted: emptied when they are asked for, at once or before the loop's turn ends; more may be added until
+            then. Of sizes that a key has.
+        """
         if not self._gets and len(wanted) == 1 and not self._client.in_flight:
-            self._get_alone(namespace, wanted[0])
+            self._get_alone(namespace, wanted.pop())
             return
-        for one in wanted:
-            if len(namespace) != kv.KV_NAMESPACE_SIZE or not 1 <= len(one.key) <= kv.KV_KEY_SIZE_MAX:
-                kv.encode_get(namespace, one.key)  # says what is wrong, before others share its call
         if not self._gets:
             asyncio.get_running_loop().call_soon(self._send_gets)
-        waiting = self._gets.get(namespace)
-        if waiting is None:
-            waiting = self._gets[namespace] = []
-        waiting += wanted
+        lists = self._gets.get(namespace)
+        if lists is None:
+            self._gets[namespace] = [wanted]
+        else:
+            lists.append(wanted)
 
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of all keys, in their order; as many calls as their size makes necessary, at once."""
@@ -141,13 +145,15 @@ class KVCalls:
         return reply
 
     def _get_alone(self, namespace: bytes, wanted: Wanted) -> None:
-        reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._client.start(Method.KV_GET, kv.encode_get(namespace, wanted.key), reply, read=partial(take_value, wanted))
+        reply = self._begun(Method.KV_GET, kv.encode_get(namespace, wanted.key), partial(take_value, wanted))
         reply.add_done_callback(partial(self._got, namespace, (wanted,)))
 
     def _send_gets(self) -> None:
         gets, self._gets = self._gets, {}
-        for namespace, waiting in gets.items():
+        for namespace, lists in gets.items():
+            waiting = [*chain.from_iterable(lists)]
+            for one in lists:
+                one.clear()
             step = min(self._step(namespace), TOGETHER_MAX)
             for start in range(0, len(waiting), step):
                 self._get_together(namespace, waiting[start : start + step])
