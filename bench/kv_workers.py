@@ -65,7 +65,7 @@ def pipeline(connection: Connection, message: bytes) -> None:
 def rows(connection: Connection, monitoring: str) -> dict[int, int]:
     """Rows of the store, by the worker that keeps them."""
     workers = json.loads(connection.ask(get("/metrics", monitoring)).body)["workers"]
-    return {one["index"]: one["counters"]["kv_rows"] for one in workers}
+    return {one["index"]: one["counters"].get("kv_rows", 0) for one in workers}
 
 
 def namespace_at(worker: int, connection: Connection, bearer: str, monitoring: str) -> str:

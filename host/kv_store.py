@@ -55,7 +55,7 @@ GROUP_BYTES_MAX: Final = 4 << 20
 STALL_SECONDS_MAX: Final = 4.0  # that a write waits for compaction: less than the enclave's own deadline
 STALL_STEP: Final = 0.005
 OPEN_AGAIN_SECONDS: Final = 5.0
-CLOSE_SECONDS_MAX: Final = 10.0
+CLOSE_SECONDS_MAX: Final = 10.0  # for a disk to come back with what was under way
 _PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
 
 
@@ -108,7 +108,7 @@ class KVStore:
         self._sync = sync
         self._report = report
         self._monotonic = monotonic
-        self._lock = threading.Lock()  # while the store is opened and closed
+        self._lock = threading.Lock()  # while the store is opened, closed, and made durable from outside
         self._db: rocksdict.Rdict | None = None
         self._open_again = 0.0
         self._families: dict[bytes, tuple[rocksdict.Rdict, rocksdict.ColumnFamily]] = {}
@@ -231,21 +231,32 @@ class KVStore:
                     self._db.flush_wal(True)
 
     def close(self) -> None:
-        """Finish the writes that wait, and close. Nothing is read afterwards. May be called again."""
+        """Finish the writes that wait, and close. Nothing is read afterwards. May be called again.
+
+        Never under a write or an fsync that has not come back: that would free what it works on. Where the disk hangs
+        for CLOSE_SECONDS_MAX the store is left open, which is said; its files go with the process.
+        """
+        until = time.monotonic() + CLOSE_SECONDS_MAX
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(CLOSE_SECONDS_MAX)
-        with self._lock:
+        # In this order: the first makes the second, and ends without it.
+        if not (_ended(self._thread, until) and _ended(self._syncer, until) and _locked(self._lock, until)):
+            self._report(
+                f"the disk did not finish in {CLOSE_SECONDS_MAX:.0f} s what the store gave it, so the store is left "
+                "open until this process ends; nothing is lost by it that was acknowledged; look at the disk"
+            )
+            return
+        try:
             if self._db is not None:
                 self._families.clear()
                 db, self._db = self._db, None
-                try:
-                    with _rocksdb("be closed"):
-                        db.close()
-                except StoreError as error:
-                    self._report(str(error))  # nothing is lost by it that was acknowledged: the log is read again
+                with _rocksdb("be closed"):
+                    db.close()
+        except StoreError as error:
+            self._report(str(error))  # nothing is lost by it that was acknowledged: the log is read again
+        finally:
+            self._lock.release()
 
     def _run(self) -> None:
         while taken := self._take():
@@ -274,7 +285,6 @@ class KVStore:
             with self._appended_changed:
                 self._all_appended = True
                 self._appended_changed.notify()
-            self._syncer.join(CLOSE_SECONDS_MAX)
 
     def _run_syncs(self) -> None:
         while True:
@@ -452,6 +462,17 @@ class KVStore:
                 family = made, db.get_column_family_handle(name)
             self._families[namespace] = family
         return family
+
+
+def _ended(thread: threading.Thread | None, until: float) -> bool:
+    if thread is None:
+        return True
+    thread.join(max(0.0, until - time.monotonic()))
+    return not thread.is_alive()
+
+
+def _locked(lock: threading.Lock, until: float) -> bool:
+    return lock.acquire(timeout=max(0.0, until - time.monotonic()))
 
 
 @contextmanager

@@ -41,6 +41,14 @@ cdef class Sealer:
 cdef aead_result_t aead_seal(AEADKey key, const aead_item_t *item) noexcept nogil
 cdef aead_result_t aead_open(AEADKey key, const aead_item_t *item) noexcept nogil
 
+# One message opened in steps, for who wants its plaintext in several places: what a step gives is not authentic before
+# `aead_open_end` said AEAD_OK; until then it is good for nothing but sizes that are held against what is there, and
+# whoever gets another answer wipes all of it. `tag`: AEAD_TAG_SIZE. False: OpenSSL refused.
+cdef bint aead_open_begin(
+    AEADKey key, const uint8_t *nonce, const uint8_t *tag, const uint8_t *aad, size_t aad_size) noexcept nogil
+cdef bint aead_open_step(AEADKey key, const uint8_t *input, size_t size, uint8_t *output) noexcept nogil
+cdef aead_result_t aead_open_end(AEADKey key) noexcept nogil
+
 # All of them, until one does not go: its index is in `stopped`. When opening, the outputs of all are wiped then.
 cdef aead_result_t aead_seal_many(AEADKey key, const aead_item_t *items, size_t count, size_t *stopped) noexcept nogil
 cdef aead_result_t aead_open_many(AEADKey key, const aead_item_t *items, size_t count, size_t *stopped) noexcept nogil

@@ -66,26 +66,51 @@ cdef aead_result_t aead_seal(AEADKey key, const aead_item_t *item) noexcept nogi
 
 
 cdef aead_result_t aead_open(AEADKey key, const aead_item_t *item) noexcept nogil:
-    cdef EVP_CIPHER_CTX *context = key.opening
     cdef size_t plain_size
-    cdef int size = 0
+    cdef aead_result_t result
     if item.input_size < AEAD_TAG_SIZE:
         return AEAD_BROKEN
     plain_size = item.input_size - AEAD_TAG_SIZE
     if (
-        EVP_DecryptInit_ex(context, NULL, NULL, NULL, item.nonce) != 1
-        or EVP_CIPHER_CTX_ctrl(
-            context, EVP_CTRL_AEAD_SET_TAG, AEAD_TAG_SIZE, <void *>(item.input + plain_size)) != 1
-        or (item.aad_size and EVP_DecryptUpdate(context, NULL, &size, item.aad, <int>item.aad_size) != 1)
-        or (plain_size and EVP_DecryptUpdate(context, item.output, &size, item.input, <int>plain_size) != 1)
+        not aead_open_begin(key, item.nonce, item.input + plain_size, item.aad, item.aad_size)
+        or not aead_open_step(key, item.input, plain_size, item.output)
+    ):
+        result = AEAD_FAILED
+    else:
+        result = aead_open_end(key)
+    if result != AEAD_OK:
+        OPENSSL_cleanse(item.output, plain_size)
+    return result
+
+
+cdef bint aead_open_begin(
+        AEADKey key, const uint8_t *nonce, const uint8_t *tag, const uint8_t *aad, size_t aad_size) noexcept nogil:
+    cdef EVP_CIPHER_CTX *context = key.opening
+    cdef int size = 0
+    if (
+        EVP_DecryptInit_ex(context, NULL, NULL, NULL, nonce) != 1
+        or EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_AEAD_SET_TAG, AEAD_TAG_SIZE, <void *>tag) != 1
+        or (aad_size and EVP_DecryptUpdate(context, NULL, &size, aad, <int>aad_size) != 1)
     ):
         ERR_clear_error()
-        OPENSSL_cleanse(item.output, plain_size)
-        return AEAD_FAILED
-    # Only this compares the tag, in constant time.
-    if EVP_DecryptFinal_ex(context, item.output + plain_size, &size) != 1:
+        return False
+    return True
+
+
+cdef bint aead_open_step(AEADKey key, const uint8_t *input, size_t size, uint8_t *output) noexcept nogil:
+    cdef int written = 0
+    if size and EVP_DecryptUpdate(key.opening, output, &written, input, <int>size) != 1:
         ERR_clear_error()
-        OPENSSL_cleanse(item.output, plain_size)
+        return False
+    return True
+
+
+cdef aead_result_t aead_open_end(AEADKey key) noexcept nogil:
+    cdef uint8_t nothing[AEAD_TAG_SIZE]
+    cdef int size = 0
+    # Only this compares the tag, in constant time.
+    if EVP_DecryptFinal_ex(key.opening, nothing, &size) != 1:
+        ERR_clear_error()
         return AEAD_BROKEN
     return AEAD_OK
 

@@ -126,11 +126,16 @@ def decode_rpc_reply(bytes record not None):
 
     Raises: PeerProtocolError: cut short, or a size that is not the payload's.
     """
+    return *decode_rpc_reply_head(record), record[RPC_HEADER_SIZE:]
+
+
+def decode_rpc_reply_head(bytes record not None):
+    """(req_id, status) of the same, for who reads the payload in its place, from RPC_HEADER_SIZE on. Raises: the same."""
     cdef rpc_reply_t reply
     if (PyBytes_GET_SIZE(record) < RPC_HEADER_SIZE or PyBytes_GET_SIZE(record) > RECORD_SIZE_MAX or not
             rpc_reply_decode(_word(record, 0), _word(record, 8), <uint32_t>PyBytes_GET_SIZE(record), &reply)):
         raise PeerProtocolError(Lie.RPC_HEADER)
-    return reply.req_id, reply.status, record[RPC_HEADER_SIZE:]
+    return reply.req_id, reply.status
 
 
 cdef inline uint64_t _word(bytes record, Py_ssize_t position) noexcept:

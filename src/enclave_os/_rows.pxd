@@ -22,3 +22,11 @@ cdef struct rows_reader_t:
     size_t left
 
 cdef const uint8_t *rows_take(rows_reader_t *reader, size_t size) except NULL
+
+# A row that is asked for, for the code that takes it out of a reply. `take` is told once, by the reply that has it, or
+# `refuse` with why there is none. Another module's class says what becomes of it.
+cdef class Wanted:
+    cdef readonly bytes key
+    # `value`: `size` bytes of private memory, the caller's, valid during the call; found: False: the host has no row.
+    # What is wrong with the bytes goes to who waits; only our own mistakes are raised.
+    cdef int take(self, const uint8_t *value, size_t size, bint found) except -1

@@ -1,4 +1,4 @@
-# Batches, multi-gets and their replies, written and read in one pass each.
+# Batches, multi-gets and their replies, written and read in one pass each; `Wanted` takes a row straight out of a reply.
 #
 # Who owns what: everything here works on private `bytes`. Whoever reads shared memory copies first, then decodes. Each
 # size is checked against the end, and against its maximum, before anything is made from it.
@@ -8,8 +8,6 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
-
-from enclave_os.wire.errors import PeerProtocolError, UsageError
 
 
 _new = tuple.__new__
@@ -238,15 +236,84 @@ def decode_values(bytes payload not None, Py_ssize_t asked):
         raise PeerProtocolError(f"{count} values in answer to {asked} keys")
     for _ in range(count):
         head = rows_take(&reader, 5)
-        if head[0] > 1:
-            raise PeerProtocolError(f"a yes or no that is {head[0]}")
-        memcpy(&value_size, head + 1, 4)
-        if value_size > (VALUE_MAX if head[0] else 0):
-            raise PeerProtocolError("a field larger than its declared maximum")
+        value_size = _value_size(head)
         value = _bytes(rows_take(&reader, value_size), value_size)
         values.append(value if head[0] else None)
     _end(&reader)
     return values
+
+
+# -- rows in their place: what a reply brings goes to who waits for it, without becoming a Python object first ----------
+
+cdef class Wanted:
+    """A row that is asked for. `key`: by which. See _rows.pxd; this one takes nothing."""
+
+    def refuse(self, error):
+        """There is no answer: `error` says why. What was answered stays."""
+        raise NotImplementedError
+
+    cdef int take(self, const uint8_t *value, size_t size, bint found) except -1:
+        raise NotImplementedError
+
+
+@cython.final
+cdef class WantedValue(Wanted):
+    """A row whose value is wanted as it is: `future` gets it, None: there is no row."""
+
+    cdef object _future
+
+    def __cinit__(self, bytes key not None, future not None):
+        self.key = key
+        self._future = future
+
+    def refuse(self, error):
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    cdef int take(self, const uint8_t *value, size_t size, bint found) except -1:
+        if not self._future.done():
+            self._future.set_result(_bytes(value, size) if found else None)
+        return 0
+
+
+def take_values(wanted not None, bytes record not None, Py_ssize_t start):
+    """MULTI_GET's reply, from `start` on, for those who asked, in their order. Returns how many it answered, at least one.
+
+    The whole reply is checked before anybody gets a row. Raises: PeerProtocolError: nobody got one.
+    """
+    cdef list taken = list(wanted)
+    cdef rows_reader_t reader = _reader(record, start)
+    cdef rows_reader_t again
+    cdef const uint8_t *head
+    cdef uint16_t count
+    cdef uint32_t size
+    cdef Py_ssize_t index
+    memcpy(&count, rows_take(&reader, 2), 2)
+    if not 1 <= count <= len(taken):
+        raise PeerProtocolError(f"{count} values in answer to {len(taken)} keys")
+    again = reader
+    for _ in range(count):
+        rows_take(&reader, _value_size(rows_take(&reader, 5)))
+    _end(&reader)
+    for index in range(count):
+        head = rows_take(&again, 5)
+        size = _value_size(head)
+        (<Wanted?>taken[index]).take(rows_take(&again, size), size, head[0])
+    return count
+
+
+def take_value(Wanted wanted not None, bytes record not None, Py_ssize_t start):
+    """GET's reply, from `start` on, for who asked. Returns 1. Raises: PeerProtocolError: it got nothing."""
+    cdef rows_reader_t reader = _reader(record, start)
+    cdef uint8_t found = rows_take(&reader, 1)[0]
+    if found > 1:
+        raise PeerProtocolError(f"a yes or no that is {found}")
+    if not found:
+        _end(&reader)
+    elif reader.left > VALUE_MAX:
+        raise PeerProtocolError("a value larger than its declared maximum")
+    wanted.take(reader.at, reader.left, found)
+    return 1
 
 
 # -- fields -----------------------------------------------------------------------------------------------------------
@@ -259,6 +326,24 @@ cdef const uint8_t *rows_take(rows_reader_t *reader, size_t size) except NULL:
     reader.at += size
     reader.left -= size
     return at
+
+
+cdef rows_reader_t _reader(bytes record, Py_ssize_t start) except *:
+    """From `start` on: our caller's number, which lies in the record."""
+    if not 0 <= start <= PyBytes_GET_SIZE(record):
+        raise UsageError(f"no record of {len(record)} bytes has a payload at {start}")
+    return rows_reader_t(<const uint8_t *>PyBytes_AS_STRING(record) + start, PyBytes_GET_SIZE(record) - start)
+
+
+cdef uint32_t _value_size(const uint8_t *head) except? <uint32_t>-1:
+    """Of one value in a reply, by its five bytes of head; none has a size that an error could be taken for."""
+    cdef uint32_t size
+    if head[0] > 1:
+        raise PeerProtocolError(f"a yes or no that is {head[0]}")
+    memcpy(&size, head + 1, 4)
+    if size > (VALUE_MAX if head[0] else 0):
+        raise PeerProtocolError("a field larger than its declared maximum")
+    return size
 
 
 cdef int _end(const rows_reader_t *reader) except -1:
@@ -308,3 +393,7 @@ cdef inline bint _below(bytes one, bytes other) noexcept:
     cdef size_t size = PyBytes_GET_SIZE(one), other_size = PyBytes_GET_SIZE(other)
     cdef int order = memcmp(PyBytes_AS_STRING(one), PyBytes_AS_STRING(other), min(size, other_size))
     return order < 0 or (order == 0 and size < other_size)
+
+
+# Last, as in `_ring.pyx`: whoever imports this module first comes here again through the door.
+from enclave_os.wire.errors import PeerProtocolError, UsageError

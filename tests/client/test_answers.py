@@ -25,7 +25,7 @@ SEALED = {
     "measurement": "4f", "first_boot": True, "boot_count": 1, "blob_key": "9c", "policy_sha256": "00",
     "policy": {"issuers": [{"issuer": "i", "audience": "a"}], "modules": ["kv"], "export": "none"}, "policy_changes": 0,
     "next_policy_sha256": None, "second_wrap": {"kind": "owner", "key_sha256": "aa"}, "recoveries": 1,
-    "ca": {"key_origin": "generated", "expires": 1}, "exports": ["77"], "given_to": ["78"],
+    "ca": {"key_origin": "generated", "expires": 1}, "exports": ["77"], "given_to": ["78"], "doubt": "no space",
     "imported_from": {"mr_enclave": "4e", "boot_count": 2}, "clock": {"floor": 1, "in_doubt": True, "why": "off"},
     "warning": "simulated",
 }  # fmt: skip

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Sequence
 
 from enclave_os.errors import HostRefused
+from enclave_os.wire import Wanted, take_values
+from enclave_os.wire.errors import HostProtocolError
 from enclave_os.wire.kv import (
     CHAIN_SHIFT,
     Operation,
@@ -14,18 +17,51 @@ from enclave_os.wire.kv import (
     Scan,
     WriteFlag,
     encode_batch,
+    encode_multi_get_reply,
     split_batch,
 )
 from enclave_os.wire.rpc import Status
 
 
-class MemoryStore:
-    """Honest until a test reaches into `tables`. `refuse`: that many writes are refused; `apply_refused`: yet done."""
-
-    async def settled(self) -> None:
-        """What was handed in was written before its call returned."""
+class InPlace:
+    """`Store.read` of a store that has `get` and `multi_get`: by their answers, as a host's reply would bring them."""
 
     def __init__(self) -> None:
+        self._reading: set[asyncio.Task[None]] = set()
+
+    def read(self, namespace: bytes, wanted: list[Wanted]) -> None:
+        task = asyncio.get_running_loop().create_task(self._read(namespace, [*wanted]))
+        wanted.clear()
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+
+    async def get(self, namespace: bytes, key: bytes) -> bytes | None:
+        raise NotImplementedError
+
+    async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        raise NotImplementedError
+
+    async def _read(self, namespace: bytes, wanted: Sequence[Wanted]) -> None:
+        try:
+            if len(wanted) == 1:
+                values = [await self.get(namespace, wanted[0].key)]
+            else:
+                values = await self.multi_get(namespace, [one.key for one in wanted])
+        except (HostRefused, HostProtocolError) as error:
+            for one in wanted:
+                one.refuse(error)
+            return
+        while wanted:
+            reply, _ = encode_multi_get_reply(values)
+            count = take_values(wanted, b"head" + reply, 4)
+            wanted, values = wanted[count:], values[count:]
+
+
+class MemoryStore(InPlace):
+    """Honest until a test reaches into `tables`. `refuse`: that many writes are refused; `apply_refused`: yet done."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.tables: dict[bytes, dict[bytes, bytes]] = {}
         self.refuse = 0
         self.apply_refused = False
@@ -37,6 +73,9 @@ class MemoryStore:
         other = MemoryStore()
         other.tables = copy.deepcopy(self.tables)
         return other
+
+    async def settled(self) -> None:
+        """What was handed in was written before its call returned."""
 
     async def get(self, namespace: bytes, key: bytes) -> bytes | None:
         self.gets += 1

@@ -46,6 +46,8 @@ class FakeHost:
     blob: bytes = b""
     refuses: bool = False
     stored: int = 0
+    gate: asyncio.Event | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call(self, method: Method, payload: bytes = b"", *, deadline: float | None = None) -> bytes:
         if method is Method.SEAL_LOAD:
@@ -53,6 +55,9 @@ class FakeHost:
         assert method is Method.SEAL_STORE
         if self.refuses:
             raise HostRefused("no", -5)
+        if self.gate is not None:
+            self.asked.set()
+            await self.gate.wait()
         self.blob = payload[MEASUREMENT_SIZE:]
         self.stored += 1
         return b""
@@ -68,6 +73,7 @@ class Rig:
     simulated: bool = True
     host: FakeHost = field(default_factory=FakeHost)
     changes: list[SealedConfig] = field(default_factory=list)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.clock = Clock(lambda: self.host.now * SECOND, self.floor * SECOND, lambda: 0)
@@ -86,6 +92,7 @@ class Rig:
 
     async def changed(self, config: SealedConfig) -> None:
         self.changes.append(config)
+        self.told.set()
 
     def sealed(self) -> SealedConfig:
         return open_blob(self.host.blob, PLATFORM)
@@ -156,10 +163,30 @@ class TestPolicy:
 
     def test_what_the_host_does_not_store_has_not_happened(self, rig: Rig) -> None:
         rig.host.refuses = True
-        with pytest.raises(HostRefused):
+        with pytest.raises(HTTPError, match="may have it or not") as caught:
             asyncio.run(rig.sealing.accept_policy(AFTER))
+        assert caught.value.status == 503
         assert rig.keeper.config.next_policy is None
         assert rig.changes == []
+        assert rig.sealing.status()["doubt"] == "no"
+        with pytest.raises(HostRefused):  # who would be given something is given nothing
+            asyncio.run(rig.sealing.give(b"1" * 32))
+
+    def test_who_leaves_does_not_keep_it_from_coming_into_force(self, rig: Rig) -> None:
+        async def leave() -> None:
+            rig.host.gate = asyncio.Event()
+            asked = asyncio.create_task(rig.sealing.accept_policy(AFTER))
+            await rig.host.asked.wait()
+            asked.cancel()
+            await asyncio.wait([asked])
+            assert asked.cancelled()
+            assert rig.changes == []
+            rig.host.gate.set()
+            await rig.told.wait()
+
+        asyncio.run(leave())
+        assert rig.changes == [rig.keeper.config] == [rig.sealed()]
+        assert rig.keeper.config.next_policy == AFTER
 
 
 class TestExports:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rocksdict
+from tests.enclave.kv_fakes import InPlace
 
 from enclave_os.errors import HostRefused
 from enclave_os.wire.kv import Operation, OperationKind, Row, Scan, WriteFlag
@@ -14,10 +15,11 @@ from enclave_os.wire.rpc import Status
 from enclave_os_host.kv_store import KVStore, StoreSync
 
 
-class RealStore:
+class RealStore(InPlace):
     """A Store (`enclave_os.kv.store`) on RocksDB."""
 
     def __init__(self, folder: Path, sync: StoreSync = "off") -> None:
+        super().__init__()
         self.reports: list[str] = []
         self.rocks = KVStore(folder, sync=sync, cache_bytes=8 << 20, report=self.reports.append)
 

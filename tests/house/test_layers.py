@@ -114,6 +114,45 @@ def _loaded(names: list[str], before: str = "") -> set[str]:
     return set(done.stdout.split())
 
 
+ALONE = """
+import importlib, os, sys
+failed = []
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        importlib.import_module(name)
+        sys.stderr.flush()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(name)
+sys.exit(" ".join(failed) or 0)
+"""
+
+
+def _fail_alone(names: list[str], folder: Path | None = None) -> str:
+    """Import each first, in an interpreter that has nothing of ours. Returns: what was said of those that failed."""
+    path = [] if folder is None else [f"import sys; sys.path.insert(0, {str(folder)!r})"]
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", "\n".join([*path, ALONE]), *names],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert bool(done.returncode) == bool(done.stderr)
+    return done.stderr
+
+
+def test_every_native_can_be_the_first_to_be_imported() -> None:
+    natives = sorted(name for path, name in modules(ROOT).items() if path.suffix == ".pyx")
+    assert "enclave_os._rows" in natives
+    assert _fail_alone(natives) == ""
+
+
+def test_a_module_that_cannot_be_the_first_is_named(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("from two import of_two\nof_one = 1\n")
+    (tmp_path / "two.py").write_text("from one import of_one\nof_two = 2\n")
+    (tmp_path / "three.py").write_text("")
+    assert _fail_alone(["one", "two", "three"], tmp_path).splitlines()[-1] == "one two"
+
+
 def test_the_host_process_loads_nothing_trusted() -> None:
     foreign = {
         name

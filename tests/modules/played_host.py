@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from enclave_os.errors import HostRefused
 from enclave_os.wire.rpc import (
@@ -24,7 +24,7 @@ from enclave_os.wire.rpc import (
 )
 from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.handlers.peers import Carrier, Mailboxes
-from tests.enclave.kv_fakes import MemoryStore
+from tests.enclave.kv_fakes import InPlace, MemoryStore
 
 Tamper = Callable[[int, bytes], list[bytes]]
 """Gets a worker and the PEER_CARRY reply that is for it; returns the replies that it gets instead, one a call."""
@@ -279,14 +279,24 @@ class PlayedRPC:
             reply.set_exception(HostRefused(f"refused: {status.name}", status))
 
 
-class Rows:
+class Rows(InPlace):
     """The host's rows, as long as the worker lives: a killed process asks and hears nothing more."""
 
     def __init__(self, host: Host, rpc: PlayedRPC) -> None:
+        super().__init__()
         self._host = host
         self._rpc = rpc
 
+    async def get(self, namespace: bytes, key: bytes) -> bytes | None:
+        return cast("bytes | None", await self._call("get")(namespace, key))
+
+    async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
+        return cast("list[bytes | None]", await self._call("multi_get")(namespace, keys))
+
     def __getattr__(self, name: str) -> Any:
+        return self._call(name)
+
+    def _call(self, name: str) -> Any:
         async def call(*arguments: Any) -> Any:
             await asyncio.sleep(0)
             if not self._rpc.alive:

@@ -21,6 +21,7 @@ from enclave_os.runtime.clock import Clock
 from enclave_os.runtime.range_book import RangeBook, RangeDesk
 from enclave_os.runtime.range_claim import Claim
 from enclave_os.runtime.range_store import ClaimedRangeStore
+from enclave_os.wire import Wanted
 from enclave_os.workers.conversation import NotSent, Unanswered
 from enclave_os.workers.group_calls import GroupOperation
 from enclave_os.workers.range_calls import RangeCall
@@ -112,6 +113,10 @@ class Shown:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+
+    def read(self, namespace: bytes, wanted: list[Wanted]) -> None:
+        """Of the view of this moment: who reads keeps the method."""
+        self._process.view.read(namespace, wanted)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._process.view, name)

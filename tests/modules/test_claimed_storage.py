@@ -227,7 +227,13 @@ class TestShowing:
             reading = asyncio.ensure_future(rig.table.get(b"0"))
             conflict = asyncio.ensure_future(rig.table.put(b"0", b"", expected=0))
             await settle()
-            rig.range.rows.get = lambda namespace, key: asyncio.Event().wait()  # type: ignore[method-assign, assignment, return-value]
+            answers = asyncio.Event()
+
+            async def late(namespace: bytes, key: bytes) -> bytes | None:
+                await answers.wait()
+                return None
+
+            rig.range.rows.get = late  # type: ignore[method-assign]
             at_the_host = asyncio.ensure_future(rig.table.get(b"0"))
             await settle()
             assert len(rig.range.asked) == 3
@@ -237,6 +243,8 @@ class TestShowing:
             for confirmation in rig.range.asked:
                 assert not confirmation.cancelled(), "others may wait for it too"
                 confirmation.set_exception(StoreBusy("nobody hears it"))
+            await settle()
+            answers.set()
             await settle()
 
         run(test)

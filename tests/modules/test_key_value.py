@@ -33,9 +33,12 @@ class Keeper:
         self.refuse = False
         self.changes = 0
         self.sealed = asyncio.Event()
+        self.gate: asyncio.Event | None = None  # what a change waits for
 
     async def change(self, change: Callable[[SealedConfig], SealedConfig], *, deadline: float | None = None) -> None:
         self.sealed.set()
+        if self.gate is not None:
+            await self.gate.wait()
         if self.refuse:
             raise HostRefused("no space", -6)
         self.changes += 1

@@ -371,10 +371,10 @@ def test_a_crash_with_several_under_way_loses_nothing_acknowledged(seed: int) ->
                     store.slow = False
                     await kv.checkpoint()
                 store.slow = True
-        state = kv.state
+        state, told = kv.state, dict(acknowledged)
         again, place = await opened(store.copy(), checkpoint)
         assert again.state[0] >= state[0]
-        for name, version in acknowledged.items():
+        for name, version in told.items():
             item = await again.get(place, name)
             assert item is None or item.version >= version
             assert (item and item.value) in written[name]
@@ -406,11 +406,14 @@ class Machine(RuleBasedStateMachine):
         self.kv, self.place = self.loop.run_until_complete(opened(self.store, self.checkpoint))
         self.version = self.kv.state[0]
         for key, values in self.values.items():
-            item = self.loop.run_until_complete(self.kv.get(self.place, key))
-            found = item.value if item else b""
+            found = self.loop.run_until_complete(self.found(key))
             assert found in values
             self.values[key] = [found]
         self.store.slow = True
+
+    async def found(self, key: bytes) -> bytes:
+        item = await self.kv.get(self.place, key)
+        return item.value if item else b""
 
     def turn(self) -> None:
         self.loop.run_until_complete(turns())

@@ -368,6 +368,28 @@ def test_a_hold_does_nothing_where_the_store_is_what_was_sealed() -> None:
     asyncio.run(run())
 
 
+def test_a_consent_that_is_being_sealed_begins_the_next_start_though_its_caller_left() -> None:
+    async def run() -> None:
+        rig, receipt, _ = await with_backup()
+        rig.put_back(rig.rows.copies[1])
+        await rig.start(hold=True)
+        rig.keeper.gate = asyncio.Event()
+        rig.keeper.sealed.clear()
+        asked = asyncio.create_task(rig.ask("POST", "/store/restore", consent(receipt)))
+        await rig.keeper.sealed.wait()
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert rig.ends == []
+        rig.keeper.gate.set()
+        while not rig.ends:
+            await asyncio.sleep(0)
+        assert rig.keeper.config.kv_restores == 1
+        store = await rig.start()
+        assert store.state is not None
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
 def test_what_the_host_refuses_is_said() -> None:
     async def run() -> None:
         rig, receipt, _ = await with_backup()

@@ -164,13 +164,13 @@ def test_large_values_are_read_some_at_a_time_and_who_leaves_makes_room(monkeypa
         for _ in range(50):
             await asyncio.sleep(0)
         assert 1 <= store.at_gate <= 3
-        assert kv._large._held <= 100_000
+        assert kv._reading.large._held <= 100_000
         for one in (reads[0], reads[5], reads[15]):
             one.cancel()
         more = [asyncio.ensure_future(kv.get(place, b"huge")) for _ in range(30)]
         for _ in range(50):
             await asyncio.sleep(0)
-        assert len(kv._large._waiting) <= 20
+        assert len(kv._reading.large._waiting) <= 20
         store.gate.set()
         refused = [one for one in await asyncio.gather(*more, return_exceptions=True) if isinstance(one, StoreBusy)]
         assert 10 <= len(refused) < 30
@@ -178,7 +178,7 @@ def test_large_values_are_read_some_at_a_time_and_who_leaves_makes_room(monkeypa
         found = await asyncio.gather(*reads, return_exceptions=True)
         assert [type(one) for one in found].count(asyncio.CancelledError) == 3
         assert sum(isinstance(one, Item) for one in found) == 18
-        assert (kv._large._held, len(kv._large._waiting)) == (0, 0)
+        assert (kv._reading.large._held, len(kv._reading.large._waiting)) == (0, 0)
         huge = await kv.get(place, b"huge")
         assert huge is not None
         assert len(huge.value) == 300_000
@@ -222,7 +222,7 @@ def test_a_scan_fills_up_behind_what_went_while_it_read(monkeypatch: pytest.Monk
         place = kv.namespace("", "t")
         for number in range(10):
             await kv.put(place, b"%d" % number, bytes(LARGE))
-        read = kv.read
+        read = kv._reading.read
 
         async def slow(namespace: object, token: bytes) -> Item | None:
             if token == place.token(b"1"):
@@ -230,7 +230,7 @@ def test_a_scan_fills_up_behind_what_went_while_it_read(monkeypatch: pytest.Monk
                 await kv.delete(place, b"2")
             return await read(place, token)
 
-        monkeypatch.setattr(kv, "read", slow)
+        monkeypatch.setattr(kv._reading, "read", slow)
         assert [item.name for item in await kv.scan(place, limit=4)] == [b"0", b"3", b"4", b"5"]
 
     run(body)

@@ -26,6 +26,7 @@ from enclave_os.sealing import blob, sealed_config
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.opening import open_blob, seal_config
 from enclave_os.sealing.sealed_config import SealedConfig, first
+from enclave_os.wire.rpc import Method
 from enclave_os_client import cli
 from tests.enclave.module_services import DenyAll, answer, make_services
 from tests.enclave.sealing import FakePlatform, owner, owner_pem, policy
@@ -310,3 +311,32 @@ def test_the_route_reads_strictly() -> None:
     done = answer(made, make_request("POST", RECOVER_PATH, body=json.dumps(right).encode(), connection=connection))
     assert (done.status, json.loads(done.body)) == (200, {"boot_count": 9})
     assert told.brought == [(b"k" * 32, b"s" * 384)]
+
+
+def test_who_leaves_while_it_is_sealed_anew_does_not_leave_it_waiting() -> None:
+    _, data = sealed()
+    waiting = Waiting(data)
+    waiting.begin()
+
+    async def leave() -> None:
+        gate, asked, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        call = waiting.disk.call
+
+        async def slow(method: Method, payload: bytes = b"", *, deadline: float | None = None) -> bytes:
+            asked.set()
+            await gate.wait()
+            return await call(method, payload, deadline=deadline)
+
+        waiting.disk.call = slow  # type: ignore[method-assign]
+        waiting.recovering._done = done.set
+        task = asyncio.create_task(waiting.recovering.recover(cast(Any, None), *granted(data)))
+        await asked.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert waiting.disk.writes == 0
+        gate.set()
+        await done.wait()
+
+    asyncio.run(leave())
+    assert open_blob(waiting.disk.blob, AFTER) == waiting.keeper.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave_os._rows import limits
-from enclave_os.wire import kv
+from enclave_os.wire import WantedValue, kv, take_value, take_values
 from enclave_os.wire.errors import PeerProtocolError, UsageError
 from enclave_os.wire.kv import Operation, OperationKind, Scan
 
@@ -184,6 +185,71 @@ def test_garbage_is_read_or_refused_with_one_error(decode: Callable[[bytes], obj
         decode(payload)
     except PeerProtocolError:
         return
+
+
+def taken(payload: bytes, asked: int) -> list[bytes | None]:
+    """The values of a multi-get's reply, as they are taken in their place; if it is refused, nobody was told."""
+    loop = asyncio.new_event_loop()
+    try:
+        futures: list[asyncio.Future[bytes | None]] = [loop.create_future() for _ in range(asked)]
+        wanted = [WantedValue(b"%d" % index, future) for index, future in enumerate(futures)]
+        try:
+            count = take_values(wanted, b"head" + payload, 4)
+        except PeerProtocolError:
+            assert not any(future.done() for future in futures)
+            raise
+        assert [future.done() for future in futures] == [index < count for index in range(asked)]
+        return [future.result() for future in futures[:count]]
+    finally:
+        loop.close()
+
+
+def taken_alone(payload: bytes) -> bytes | None:
+    loop = asyncio.new_event_loop()
+    try:
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        take_value(WantedValue(b"key", future), b"head" + payload, 4)
+        return future.result()
+    finally:
+        loop.close()
+
+
+def outcome(decode: Callable[[bytes], object], payload: bytes) -> object:
+    try:
+        return decode(payload)
+    except PeerProtocolError as error:
+        return str(error)
+
+
+def changed_replies(seed: bytes) -> list[bytes]:
+    flipped = [
+        bytes(byte ^ (1 << bit) * (at == index) for at, byte in enumerate(seed))
+        for index in range(len(seed))
+        for bit in range(8)
+    ]
+    return [seed, seed + b"\0", *(seed[:size] for size in range(len(seed))), *flipped]
+
+
+def test_what_is_taken_in_its_place_is_what_is_decoded_and_a_lie_tells_nobody() -> None:
+    for payload in changed_replies(kv.encode_multi_get_reply([b"value", None, b"", b"x" * 9])[0]):
+        assert outcome(lambda one: taken(one, 4), payload) == outcome(
+            lambda one: kv.decode_multi_get_reply(one, 4), payload
+        )
+    for payload in [*changed_replies(kv.encode_get_reply(b"value")), *changed_replies(kv.encode_get_reply(None))]:
+        assert outcome(taken_alone, payload) == outcome(kv.decode_get_reply, payload)
+    large = kv.encode_get_reply(bytes(kv.KV_VALUE_SIZE_MAX))
+    assert outcome(taken_alone, large + b"\0") == outcome(kv.decode_get_reply, large + b"\0")
+
+
+@given(st.lists(st.none() | values, min_size=1, max_size=20), st.integers(0, 5))
+def test_as_many_as_a_reply_has_are_taken(found: list[bytes | None], more: int) -> None:
+    assert taken(kv.encode_multi_get_reply(found)[0], len(found) + more) == found
+
+
+def test_a_payload_begins_in_its_record() -> None:
+    for start in (-1, 9):
+        with pytest.raises(UsageError):
+            take_values([], bytes(8), start)
 
 
 SCAN = Scan(NS, b"b", b"y", 3)

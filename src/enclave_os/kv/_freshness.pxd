@@ -64,6 +64,7 @@ cdef class Freshness:
     cdef list _steps            # changes that `step` was given and `change` not yet, in their order
     cdef sum_t[STEPS_MAX] _ahead    # count and sum after each of them
     cdef bint _broken           # a change went in by half
+    cdef slot_t *slot(self, bytes table, bytes token) except? NULL  # NULL: there is none; gone with the next change
     cdef int _check(self) except -1
     cdef Table _table(self, bytes name)
     cdef int _after(self, dict changes, sum_t *to) except -1

@@ -308,15 +308,15 @@ cdef class Freshness:
 
     def find(self, tuple place not None):
         """Version and tag of the latest record; None: there is none, whatever the host says."""
-        cdef Table table = self._tables.get(place[0])
-        cdef slot_t *slot
-        self._check()
-        if table is None:
-            return None
-        slot = table.find(_token(place[1]))
+        cdef slot_t *slot = self.slot(place[0], place[1])
         if slot == NULL:
             return None
         return slot.version, PyBytes_FromStringAndSize(<const char *>slot.tag, TAG_SIZE)
+
+    cdef slot_t *slot(self, bytes table, bytes token) except? NULL:
+        cdef Table found = self._tables.get(table)
+        self._check()
+        return NULL if found is None else found.find(_token(token))
 
     def tokens(self, bytes name not None):
         """All that are in a table now, in no order, one after the other: a list of them would take four times as much."""

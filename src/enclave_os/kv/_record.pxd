@@ -20,10 +20,21 @@ cdef enum:
     TOKEN_SIZE = 16
     TAG_SIZE = 16
     SALT_SIZE = 32
+    NAME_MAX = 1024
     DOMAIN_SIZE = 21
     ASSOCIATED_SIZE = DOMAIN_SIZE + HEAD_SIZE + TABLE_SIZE + TOKEN_SIZE
 
 # The readable part: an allegation until the record was opened.
+cdef struct head_t:
+    uint8_t kind
+    uint32_t number
+    uint64_t version
+    uint64_t parts_id
+    uint32_t count
+    uint32_t size
+    const uint8_t *salt         # SALT_SIZE, in the record
+
+# The same for Python.
 @cython.final
 @cython.freelist(64)
 cdef class Head:
@@ -53,7 +64,12 @@ cdef class Records:
     cdef bytes _key                 # what sealers' keys are derived from: secret
     cdef Sealer _sealer
     cdef object _openers            # salt: AEADKey, the last used behind
-    cdef AEADKey _opener(self, bytes salt)
+    cdef bytes name_token(self, bytes name)
+    cdef AEADKey _opener(self, const uint8_t *salt)
     # `record`: a new one that nobody else has seen, with the plaintext behind its head; sealed in place.
     cdef bytes _seal(self, bytes token, uint8_t kind, uint64_t version, uint64_t parts_id, uint32_t count, bytes record)
-    cdef bytes _open(self, bytes token, bytes record, Head head)
+    cdef bytes _open(self, bytes token, const uint8_t *record, const head_t *head)
+    # The entry in `size` bytes of private memory. tag: of the latest record with `version`, NULL: any record of ours
+    # that belongs here. name: which it must have, None: the one that makes this token. Raises: SealBroken: another one.
+    cdef Entry open_row(
+        self, bytes token, const uint8_t *record, size_t size, uint64_t version, const uint8_t *tag, bytes name)

@@ -12,7 +12,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from enclave_os._aead cimport (
-    AEAD_BROKEN, AEAD_NONCE_SIZE, AEAD_OK, AEADKey, Sealer, aead_item_t, aead_nonce, aead_open, aead_seal,
+    AEAD_BROKEN, AEAD_FAILED, AEAD_NONCE_SIZE, AEAD_OK, AEADKey, Sealer, aead_item_t, aead_nonce, aead_open,
+    aead_open_begin, aead_open_end, aead_open_step, aead_result_t, aead_seal,
 )
 from enclave_os._openssl cimport CRYPTO_memcmp, OPENSSL_cleanse
 from enclave_os.kv._keyed cimport KEYED_DIGEST_SIZE, KEYED_KEY_SIZE, hmac_digest, hmac_set
@@ -41,11 +42,11 @@ cdef enum:
     KIND_INLINE = 1         # an entry with its value
     KIND_PARTED = 2         # an entry whose value stands in parts
     KIND_PART = 3
-    NAME_MAX = 1024
     DIGEST_SIZE = 32        # of the tags of parts
     PARTS_MAX = 1024
     RECORD_MIN = HEAD_SIZE + TAG_SIZE
     RECORD_MAX = 31 * 1024
+    FIRST_SIZE = 65 * 16        # whole blocks of AES that hold an entry's head and any name
 
 cdef uint64_t NUMBERS = <uint64_t>1 << 32
 cdef const char *DOMAIN = b"enclave-os kv record\0"
@@ -82,14 +83,17 @@ cdef class Entry:
 
 def read_head(bytes record not None):
     """The head of a row's value. Raises: SealBroken: these are not a record's bytes."""
-    cdef Head head = Head.__new__(Head)
-    _read_head(record, head)
+    cdef head_t read
+    cdef Head head
+    _read_head(<const uint8_t *>PyBytes_AS_STRING(record), PyBytes_GET_SIZE(record), &read)
+    head = Head.__new__(Head)
+    head.kind, head.number, head.version = read.kind, read.number, read.version
+    head.parts_id, head.count, head.size = read.parts_id, read.count, read.size
+    head.salt = PyBytes_FromStringAndSize(<const char *>read.salt, SALT_SIZE)
     return head
 
 
-cdef int _read_head(bytes record, Head head) except -1:
-    cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(record)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(record)
+cdef int _read_head(const uint8_t *data, size_t size, head_t *head) except -1:
     cdef uint16_t zero
     cdef uint32_t word
     cdef uint64_t long_word
@@ -107,7 +111,8 @@ cdef int _read_head(bytes record, Head head) except -1:
     head.count = eos_swap32(word)
     memcpy(&word, data + 28, 4)
     head.size = eos_swap32(word)
-    if data[0] != FORMAT or not KIND_INLINE <= head.kind <= KIND_PART or zero or head.size != <size_t>size - RECORD_MIN:
+    head.salt = data + HEAD_SIZE - SALT_SIZE
+    if data[0] != FORMAT or not KIND_INLINE <= head.kind <= KIND_PART or zero or head.size != size - RECORD_MIN:
         raise SealBroken("a stored record is not one that we wrote")
     if (
         (head.kind == KIND_INLINE) != (head.parts_id == 0)
@@ -117,7 +122,6 @@ cdef int _read_head(bytes record, Head head) except -1:
         or (head.kind == KIND_PARTED and not head.count)
     ):
         raise SealBroken("a stored record contradicts itself")
-    head.salt = PyBytes_FromStringAndSize(<const char *>data + HEAD_SIZE - SALT_SIZE, SALT_SIZE)
     return 0
 
 
@@ -153,6 +157,9 @@ cdef class Records:
 
     def token(self, bytes name not None):
         """What the host sees of a name: 16 bytes, the same for the same name in this namespace, and nothing else."""
+        return self.name_token(name)
+
+    cdef bytes name_token(self, bytes name):
         cdef uint8_t digest[KEYED_DIGEST_SIZE]
         hmac_digest(&self._tokens, <const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), digest)
         return PyBytes_FromStringAndSize(<const char *>digest, TOKEN_SIZE)
@@ -194,49 +201,95 @@ cdef class Records:
 
         Raises: SealBroken: not a record of ours for this place, or another than the latest, or of another name.
         """
-        cdef Head head = Head.__new__(Head)
+        cdef const uint8_t *latest = NULL
+        if tag is not None:
+            if PyBytes_GET_SIZE(tag) != TAG_SIZE:
+                raise UsageError(f"a tag has {TAG_SIZE} bytes")
+            latest = <const uint8_t *>PyBytes_AS_STRING(tag)
+        return self.open_row(
+            token, <const uint8_t *>PyBytes_AS_STRING(record), PyBytes_GET_SIZE(record), version, latest, None)
+
+    cdef Entry open_row(
+            self, bytes token, const uint8_t *record, size_t size, uint64_t version, const uint8_t *tag, bytes name):
+        cdef head_t head
         cdef Entry entry
-        cdef bytes plaintext
-        cdef const uint8_t *plain
-        cdef Py_ssize_t size
+        cdef uint8_t first[FIRST_SIZE]
+        cdef uint8_t aad[ASSOCIATED_SIZE]
+        cdef uint8_t nonce[AEAD_NONCE_SIZE]
+        cdef uint8_t digest[KEYED_DIGEST_SIZE]
+        cdef AEADKey key
+        cdef aead_result_t result
+        cdef const uint8_t *sealed = record + HEAD_SIZE
+        cdef uint8_t *to
+        cdef size_t first_size, here, value_size = 0
         cdef uint16_t name_size
         cdef uint64_t expires
-        cdef uint8_t digest[KEYED_DIGEST_SIZE]
-        _read_head(record, head)
+        cdef bytes value = None
+        _read_head(record, size, &head)
         if head.kind == KIND_PART:
             raise SealBroken("a part of a value lies where an entry belongs")
-        if tag is not None and (head.version != version or PyBytes_GET_SIZE(tag) != TAG_SIZE or memcmp(
-                PyBytes_AS_STRING(tag), PyBytes_AS_STRING(record) + PyBytes_GET_SIZE(record) - TAG_SIZE, TAG_SIZE)):
+        if tag != NULL and (head.version != version or memcmp(tag, record + size - TAG_SIZE, TAG_SIZE)):
             raise SealBroken("the host shows another record than the latest")
-        plaintext = self._open(token, record, head)
-        plain, size = <const uint8_t *>PyBytes_AS_STRING(plaintext), PyBytes_GET_SIZE(plaintext)
-        if size < ENTRY_HEAD_SIZE:
-            raise SealBroken("a stored entry is too short")
-        memcpy(&name_size, plain, 2)
-        memcpy(&expires, plain + 2, 8)
-        name_size = eos_swap16(name_size)
-        size -= ENTRY_HEAD_SIZE
+        _associate(aad, record, self.table, token)
+        aead_nonce(head.number, nonce)
+        key = self._opener(head.salt)
+        # Its beginning, which has the name, and then the value where it stays: nothing large is copied. What the name's
+        # size is read from is not authentic yet: it says how the rest is cut, within what is there, and no more.
+        first_size = min(<size_t>head.size, <size_t>FIRST_SIZE)
+        name_size, expires = 0, 0
+        if not aead_open_begin(key, nonce, sealed + head.size, aad, ASSOCIATED_SIZE) or not aead_open_step(
+                key, sealed, first_size, first):
+            result = AEAD_FAILED
+        elif head.size < ENTRY_HEAD_SIZE:
+            result = aead_open_end(key)
+        else:
+            memcpy(&name_size, first, 2)
+            memcpy(&expires, first + 2, 8)
+            name_size, expires = eos_swap16(name_size), eos_swap64(expires)
+            if name_size <= NAME_MAX and ENTRY_HEAD_SIZE + name_size <= head.size:
+                value_size = head.size - ENTRY_HEAD_SIZE - name_size
+            value = PyBytes_FromStringAndSize(NULL, max(value_size, head.size - first_size))
+            to = <uint8_t *>PyBytes_AS_STRING(value)
+            here = 0
+            if value_size:
+                here = first_size - ENTRY_HEAD_SIZE - name_size
+                memcpy(to, first + ENTRY_HEAD_SIZE + name_size, here)
+            result = aead_open_end(key) if aead_open_step(
+                key, sealed + first_size, head.size - first_size, to + here) else AEAD_FAILED
+            if result != AEAD_OK:
+                OPENSSL_cleanse(to, PyBytes_GET_SIZE(value))
+        if result != AEAD_OK:
+            OPENSSL_cleanse(first, first_size)
+            if result == AEAD_BROKEN:
+                raise SealBroken("an authentication tag that does not match")
+            raise InternalError("OpenSSL refused to open")
         # Authentic, and still not ours where it fails: written by another version, or a bug.
-        if name_size > size or (head.count and size - name_size != DIGEST_SIZE):
+        if head.size < ENTRY_HEAD_SIZE:
+            raise SealBroken("a stored entry is too short")
+        if (name_size > NAME_MAX or ENTRY_HEAD_SIZE + name_size + value_size != head.size
+                or (head.count and value_size != DIGEST_SIZE)):
             raise SealBroken("a stored entry is not complete")
-        plain += ENTRY_HEAD_SIZE
-        hmac_digest(&self._tokens, plain, name_size, digest)
-        if CRYPTO_memcmp(digest, PyBytes_AS_STRING(token), TOKEN_SIZE):
+        if name is None:
+            hmac_digest(&self._tokens, first + ENTRY_HEAD_SIZE, name_size, digest)
+            if CRYPTO_memcmp(digest, PyBytes_AS_STRING(token), TOKEN_SIZE):
+                raise SealBroken("a stored entry has another name")
+            name = PyBytes_FromStringAndSize(<const char *>first + ENTRY_HEAD_SIZE, name_size)
+        elif PyBytes_GET_SIZE(name) != name_size or memcmp(
+                first + ENTRY_HEAD_SIZE, PyBytes_AS_STRING(name), name_size):
             raise SealBroken("a stored entry has another name")
         entry = Entry.__new__(Entry)
-        entry.name = PyBytes_FromStringAndSize(<const char *>plain, name_size)
-        entry.value = PyBytes_FromStringAndSize(<const char *>plain + name_size, size - name_size)
-        entry.version, entry.expires_ns = head.version, eos_swap64(expires)
+        entry.name, entry.value = name, value
+        entry.version, entry.expires_ns = head.version, expires
         entry.parts_id, entry.count = head.parts_id, head.count
         return entry
 
     def open_part(self, bytes token not None, bytes record not None, uint64_t parts_id, uint32_t index):
         """One part of a value. Raises: SealBroken: not this part."""
-        cdef Head head = Head.__new__(Head)
-        _read_head(record, head)
+        cdef head_t head
+        _read_head(<const uint8_t *>PyBytes_AS_STRING(record), PyBytes_GET_SIZE(record), &head)
         if head.kind != KIND_PART or head.parts_id != parts_id or head.count != index:
             raise SealBroken("a part of a stored value is another's")
-        return self._open(token, record, head)
+        return self._open(token, <const uint8_t *>PyBytes_AS_STRING(record), &head)
 
     cdef bytes _seal(self, bytes token, uint8_t kind, uint64_t version, uint64_t parts_id, uint32_t count, bytes record):
         """Seal in place what stands behind the head of a new record, and write the head."""
@@ -273,17 +326,16 @@ cdef class Records:
             raise InternalError("OpenSSL refused to seal")
         return record
 
-    cdef bytes _open(self, bytes token, bytes record, Head head):
+    cdef bytes _open(self, bytes token, const uint8_t *record, const head_t *head):
         """The plaintext of a record whose head was read."""
-        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(record)
         cdef uint8_t aad[ASSOCIATED_SIZE]
         cdef uint8_t nonce[AEAD_NONCE_SIZE]
         cdef aead_item_t item
         cdef bytes plaintext = PyBytes_FromStringAndSize(NULL, head.size)
         aead_nonce(head.number, nonce)
-        _associate(aad, data, self.table, token)
+        _associate(aad, record, self.table, token)
         item.nonce, item.aad, item.aad_size = nonce, aad, ASSOCIATED_SIZE
-        item.input, item.input_size = data + HEAD_SIZE, <size_t>head.size + TAG_SIZE
+        item.input, item.input_size = record + HEAD_SIZE, <size_t>head.size + TAG_SIZE
         item.output = <uint8_t *>PyBytes_AS_STRING(plaintext)
         result = aead_open(self._opener(head.salt), &item)
         if result == AEAD_BROKEN:
@@ -292,10 +344,12 @@ cdef class Records:
             raise InternalError("OpenSSL refused to open")
         return plaintext
 
-    cdef AEADKey _opener(self, bytes salt):
+    cdef AEADKey _opener(self, const uint8_t *at):
         cdef AEADKey key
-        if salt == self._sealer.salt:
+        cdef bytes salt
+        if memcmp(at, PyBytes_AS_STRING(self._sealer.salt), SALT_SIZE) == 0:
             return self._sealer.key
+        salt = PyBytes_FromStringAndSize(<const char *>at, SALT_SIZE)
         key = self._openers.get(salt)
         if key is None:
             key = self._openers[salt] = AEADKey.derive(self._key, salt, INFO)

@@ -32,6 +32,7 @@ class Namespace:
 
     Attributes:
         table: the name that the host knows it by.
+        records: seals and opens its rows; for `_reads`.
         token: what the host sees of a name; the same for the same name in this namespace.
     """
 
@@ -39,16 +40,16 @@ class Namespace:
         self.app = app
         self.name = name
         self.table = keys.table
-        self._records = Records(keys.table, keys.tokens, keys.records)
-        self.token: Callable[[bytes], bytes] = self._records.token
+        self.records = Records(keys.table, keys.tokens, keys.records)
+        self.token: Callable[[bytes], bytes] = self.records.token
 
     def seal_entry(
         self, token: bytes, version: int, name: bytes, expires_ns: int, value: bytes, parts: Parts | None = None
     ) -> bytes:
         """The record of an entry. Args: parts: where the value lies, if not in it."""
         if parts is None:
-            return self._records.seal_entry(token, version, name, expires_ns, value)
-        return self._records.seal_entry(token, version, name, expires_ns, parts.digest, parts.parts_id, len(parts.rows))
+            return self.records.seal_entry(token, version, name, expires_ns, value)
+        return self.records.seal_entry(token, version, name, expires_ns, parts.digest, parts.parts_id, len(parts.rows))
 
     def seal_parts(self, token: bytes, value: bytes) -> Parts:
         """A large value in parts, under an id that no other has."""
@@ -56,7 +57,7 @@ class Namespace:
         rows = []
         digest = hashlib.sha256()
         for index, start in enumerate(range(0, len(value), PART_SIZE)):
-            record = self._records.seal_part(token, parts_id, index, value[start : start + PART_SIZE])
+            record = self.records.seal_part(token, parts_id, index, value[start : start + PART_SIZE])
             digest.update(tag_of(record))
             rows.append((part_key(token, parts_id, index), record))
         return Parts(parts_id, rows, digest.digest())
@@ -67,8 +68,8 @@ class Namespace:
         Raises: SealBroken: not a record of ours for this place, or of another name, or not the latest.
         """
         if known is None:
-            return self._records.open_entry(token, record)
-        return self._records.open_entry(token, record, known[0], known[1])
+            return self.records.open_entry(token, record)
+        return self.records.open_entry(token, record, known[0], known[1])
 
     def open_parts(self, token: bytes, entry: Entry, records: Sequence[bytes | None]) -> bytes:
         """The value of an entry with parts; a record of None is one that the host denies. Raises: SealBroken."""
@@ -77,7 +78,7 @@ class Namespace:
         for index, record in enumerate(records):
             if record is None:
                 raise SealBroken("the host denies a part of a value that it was given")
-            values.append(self._records.open_part(token, record, entry.parts_id, index))
+            values.append(self.records.open_part(token, record, entry.parts_id, index))
             tags.update(tag_of(record))
         if not hmac.compare_digest(tags.digest(), entry.value):
             raise SealBroken("the parts of a stored value are not those that were written")

@@ -6,7 +6,7 @@ name; it reads the parts of large values only of those that are asked for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol
 
@@ -30,11 +30,13 @@ class Reads(Protocol):
         """Of all entries that there are, one after the other."""
         ...
 
-    async def read(self, namespace: Namespace, token: bytes) -> Item | None:
+    def read(self, namespace: Namespace, token: bytes) -> Awaitable[Item | None]:
         """One, whole."""
         ...
 
-    async def read_rows(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
+    async def read_rows(
+        self, namespace: Namespace, tokens: Sequence[bytes], names: Sequence[bytes] | None = None
+    ) -> list[Item | None]:
         """Some, as far as their rows go: the value of one in parts is UNREAD."""
         ...
 
@@ -54,18 +56,23 @@ class Scans:
                 if found is not None:
                     yield found
 
-    async def entries_of(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
-        """Those of the tokens, whole, in their order. Raises: UsageError: of more than SCAN_SIZE_MAX bytes."""
+    async def entries_of(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
+        """Those of the names, whole, in their order. Raises: UsageError: of more than SCAN_SIZE_MAX bytes."""
         found: list[Item | None] = []
         size = 0
-        for start in range(0, len(tokens), PAGE):
-            page = tokens[start : start + PAGE]
-            for token, row in zip(page, await self._store.read_rows(namespace, page), strict=True):
-                unread = row is not None and row.value is UNREAD
-                found.append(item := await self._store.read(namespace, token) if unread else row)
-                size += len(item.value) if item is not None else 0
-                if size > SCAN_SIZE_MAX:
-                    raise too_large(SCAN_SIZE_MAX)
+        for start in range(0, len(names), PAGE):
+            page = names[start : start + PAGE]
+            tokens = list(map(namespace.token, page))
+            for token, row in zip(tokens, await self._store.read_rows(namespace, tokens, page), strict=True):
+                item = row
+                if row is not None:
+                    if row.value is UNREAD:
+                        item = await self._store.read(namespace, token)
+                    if item is not None:
+                        size += len(item.value)
+                found.append(item)
+            if size > SCAN_SIZE_MAX:
+                raise too_large(SCAN_SIZE_MAX)
         return found
 
     async def first_names(self, namespace: Namespace, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, int]]:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
-from enclave_os.kv._record import Entry, tag_of
+from enclave_os.kv._record import tag_of
 from enclave_os.kv.anchoring import Anchoring
 from enclave_os.kv.batch import (
     BATCH_SIZE_MAX,
@@ -39,21 +39,20 @@ from enclave_os.kv.batch import (
 )
 from enclave_os.kv.catalog import CATALOG, Catalog
 from enclave_os.kv.change import Change, Item
-from enclave_os.kv.freshness import Freshness, Latest, Place
+from enclave_os.kv.freshness import Freshness, Place
 from enclave_os.kv.journal import JOURNAL_ROWS_MAX, encode_journal, follow_journal, journal_beginning, journal_key
 from enclave_os.kv.keys import NamespaceKeys, StoreKeys
-from enclave_os.kv.large_values import LargeValues
 from enclave_os.kv.namespace import Namespace, parts_range
 from enclave_os.kv.pipeline import Pipeline
+from enclave_os.kv.reading import Reading
 from enclave_os.kv.row_count import RowCount, store_full
-from enclave_os.kv.scanning import UNREAD, Scans
+from enclave_os.kv.scanning import Scans
 from enclave_os.kv.store import ROWS_PER_SCAN, Anchor, Checkpoint, NoAnchor, Store
 from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation, OperationKind
 
 WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the host's calls in flight
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
-READS_MAX: Final = 8  # of one key that is written all the time, before its reader is told to come again
 SHARE_MIN: Final = 24  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
 _PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
@@ -88,16 +87,16 @@ class SealedKV:
         self._store, self._progress, self._rows_max = store, progress, rows_max
         self._master_key, self._checkpoint = master_key, checkpoint
         self.anchoring = Anchoring(anchor or NoAnchor(), commits=commits)
-        self._trusted_ns = trusted_ns
         self._keys = StoreKeys.derive(master_key)
         self._fresh = Freshness(self._keys.elements, self._keys.root)
-        self._scans, self._large = Scans(self), LargeValues(store)
         self._parts: dict[Place, int] = {}  # of the few entries that have parts: under which id
         self._version, self._root = 0, self._fresh.root(0)
         self._forget_to = self._forgotten = 0  # journal rows to this version are behind the checkpoint
         self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
         self._pipeline = Pipeline(store, self._counted, monotonic_ns, chain)
         self._in_flight, self._monotonic_ns = self._pipeline.places, monotonic_ns
+        self._reading = Reading(store, self._fresh, self._pipeline, self.anchoring, trusted_ns)
+        self._reads, self._scans = self._reading.reads, Scans(self._reading)
         self._catalog = Catalog(self.namespace("", CATALOG, _own=True), self._fresh, self._in_flight)
         self._queue: deque[Waiting] = deque()
         self._held = 0  # bytes of values in the queue, or on their way to it
@@ -183,19 +182,19 @@ class SealedKV:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def get(self, namespace: Namespace, name: bytes) -> Coroutine[Any, Any, Item | None]:
-        """The latest value; None: absent, or expired.
+    def get(self, namespace: Namespace, name: bytes) -> Awaitable[Item | None]:
+        """The latest value; None: absent, or expired. It is asked for now, whenever it is awaited.
 
         Raises: SealBroken: the host tampers. ClockUntrusted: whether it is expired cannot be known. HostRefused.
         """
-        return self.read(namespace, namespace.token(checked_name(name)))
+        return self._reads.get(namespace, name)
 
     async def multi_get(self, namespace: Namespace, names: Sequence[bytes]) -> list[Item | None]:
         """`get` for each, in their order; each is the latest at some moment between call and return.
 
         Raises: UsageError: more than `scanning.SCAN_SIZE_MAX` bytes of values.
         """
-        return await self._scans.entries_of(namespace, [namespace.token(checked_name(name)) for name in names])
+        return await self._scans.entries_of(namespace, [checked_name(name) for name in names])
 
     def iterate(self, namespace: Namespace) -> AsyncIterator[Item]:
         """All entries, in no order. One that is written meanwhile comes once or not at all."""
@@ -214,102 +213,6 @@ class SealedKV:
     ) -> list[tuple[bytes, int]]:
         """Names and versions of what `scan` would find, for values of any size: those in parts are not read."""
         return await self._scans.first_names(namespace, start, end, limit)
-
-    async def tokens(self, namespace: Namespace) -> bytes:
-        """Of all entries, and of those that have expired, one after the other."""
-        tokens = self._fresh.tokens(namespace.table)
-        await self.anchoring.all_shown()  # also what is no longer there
-        self.anchoring.check()  # where there are none, no read follows that would
-        return tokens
-
-    async def read(self, namespace: Namespace, token: bytes) -> Item | None:
-        """`get`, of an entry's token."""
-        place = (namespace.table, token)
-        latest = None if place in self._in_flight else self._fresh.find(place)
-        if latest is None or self.anchoring.unknown:
-            item = await self._get(namespace, token)
-            await self.anchoring.shown(place)
-            return item
-        # As `_get`, without its coroutine and the anchor's: what nearly every read takes.
-        self.anchoring.check()
-        version = self._version
-        record = await self._store.get(namespace.table, token)
-        moved = place in self._in_flight or (self._version != version and self._fresh.find(place) != latest)
-        if not moved and not self.anchoring.unknown:
-            entry = self._opened(namespace, token, latest, record)
-            if not entry.count:
-                return self._item(entry, entry.value)
-        item = await self._get(namespace, token)
-        await self.anchoring.shown(place)
-        return item
-
-    async def read_rows(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
-        """`read` of each, in their order; where a value is in parts it is UNREAD."""
-        items = await self._get_many(namespace, tokens)
-        await self.anchoring.shown(*((namespace.table, token) for token in tokens))
-        return items
-
-    async def _get(self, namespace: Namespace, token: bytes, *, whole: bool = True) -> Item | None:
-        self.anchoring.check()
-        place = (namespace.table, token)
-        for _ in range(READS_MAX):
-            if place in self._in_flight:
-                await self._wait_for(place)
-            known = self._fresh.find(place)
-            if known is None:
-                return None
-            record = await self._store.get(namespace.table, token)
-            try:
-                entry = self._opened(namespace, token, known, record)  # the latest when it was asked for
-            except SealBroken:
-                if self._moved(place, known):
-                    continue  # the host shows the next one, say
-                raise
-            value = UNREAD if entry.count else entry.value
-            if entry.count and whole:
-                rows = await self._large.rows(namespace, token, entry)
-                if self._moved(place, known):
-                    continue
-                value = namespace.open_parts(token, entry, rows)
-            return self._item(entry, value)
-        raise StoreBusy("the key is written all the time: read it again later")
-
-    async def _get_many(self, namespace: Namespace, tokens: Sequence[bytes]) -> list[Item | None]:
-        self.anchoring.check()
-        places = [(namespace.table, token) for token in tokens]
-        for place in places:
-            if place in self._in_flight:
-                await self._wait_for(place)
-        known = [self._fresh.find(place) for place in places]
-        asked = [(index, latest) for index, latest in enumerate(known) if latest is not None]
-        items: list[Item | None] = [None] * len(tokens)
-        if not asked:
-            return items
-        rows = await self._store.multi_get(namespace.table, [tokens[index] for index, _ in asked])
-        for (index, latest), record in zip(asked, rows, strict=True):
-            if self._moved(places[index], latest):
-                items[index] = await self._get(namespace, tokens[index], whole=False)
-                continue
-            entry = self._opened(namespace, tokens[index], latest, record)
-            items[index] = self._item(entry, UNREAD if entry.count else entry.value)
-        return items
-
-    def _opened(self, namespace: Namespace, token: bytes, known: Latest, record: bytes | None) -> Entry:
-        if record is None:
-            raise SealBroken("the host denies a record that it was given")
-        return namespace.open_entry(token, record, known)
-
-    def _item(self, entry: Entry, value: bytes) -> Item | None:
-        if entry.expires_ns and self._trusted_ns() >= entry.expires_ns:
-            return None
-        return Item(entry.name, value, entry.version)
-
-    def _moved(self, place: Place, known: Latest) -> bool:
-        return place in self._in_flight or self._fresh.find(place) != known
-
-    async def _wait_for(self, place: Place) -> None:
-        while (version := self._in_flight.get(place)) is not None:
-            await self._pipeline.settle(version)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 

@@ -6,15 +6,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from enclave_os.errors import SealBroken
+from enclave_os.wire import Wanted
 from enclave_os.wire.kv import Operation, Row, Scan
 
 ROWS_PER_SCAN: Final = 256
 
 
 class Store(Protocol):
-    """Opaque rows in tables that 16 bytes name. What it answers is an allegation. See `rpc.kv.KVCalls`."""
+    """Opaque rows in tables that 16 bytes name. What it answers is an allegation. See `rpc.kv.KVCalls`.
+
+    `read` empties its list when it asks, now or before the loop's turn ends: what is added until then is asked for too.
+    """
 
     def get(self, namespace: bytes, key: bytes) -> Awaitable[bytes | None]: ...
+    def read(self, namespace: bytes, wanted: list[Wanted]) -> None: ...
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]: ...
     async def scan(self, scan: Scan) -> tuple[list[Row], bool]: ...
     async def put(self, namespace: bytes, key: bytes, value: bytes, flags: int = 0) -> None: ...

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from enclave_os.errors import HostRefused
-from enclave_os.wire import FULL, Consumer, Producer, decode_rpc_reply, encode_rpc_request
+from enclave_os.wire import FULL, Consumer, Producer, decode_rpc_reply_head, encode_rpc_request
 from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, UsageError
 from enclave_os.wire.limits import RPC_HEADER_SIZE
 from enclave_os.wire.rpc import METHODS, Method, MethodSpec, Status
@@ -42,7 +42,7 @@ class _Call:
     record: bytes  # the request; empty once it is in the ring
     future: asyncio.Future[Any] | None  # None: nobody waits for the reply, but it must come
     timer: asyncio.TimerHandle
-    read: Callable[[bytes], object] | None  # what the future gets of the payload; None: all of it
+    read: Callable[[bytes, int], object] | None  # makes of the record what the future gets; None: that is the payload
 
 
 class RPCClient:
@@ -113,11 +113,12 @@ class RPCClient:
         reply: asyncio.Future[Any],
         *,
         deadline: float | None = None,
-        read: Callable[[bytes], object] | None = None,
+        read: Callable[[bytes, int], object] | None = None,
     ) -> None:
         """Like `call`, for who waits in another way: the payload or the error comes to `reply`, which may be cancelled.
 
-        Args: read: makes of the payload what `reply` gets; a PeerProtocolError of it is the host's lie.
+        Args: read: makes of a record what `reply` gets, given where in it the payload begins, so that nothing is copied
+            for it; called at once when the reply comes. A PeerProtocolError of it is the host's lie.
         Raises: as `call`, for what fails at once; `reply` is then left alone.
         """
         self._start(method, payload, reply, deadline, read)
@@ -166,7 +167,7 @@ class RPCClient:
         payload: bytes,
         future: asyncio.Future[Any] | None,
         deadline: float | None,
-        read: Callable[[bytes], object] | None,
+        read: Callable[[bytes, int], object] | None,
     ) -> int:
         if self._broken is not None:
             raise self._broken
@@ -248,7 +249,7 @@ class RPCClient:
             self._ring_host()
 
     def _reply(self, record: bytes) -> None:
-        req_id, status, payload = decode_rpc_reply(record)
+        req_id, status = decode_rpc_reply_head(record)
         call = self._pending.get(req_id)
         if call is None:
             if req_id in self._late:
@@ -258,13 +259,15 @@ class RPCClient:
                 return
             raise HostProtocolError(f"a reply to call {req_id}, which is not pending")
         spec, future = call.spec, call.future
-        if status > 0 or status not in Status._value2member_map_:
+        if status and (status > 0 or status not in Status._value2member_map_):
             raise HostProtocolError(f"{spec.method.name}: status {status} does not exist")
         low, high = (spec.reply_size_min, spec.reply_size_max) if status == Status.OK else (0, 0)
-        if not low <= len(payload) <= high:
-            raise HostProtocolError(f"{spec.method.name}: {len(payload)} bytes of reply")
-        wanted = future is not None and not future.done() and status == Status.OK
-        answer = call.read(payload) if wanted and call.read is not None else payload
+        size = len(record) - RPC_HEADER_SIZE
+        if not low <= size <= high:
+            raise HostProtocolError(f"{spec.method.name}: {size} bytes of reply")
+        answer: object = None
+        if status == Status.OK and future is not None and not future.done():
+            answer = record[RPC_HEADER_SIZE:] if call.read is None else call.read(record, RPC_HEADER_SIZE)
         # Only now: a lie above must find its caller still pending, to be told.
         del self._pending[req_id]
         self.replies += 1

@@ -5,7 +5,8 @@ poisoned) and UsageError (our caller's value). A write that was refused, or not 
 until it is read. That a row is there, is absent, or has a value is the host's word: who knows better judges it.
 
 Gets that come together share calls: what is asked for within one turn of the loop goes out as multi-gets, each of as
-many keys as its reply will probably hold. A get that nothing else is under way with goes out at once.
+many keys as its reply will probably hold. A get that nothing else is under way with goes out at once. Who reads a row
+where it lies in the reply (`read`) spares it two copies.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from enclave_os.errors import HostRefused
 from enclave_os.rpc.client import RPCClient
-from enclave_os.wire import kv
+from enclave_os.wire import Wanted, WantedValue, kv, take_value, take_values
 from enclave_os.wire.errors import HostProtocolError, PeerProtocolError, UsageError
 from enclave_os.wire.kv import Operation, Row, Scan
 from enclave_os.wire.rpc import KV_ROOT_PREFIX_SIZE, KV_VERSION_SIZE, Method
@@ -30,33 +32,38 @@ SIZE_WEIGHT: Final = 8  # how slowly that follows what is read
 TOGETHER_MAX: Final = 32  # gets of one call: a second one is read by the host while we open what the first brought
 CHUNKS_MAX: Final = 4  # calls of one multi-get in flight: half a MiB of replies
 
-_Get = tuple[bytes, asyncio.Future[bytes | None]]  # key, and who waits
-
 
 class KVCalls:
     """Rows in the host's store. Event loop's thread only; any number of calls at once, in any order."""
 
     def __init__(self, client: RPCClient) -> None:
         self._client = client
-        self._gets: dict[bytes, list[_Get]] = {}  # of this turn, by namespace
+        self._gets: dict[bytes, list[list[Wanted]]] = {}  # of this turn, by namespace
         self._sizes: dict[bytes, int] = {}  # of values, about, by namespace
 
     def get(self, namespace: bytes, key: bytes) -> Awaitable[bytes | None]:
-        """A row's value; None: the host has none. What fails at once is raised at once."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bytes | None] = loop.create_future()
-        if not self._gets and not self._client.in_flight:
-            self._client.start(Method.KV_GET, kv.encode_get(namespace, key), future, read=kv.decode_get_reply)
-            return future
-        if len(namespace) != kv.KV_NAMESPACE_SIZE or not 1 <= len(key) <= kv.KV_KEY_SIZE_MAX:
-            kv.encode_get(namespace, key)  # says what is wrong, before others share its call
-        if not self._gets:
-            loop.call_soon(self._send_gets)
-        waiting = self._gets.get(namespace)
-        if waiting is None:
-            waiting = self._gets[namespace] = []
-        waiting.append((key, future))
+        """A row's value; None: the host has none. Raises: UsageError."""
+        kv.encode_get(namespace, key)  # says what is wrong, before others share its call
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self.read(namespace, [WantedValue(key, future)])
         return future
+
+    def read(self, namespace: bytes, wanted: list[Wanted]) -> None:
+        """Have rows asked for; each is taken, or refused, later.
+
+        Args: wanted: emptied when they are asked for, at once or before the loop's turn ends; more may be added until
+            then. Of sizes that a key has.
+        """
+        if not self._gets and len(wanted) == 1 and not self._client.in_flight:
+            self._get_alone(namespace, wanted.pop())
+            return
+        if not self._gets:
+            asyncio.get_running_loop().call_soon(self._send_gets)
+        lists = self._gets.get(namespace)
+        if lists is None:
+            self._gets[namespace] = [wanted]
+        else:
+            lists.append(wanted)
 
     async def multi_get(self, namespace: bytes, keys: Sequence[bytes]) -> list[bytes | None]:
         """The values of all keys, in their order; as many calls as their size makes necessary, at once."""
@@ -78,7 +85,7 @@ class KVCalls:
             asked = keys[len(values) : len(values) + kv.KV_OPERATIONS_MAX]
             reply = await self._client.call(Method.KV_MULTI_GET, kv.encode_multi_get(namespace, asked))
             found = self._read(reply, partial(kv.decode_multi_get_reply, asked=len(asked)))
-            self._note(namespace, found)
+            self._note(namespace, sum(len(value or b"") for value in found) // len(found))
             values += found
         return values
 
@@ -87,8 +94,8 @@ class KVCalls:
         size = kv.KV_FOUND_HEADER_SIZE + self._sizes.get(namespace, SIZE_FIRST)
         return max(1, min(kv.KV_MESSAGE_SIZE_MAX // max(size, 2 + kv.KV_KEY_SIZE_MAX), kv.KV_OPERATIONS_MAX))
 
-    def _note(self, namespace: bytes, found: Sequence[bytes | None]) -> None:
-        read = sum(len(value or b"") for value in found) // len(found)
+    def _note(self, namespace: bytes, read: int) -> None:
+        """Values of about this size were read."""
         size = self._sizes.get(namespace, read)
         self._sizes[namespace] = size + (read - size) // SIZE_WEIGHT
 
@@ -127,46 +134,50 @@ class KVCalls:
         self._client.hurry()
         return asyncio.ensure_future(_all([*replies, end]))
 
-    def _begun(self, method: Method, request: bytes) -> asyncio.Future[Any]:
+    def _begun(
+        self, method: Method, request: bytes, read: Callable[[bytes, int], object] | None = None
+    ) -> asyncio.Future[Any]:
         """The reply of a call that is sent, or waits for its turn, when this returns."""
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
-            self._client.start(method, request, reply)
+            self._client.start(method, request, reply, read=read)
         except (HostRefused, HostProtocolError, UsageError) as error:
             reply.set_exception(error)
         return reply
 
+    def _get_alone(self, namespace: bytes, wanted: Wanted) -> None:
+        reply = self._begun(Method.KV_GET, kv.encode_get(namespace, wanted.key), partial(take_value, wanted))
+        reply.add_done_callback(partial(self._got, namespace, (wanted,)))
+
     def _send_gets(self) -> None:
         gets, self._gets = self._gets, {}
-        for namespace, waiting in gets.items():
+        for namespace, lists in gets.items():
+            waiting = [*chain.from_iterable(lists)]
+            for one in lists:
+                one.clear()
             step = min(self._step(namespace), TOGETHER_MAX)
             for start in range(0, len(waiting), step):
                 self._get_together(namespace, waiting[start : start + step])
 
-    def _get_together(self, namespace: bytes, waiting: list[_Get]) -> None:
-        request = kv.encode_multi_get(namespace, [key for key, _ in waiting])
-        reply = self._begun(Method.KV_MULTI_GET, request)
-        reply.add_done_callback(partial(self._got_together, namespace, waiting))
+    def _get_together(self, namespace: bytes, waiting: Sequence[Wanted]) -> None:
+        request = kv.encode_multi_get(namespace, [one.key for one in waiting])
+        reply = self._begun(Method.KV_MULTI_GET, request, partial(self._take, namespace, waiting))
+        reply.add_done_callback(partial(self._got, namespace, waiting))
 
-    def _got_together(self, namespace: bytes, waiting: list[_Get], reply: asyncio.Future[bytes]) -> None:
+    def _take(self, namespace: bytes, waiting: Sequence[Wanted], record: bytes, start: int) -> int:
+        """Give each its row, straight out of the reply; how many there were."""
+        count = take_values(waiting, record, start)
+        self._note(namespace, (len(record) - start) // count - kv.KV_FOUND_HEADER_SIZE)
+        return count
+
+    def _got(self, namespace: bytes, waiting: Sequence[Wanted], reply: asyncio.Future[int]) -> None:
+        """Those of which the reply had nothing ask again; where there was none, they are told."""
         error = reply.exception()
-        values: list[bytes | None] = []
-        if error is None:
-            try:
-                values = self._read(reply.result(), partial(kv.decode_multi_get_reply, asked=len(waiting)))
-            except HostProtocolError as lie:
-                error = lie
         if error is not None:
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        self._note(namespace, values)
-        for (_, future), value in zip(waiting, values, strict=False):
-            if not future.done():
-                future.set_result(value)
-        if len(values) < len(waiting):
-            self._get_together(namespace, waiting[len(values) :])
+            for one in waiting:
+                one.refuse(error)
+        elif reply.result() < len(waiting):
+            self._get_together(namespace, waiting[reply.result() :])
 
     async def backup(self, version: int, root: bytes, deadline: float) -> None:
         """Have the host copy the rows as they are; returns when it says that the copy is complete and durable."""

@@ -11,19 +11,21 @@ means: the leaf `seal.second_wrap` names that owner (docs/sealing.md).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
 
 from enclave_os.errors import ConfigError, HostRefused, SealBroken
 from enclave_os.http import Connection, HTTPError
+from enclave_os.modules.shared_work import result_of
 from enclave_os.ratls.session import SessionAttestation
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.sealing import authority as ca
 from enclave_os.sealing import blob
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.opening import Platform, open_blob, open_granted
-from enclave_os.sealing.sealed_config import Authority
+from enclave_os.sealing.sealed_config import Authority, SealedConfig
 
 OPENS: Final = "the platform's key opens what is sealed: start without --recover"
 NOTHING: Final = "there is no sealed configuration of this measurement, so there is nothing to recover"
@@ -99,6 +101,10 @@ class Recovering:
             self._logger.warning("somebody brought what opens nothing: %s", error)
             raise HTTPError(403, str(error)) from error
         self._opened = True
+        return await result_of(asyncio.get_running_loop().create_task(self._seal_anew(config)))
+
+    async def _seal_anew(self, config: SealedConfig) -> int:
+        """To its end, also if whoever brought the grant leaves: what it opened must not wait for ever."""
         try:
             await self._keeper.begin(config)
         except HostRefused as error:

@@ -6,6 +6,7 @@ others are told, so that their config root, their exports and their clock follow
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -14,11 +15,12 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from enclave_os.errors import ClockUntrusted, ConfigError, InternalError
+from enclave_os.errors import ClockUntrusted, ConfigError, HostRefused, InternalError
 from enclave_os.http import HTTPError, Request, Response, error_response
 from enclave_os.modules.api import MANAGER
 from enclave_os.modules.attestation_servers import AttestationServers
 from enclave_os.modules.auth import Authenticator
+from enclave_os.modules.shared_work import result_of
 from enclave_os.runtime.clock import NS_PER_SECOND, Clock
 from enclave_os.sealing import authority as ca
 from enclave_os.sealing import opening
@@ -28,6 +30,10 @@ from enclave_os.sealing.sealed_config import EXPORTS_MAX, SealedConfig
 from enclave_os.wire.policy import PolicyError, differences, owner_key_of
 
 SIMULATED: Final = "simulated: the key that seals is a file of this machine, which can read all that is sealed"
+NOT_KNOWN: Final = (
+    "this is not in force, and the next start may have it or not: the host did not acknowledge that it is stored; ask "
+    "again, until it is"
+)
 
 
 class Sealing:
@@ -88,6 +94,7 @@ class Sealing:
                 "mr_enclave": config.provenance.measurement.hex(),
                 "boot_count": config.provenance.boot_count,
             },
+            "doubt": self._keeper.doubt,
             "clock": self._clock_status(),
             "worker": self._worker,
             "simulated": self._simulated,
@@ -176,9 +183,24 @@ class Sealing:
         await self._change(change)
         self._logger.warning("a manager named %d attestation servers", len(servers))
 
+    async def give(self, measurement: bytes) -> None:
+        """Seal that a measurement is given all that is sealed. Raises: HostRefused: nobody must be given anything."""
+        await self._seal(lambda held: held.given(measurement))
+
     async def _change(self, change: Callable[[SealedConfig], SealedConfig]) -> SealedConfig:
+        """A manager's. Raises: HTTPError: 503: it is not in force. Whatever `change` raises."""
+        try:
+            return await self._seal(change)
+        except HostRefused as error:
+            raise HTTPError(503, f"{NOT_KNOWN}: {error}", (("Retry-After", "1"),)) from error
+
+    async def _seal(self, change: Callable[[SealedConfig], SealedConfig]) -> SealedConfig:
+        """Sealed and in force; what is sealed comes into force though whoever asked for it has left meanwhile."""
         if self._worker != 0:
             raise InternalError("worker 0 alone writes what is sealed: its routes are answered there")
+        return await result_of(asyncio.get_running_loop().create_task(self._seal_whole(change)))
+
+    async def _seal_whole(self, change: Callable[[SealedConfig], SealedConfig]) -> SealedConfig:
         config = await self._keeper.change(change)
         await self._changed(config)
         return config

@@ -153,7 +153,7 @@ class Server:
             to_module=lambda module, what: self._registry.peer(module, what),
             report=self._report_worker,
             spent=self._spent,
-            given=self._give,
+            given=self._sealing.give,
             logger=logging.getLogger("workers"),
         )
         care = StoreCare(
@@ -277,9 +277,6 @@ class Server:
         self._take_sealed(config)
         self._group.config_changed(config)
         await self._calls.heard()
-
-    async def _give(self, measurement: bytes) -> None:
-        await self._seal_changed(await self._keeper.change(lambda held: held.given(measurement)))
 
     async def _keep_collateral(self) -> None:
         """Have what verifies our quotes in date, for as long as this process lives."""
@@ -424,6 +421,8 @@ class Server:
         if self._recovering is not None:
             return (f"this enclave {WAITING}",)
         found = self._store.warnings()
+        if self._keeper.doubt is not None:
+            found = (*found, f"a change of what is sealed is stored or not, try it again: {self._keeper.doubt}")
         if self._authority is None or not self._clock.floor_ns:
             return found
         text = expiry_warning(self._authority, self._clock.floor_ns // NS_PER_SECOND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, Final
 from enclave_os.errors import HostRefused, SealBroken
 from enclave_os.evidence.store_state import combined
 from enclave_os.http import HTTPError
+from enclave_os.modules.shared_work import result_of
 from enclave_os.runtime.key_value import KeyValue
 from enclave_os.sealing.keeper import SealKeeper
 
@@ -75,6 +77,10 @@ class StoreCare:
             )
         if (version, True) != (held.state[0], hmac.compare_digest(root, held.state[1])):
             raise HTTPError(409, f"the store that was found is at version {held.state[0]}, root {held.state[1].hex()}")
+        return await result_of(asyncio.get_running_loop().create_task(self._adopt(version, root)))
+
+    async def _adopt(self, version: int, root: bytes) -> Mapping[str, Any]:
+        """To its end, also if whoever consented leaves: a consent that is sealed begins the next start."""
         try:
             state = await self._store.adopt()
         except HostRefused as error:

@@ -3,15 +3,20 @@
 Everything that the host answers is its word: what it loads must open, and what it says it stored may be gone at the
 next start, which the boot count and clients that remember notice (docs/sealing.md). One writer: changes wait for one
 another.
+
+A change that was handed to the host comes to its end, whoever waits for it and leaves: what the host says of it is what
+memory takes. Where the host refuses or does not answer, memory keeps what it had, the disk has the one or the other,
+and `doubt` says so until what memory holds is sealed once more: by the next change, or by ourselves.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
-from enclave_os.errors import SealBroken
+from enclave_os.errors import HostProtocolError, HostRefused, SealBroken
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing.opening import Loaded, Opening, Platform, check_ranges, differing, open_sealed, seal_config
@@ -20,6 +25,7 @@ from enclave_os.sealing.welcome import Welcome
 from enclave_os.wire.rpc import Method, SealLoadFlag
 
 KNOWN_FLAGS: Final = int(SealLoadFlag.BLOB | SealLoadFlag.STORE)  # an IntFlag's complement has only known bits
+AGAIN_SECONDS: Final = 10.0  # from a change that was not acknowledged to the sealing of what is held
 
 
 class SealKeeper:
@@ -38,6 +44,10 @@ class SealKeeper:
         self._ranges = ranges
         self._config: SealedConfig | None = None
         self._writing = asyncio.Lock()
+        self._storing: asyncio.Task[HostRefused | HostProtocolError | None] | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._settling: asyncio.Task[None] | None = None
+        self._doubt: str | None = None
 
     @property
     def config(self) -> SealedConfig:
@@ -45,6 +55,11 @@ class SealKeeper:
         if self._config is None:
             raise SealBroken("the sealed configuration is not open")
         return self._config
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the disk may have a change that memory does not have; None: they are the same, by the host's word."""
+        return self._doubt
 
     async def load(self) -> Loaded:
         """What the host alleges to have. Raises: SealBroken, HostRefused, HostProtocolError: it did not answer."""
@@ -66,28 +81,56 @@ class SealKeeper:
     async def begin(self, config: SealedConfig) -> None:
         """Seal what did not come from a blob of this platform: taken over, or opened by the owner. Then it is open.
 
-        Raises: HostRefused, HostProtocolError: it is not stored, and not open.
+        Raises: HostRefused, HostProtocolError: it is not open, and may be stored or not.
         """
-        self._config = config
-        try:
-            await self.change(lambda held: held)
-        except BaseException:
-            self._config = None
-            raise
+        await self._change(lambda: config, None)
 
     async def change(
         self, change: Callable[[SealedConfig], SealedConfig], *, deadline: float | None = None
     ) -> SealedConfig:
         """Seal what `change` makes of the present content, and wait until the host says that it is durable.
 
-        Raises: HostRefused, HostProtocolError: then nothing has changed. Whatever `change` raises.
+        Cancelled before its turn, it has not been; cancelled later, it goes on, and is taken if the host stores it.
+
+        Raises: HostRefused, HostProtocolError: nothing has changed here, and the disk is in `doubt`. Whatever `change`
+            raises.
         """
+        return await self._change(lambda: change(self.config), deadline)
+
+    async def _change(self, make: Callable[[], SealedConfig], deadline: float | None) -> SealedConfig:
         async with self._writing:
-            changed = change(self.config)
-            request = self._platform.measurement + seal_config(changed, self._platform)
+            if self._storing is not None and not self._storing.done():  # whoever began it has left
+                await asyncio.wait([self._storing])
+            changed = make()
+            self._storing = asyncio.get_running_loop().create_task(self._store(changed, deadline))
+            refusal = await asyncio.shield(self._storing)
+        if refusal is not None:
+            raise refusal
+        return changed
+
+    async def _store(self, changed: SealedConfig, deadline: float | None) -> HostRefused | HostProtocolError | None:
+        """To its end. Returns: what keeps it from being in force; raised it would be a bug where nobody waits."""
+        request = self._platform.measurement + seal_config(changed, self._platform)
+        try:
             await self._rpc.call(Method.SEAL_STORE, request, deadline=deadline)
-            self._config = changed
-            return changed
+        except HostProtocolError as error:
+            return error
+        except HostRefused as error:
+            self._doubt = str(error)
+            if self._again is None and self._config is not None:
+                self._again = asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._settle)
+            return error
+        self._config, self._doubt = changed, None
+        return None
+
+    def _settle(self) -> None:
+        self._again = None
+        if self._doubt is not None:
+            self._settling = asyncio.get_running_loop().create_task(self._seal_again())
+
+    async def _seal_again(self) -> None:
+        with suppress(HostRefused, HostProtocolError):  # the next time is set; or the client told `on_lie`
+            await self.change(lambda held: held)
 
     def follow(self, welcome: Welcome, seen: StoreState | None, versions: Mapping[int, int] | None = None) -> None:
         """Take what worker 0 handed over at an admission, if it is what this worker serves with, or descends from it.

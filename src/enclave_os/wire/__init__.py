@@ -8,6 +8,7 @@ from enclave_os._codec import (
     FrameWriter,
     decode_frame,
     decode_rpc_reply,
+    decode_rpc_reply_head,
     decode_rpc_request,
     encode_frame,
     encode_rpc_reply,
@@ -16,6 +17,8 @@ from enclave_os._codec import (
 )
 from enclave_os._ring import EMPTY, FULL, READY, Consumer, Producer, create_ring
 from enclave_os._rows import (
+    Wanted,
+    WantedValue,
     decode_keys,
     decode_operations,
     decode_values,
@@ -23,6 +26,8 @@ from enclave_os._rows import (
     encode_operations,
     encode_values,
     split_operations,
+    take_value,
+    take_values,
 )
 
 __all__ = [
@@ -33,11 +38,14 @@ __all__ = [
     "FrameReader",
     "FrameWriter",
     "Producer",
+    "Wanted",
+    "WantedValue",
     "create_ring",
     "decode_frame",
     "decode_keys",
     "decode_operations",
     "decode_rpc_reply",
+    "decode_rpc_reply_head",
     "decode_rpc_request",
     "decode_values",
     "encode_frame",
@@ -48,4 +56,6 @@ __all__ = [
     "encode_values",
     "is_frame_allowed",
     "split_operations",
+    "take_value",
+    "take_values",
 ]

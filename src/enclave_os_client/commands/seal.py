@@ -149,6 +149,8 @@ def _lines(found: Answer) -> list[str]:
     ]
     if source is not None:
         rows.append(("imported from", f"{source.text('mr_enclave')}, in its boot {source.number('boot_count')}"))
+    if found.get("doubt"):
+        rows.append(("IN DOUBT", f"a change is stored or not, ask for it again: {found.text('doubt')}"))
     if recoveries:
         rows.append(("recovered", f"{recoveries} times, by the owner: the platform's key did not open it"))
     lines = [f"{name:<20}  {text}" for name, text in rows]
