@@ -56,7 +56,7 @@ class Bench:
         clock = FixedClock()
         self.tokens = Authenticator([issuer(KEY)], clock)
         self.registry = Registry([Vault()], self.tokens, LOGGER)
-        storage = ModuleStorage(self.sealed.kv, MemoryStore(), MemoryCheckpoint()).of("vault")
+        storage = ModuleStorage([self.sealed.kv], MemoryStore(), [MemoryCheckpoint()]).of("vault")
         services = dataclasses.replace(
             make_services(tokens=self.tokens), clock=clock, storage=storage, random=os.urandom
         )

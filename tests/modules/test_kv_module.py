@@ -35,9 +35,9 @@ class Rig:
         self.registry = Registry([KV()], DenyAll(), LOGGER)
 
     @classmethod
-    async def open(cls) -> Rig:
+    async def open(cls, ranges: int = 1) -> Rig:
         clock = FixedClock()
-        rig = cls(await ModuleStorage.open(trusted_ns=clock.trusted_ns), clock)
+        rig = cls(await ModuleStorage.open(ranges=ranges, trusted_ns=clock.trusted_ns), clock)
         services = make_services(storage=rig.storage.of("kv"), tokens=Authenticator([issuer(ISSUER)], clock))
         await rig.registry.start(lambda _: services)
         return rig
