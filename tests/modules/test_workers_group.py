@@ -20,6 +20,8 @@ from enclave_os.errors import (
     VersionConflict,
 )
 from enclave_os.modules.api import Storage, Table, Write
+from enclave_os.runtime.forwarding import ForwardedStorage
+from enclave_os.runtime.storage import OwnedStorage
 from enclave_os.wire.errors import UsageError
 from enclave_os.workers.store_calls import encode_refusal, open_reply
 from tests.modules.group_rig import Workers, until
@@ -74,6 +76,15 @@ class TestForwarding:
                         assert await other.put(b"d", b"") > later
                     with pytest.raises(UsageError):
                         await storage.write([Write(worker.group.of("other").table("x"), b"a", b"")])
+
+        run(test)
+
+    def test_with_one_range_nothing_is_in_the_way(self) -> None:
+        async def test() -> None:
+            async with Workers(2) as workers:
+                first, other = (worker.group.of("test") for worker in workers.now)
+                assert type(first) is OwnedStorage
+                assert type(other) is ForwardedStorage
 
         run(test)
 
