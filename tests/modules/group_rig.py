@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import Request, Response
@@ -186,7 +186,7 @@ class Workers:
         self._all: list[Worker] = []
         self._bugs: list[dict[str, Any]] = []
 
-    async def __aenter__(self) -> Workers:
+    async def __aenter__(self) -> Self:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self._bugs.append(context))
         for index in range(self._count):
             self.now.append(await self._make(index))

@@ -24,6 +24,7 @@ from enclave_os.runtime import worker_calls
 from enclave_os.runtime.worker_calls import as_message
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.workers import group_calls
+from enclave_os.workers.channel import ChannelKeys
 from enclave_os.workers.group_calls import Answered, Forwarded, GroupOperation, OneTime
 from tests.modules.group_rig import NOW, Worker, Workers, until
 from tests.modules.played_host import Host
@@ -428,6 +429,13 @@ class TestBytes:
             b"\0\xcc\0\0" + bytes(4) + b"\1\0" + b"\1\0\0\0A" + b"\1\0\0\0b" + b"body"
         )
         assert group_calls.encode_ok(b"x") == b"\0x"
+        keys = ChannelKeys(b"i" * 16, b"s" * 32, b"r" * 32)
+        assert group_calls.encode_meet(2) == b"\x27\2\0"
+        assert group_calls.encode_met(1, keys) == b"\x28\1\0" + b"i" * 16 + b"s" * 32 + b"r" * 32
+        assert group_calls.decode_met(group_calls.encode_met(1, keys)) == (1, keys)
+        assert group_calls.encode_link(keys) == b"\0" + b"i" * 16 + b"s" * 32 + b"r" * 32
+        assert group_calls.decode_link(group_calls.encode_link(keys)) == keys
+        assert group_calls.encode_parted(2) == b"\3\2\0"
 
     @given(st.text(max_size=64), st.binary(max_size=64))
     def test_serve_reads_what_it_wrote(self, peer: str, message: bytes) -> None:
@@ -436,9 +444,7 @@ class TestBytes:
         assert group_calls.decode_module(group_calls.encode_module(peer, message)) == (peer, message)
 
     @given(st.integers(200, 599), st.none() | st.just("text/x"), st.lists(st.tuples(st.just("A"), st.text("b\xe9"))))
-    def test_answered_reads_what_it_wrote(
-        self, status: int, kind: str | None, headers: list[tuple[str, str]]
-    ) -> None:
+    def test_answered_reads_what_it_wrote(self, status: int, kind: str | None, headers: list[tuple[str, str]]) -> None:
         answered = Answered(status, kind, headers, b"body")
         assert group_calls.decode_answered(group_calls.encode_answered(answered)) == answered
 
@@ -449,6 +455,9 @@ class TestBytes:
             (group_calls.decode_module, group_calls.encode_module("module", b"")),
             (group_calls.decode_spend, group_calls.encode_spend(OneTime(bytes(32), 1, 2))),
             (group_calls.decode_given, group_calls.encode_given(bytes(32))),
+            (group_calls.decode_meet, group_calls.encode_meet(2)),
+            (group_calls.decode_met, group_calls.encode_met(1, ChannelKeys.drawn())),
+            (group_calls.decode_link, group_calls.encode_link(ChannelKeys.drawn())),
             (group_calls.decode_answered, group_calls.encode_answered(Answered(200, "t", [("A", "b")], b""))),
         ],
     )
@@ -457,12 +466,13 @@ class TestBytes:
         for size in range(1, len(whole)):
             with pytest.raises(PeerProtocolError):
                 decode(whole[:size])
-        if decode in (group_calls.decode_spend, group_calls.decode_given):
+        if decode not in (group_calls.decode_serve, group_calls.decode_module, group_calls.decode_answered):
             with pytest.raises(PeerProtocolError):
                 decode(whole + b"0")
 
     def test_an_operation_is_one_or_the_stores(self) -> None:
         for first in range(256):
             operation = group_calls.operation_of(bytes([first]) + os.urandom(4))
-            assert (operation is not None) == (32 <= first <= 40 or 48 <= first <= 56)
+            assert operation is None or operation.value == first >= 32
+        assert group_calls.operation_of(b"\x20") is GroupOperation.SERVE
         assert group_calls.operation_of(b"") is None

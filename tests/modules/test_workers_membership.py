@@ -78,6 +78,30 @@ class TestAdmission:
 
         run(test)
 
+    def test_worker_0_that_ends_with_its_first_word_is_waited_for(self) -> None:
+        """Both come in one turn of the loop: the worker is not admitted, and whoever asks waits for the next time."""
+
+        async def test() -> None:
+            async with Workers(2) as workers:
+                lied: list[bytes] = []
+
+                def tamper(index: int, reply: bytes) -> list[bytes]:
+                    if index != 1 or lied:
+                        return [reply]
+                    lied.append(reply)
+                    return [reply, reply[:2]]
+
+                other = workers.now[1]
+                other.rpc.deliver([b"\0\0"])
+                await until(lambda: other.group.counters()["workers_admitted"] == 0)
+                workers.host.tamper = tamper
+                asking = asyncio.ensure_future(other.table().get(b"a"))
+                assert await asking is None
+                assert lied
+                assert other.group.counters()["workers_admissions_total"] == 2
+
+        run(test)
+
     def test_late_answers_to_earlier_hellos_do_not_stand_in_the_way(self) -> None:
         async def test() -> None:
             async with Workers(1, Host(2)) as workers:

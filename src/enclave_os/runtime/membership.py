@@ -215,6 +215,8 @@ class Member:
         except (NotSent, Unanswered):
             self._lose(conversation, NotSent("worker 0 did not speak"))
             raise
+        if self._conversation is not conversation:
+            raise NotSent("worker 0 spoke, and has ended since")
         self.admissions += 1
         if not self._up.done():
             self._up.set_result(None)
