@@ -12,7 +12,8 @@ from enclave_os.runtime import links, membership
 from enclave_os.runtime.links import Links
 from enclave_os.workers.conversation import Answer, NotSent, Unanswered
 from tests.modules import group_rig
-from tests.modules.group_rig import SECONDS, Host, Worker, Workers
+from tests.modules.group_rig import SECONDS, Worker, Workers
+from tests.modules.played_host import Host
 
 FAILED = (NotSent, Unanswered, ConnectionResetError)
 PHASES = 36  # turns of the loop from a first question, with its meeting, to its answer, and some

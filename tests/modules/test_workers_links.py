@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from enclave_os.errors import ConfigError, InternalError
+from enclave_os.errors import ConfigError, InternalError, StoreBusy
 from enclave_os.runtime import membership
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.workers import group_calls
 from enclave_os.workers.conversation import NotSent, Unanswered
 from enclave_os.workers.store_calls import Operation, StoreCall, TableName, open_reply
 from tests.modules import group_rig
-from tests.modules.group_rig import Host, Workers, until
+from tests.modules.group_rig import Workers, until
 from tests.modules.links_rig import PHASES, Talkers, ends_of, links_of, outcome, shorten, turns
+from tests.modules.played_host import Host
 
 
 @pytest.fixture
@@ -91,13 +92,13 @@ class TestAsking:
 
         run(test)
 
-    def test_who_keeps_nothing_says_so(self) -> None:
+    def test_who_does_not_own_a_range_says_so(self) -> None:
         async def test() -> None:
             call = StoreCall(Operation.GET, "test", TableName("", "things"), [b"a"]).encode()
             async with Workers(3) as workers:
                 for asker in (0, 1):
                     reply = await workers.now[asker].group.ask_worker(2, call, again=True)
-                    with pytest.raises(ConfigError, match="keeps no part of the store"):
+                    with pytest.raises(StoreBusy, match="not of this worker"):
                         open_reply(reply)
 
         run(test)

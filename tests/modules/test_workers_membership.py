@@ -23,6 +23,7 @@ from enclave_os.sealing.welcome import Welcome
 from enclave_os.workers.admission import HELLO_SIZE, KEY_SIZE, Admission, admit
 from enclave_os_client.memory import refuse_older
 from tests.enclave.sealing import FakePlatform, policy
+from tests.modules import group_rig
 from tests.modules.group_rig import NOW, Worker, Workers, until
 from tests.modules.played_host import Host
 
@@ -99,6 +100,22 @@ class TestAdmission:
                 assert await asking is None
                 assert lied
                 assert other.group.counters()["workers_admissions_total"] == 2
+
+        run(test)
+
+    def test_who_lost_what_was_on_its_way_is_admitted_again_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As after an hour in which the host had nothing to say: it costs nobody a deadline."""
+        monkeypatch.setattr(group_rig, "RPC_SECONDS", 30.0)
+
+        async def test() -> None:
+            async with Workers(2) as workers:
+                member = workers.now[1].group._member
+                assert member is not None
+                member._carriage._lose()
+                began = asyncio.get_running_loop().time()
+                assert await workers.now[1].table().get(b"a") is None
+                assert asyncio.get_running_loop().time() - began < 30
+                assert member.admissions == 2
 
         run(test)
 

@@ -169,6 +169,7 @@ class Member:
 
     async def _once(self) -> SealedConfig:
         """One hello, and what comes of it."""
+        await self._carriage.begun()  # else our first word on the new channel would be lost
         admission = Admission(self._platform.sealing_key(), self._index)
         why: EnclaveError = NoAnswer("worker 0 did not answer")
         due = self._loop.time() + ANSWER_SECONDS

@@ -49,17 +49,23 @@ class Carriage:
         self._with_host = 0
         self._going = False
         self._listen_due = False
+        self._begun = asyncio.Event()
 
     def start(self) -> None:
         """Begin, or begin anew: nothing that was sent before comes any more."""
         self._life += 1
         self._with_host = 0
         self._going = True
+        self._begun.set()
         self._call(PeerCarryFlag.ANEW, 0, b"")
         self._listen()
 
+    async def begun(self) -> None:
+        """Returns when records are taken: at once, but for PAUSE_SECONDS after a loss."""
+        await self._begun.wait()
+
     def send(self, worker: int, record: bytes) -> None:
-        """Give a record to the host."""
+        """Give a record to the host. It is lost where nothing goes: see `begun`."""
         if self._going:
             self._call(PeerCarryFlag.RECORD, worker, record)
 
@@ -114,6 +120,7 @@ class Carriage:
         if not self._going:
             return
         self._going = False
+        self._begun.clear()
         self._life += 1
         self._loop.call_later(PAUSE_SECONDS, self.start)
         self._on_lost()
