@@ -54,7 +54,8 @@ class StoreCare:
         state = self._store.state
         if state is None:
             return {**found, "held": None}
-        return {**found, "held": None, "state": _state(*state), "rows": self._store.rows}
+        whole = len(self._store.ranges) == len(config.kv_states)  # else /metrics has the rows, worker by worker
+        return {**found, "held": None, "state": _state(*state)} | ({"rows": self._store.rows} if whole else {})
 
     async def backup(self) -> Mapping[str, Any]:
         """A copy at the host of this very state, complete and durable by its word. Raises: HTTPError."""
