@@ -1,12 +1,31 @@
 """Figures per operation beside their aims, printed after pytest-benchmark's table, which knows whole rounds only."""
 
+import re
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+# What of a file is measured at toy size, where all of it would take long.
+TOY = {
+    "bench_aead.py": re.compile(r"(?!test_openssl_speed)|.*\[aead-64\]"),
+    "bench_carry.py": re.compile(".*data_channel"),
+    "bench_egress.py": re.compile(".*one"),
+    "bench_serve.py": re.compile(r"test_serve\[keepalive-8-enclave-os"),
+}
 FIGURES: pytest.StashKey[list[tuple[str, list[float], str]]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For who wants to know whether the benchmarks still run, and no figures: with --benchmark-disable."""
+    parser.addoption("--toy", action="store_true", help="of what takes long only one of a kind")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --toy: one of a kind."""
+    if config.getoption("--toy"):
+        items[:] = [item for item in items if item.path.name not in TOY or TOY[item.path.name].match(item.name)]
 
 
 @pytest.fixture

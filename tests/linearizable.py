@@ -70,6 +70,12 @@ class _Search:
         ]
         self._read = set(learnt)
         self._sure = sum(1 << index for index, one in enumerate(self._operations) if one.sure)
+        # What needs the version that it read or got: nothing that goes beyond it may come before.
+        self._by_version = sorted(
+            (one.version, index)
+            for index, one in enumerate(self._operations)
+            if one.sure and one.kind != "conflict" and one.version > 0
+        )
         # Versions that somebody met, of writes whose value nobody read and whose client never learnt of them.
         told = {one.version for one in self._operations if one.kind in ("put", "get")}
         self._strangers = {version for one in history for version in _met(one)} - told - {0}
@@ -126,10 +132,12 @@ class _Search:
     def _steps(self, done: int, state: State) -> Iterator[tuple[int, Operation]]:
         """What is worth a try: the soonest end first, then the unsure ones, each for who met it and could come next.
 
-        An unsure one has no end that it must come before, so it can wait for the first who met it.
+        An unsure one has no end that it must come before, so it can wait for the first who met it. A write of a higher
+        version than another operation still needs leads nowhere, since versions only rise.
         """
+        most = next((version for version, index in self._by_version if not done >> index & 1), math.inf)
         following = [(index, self._operations[index]) for index in self._next(done)]
-        sure = sorted((one for one in following if one[1].sure), key=lambda one: one[1].end)
+        sure = sorted((one for one in following if one[1].sure and one[1].version <= most), key=lambda one: one[1].end)
         yield from sure
         values = {one.value for _, one in sure if one.kind == "get"}
         met = {version for _, one in following for version in _met(one)}
@@ -144,6 +152,8 @@ class _Search:
             else:
                 versions = met & self._strangers
             for version in versions:
+                if version > most:
+                    continue
                 # Those of one kind, that nobody can tell apart, are as good as each other.
                 key = (one.kind if one.value not in self._read else str(index), version, one.expected)
                 if key not in tried:

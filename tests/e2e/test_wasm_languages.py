@@ -6,8 +6,10 @@ requirements/test.txt pins. `make guests-js` builds the JavaScript one.
 
 from __future__ import annotations
 
+import base64
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ import httpx2
 import pytest
 
 from tests.e2e.server import Server
+from tests.e2e.test_egress import allow
 from tests.e2e.test_roles import enclave_os
 from tests.e2e.test_wasm import PROBE
 from tests.e2e.wire import client_context
 from tests.modules.egress_servers import Authority, TLSServer
+from tests.modules.tcp_servers import TCPServer, reset
 
 BUILT = Path(__file__).parents[2] / "build" / "guests"
 NOTES = BUILT / "notes.wasm"
@@ -29,16 +33,27 @@ CA = Authority()
 
 
 class Site:
-    """A server that takes large components, its manager, and a web server that its apps may call."""
+    """A server that takes large components, its manager, and servers that its apps may call.
 
-    def __init__(self, client: httpx2.Client, token: str, web: TLSServer) -> None:
+    Attributes: closed: a port of the loopback that nobody listens on.
+    """
+
+    def __init__(
+        self, client: httpx2.Client, token: str, web: TLSServer, echo: TCPServer, resetting: TCPServer, closed: int
+    ) -> None:
         self.client = client
         self.web = web
-        self._head = {"Authorization": f"Bearer {token}", "Content-Type": "application/wasm"}
+        self.echo = echo
+        self.resetting = resetting
+        self.closed = closed
+        self._head = {"Authorization": f"Bearer {token}"}
 
-    def load(self, app: str, component: Path) -> None:
+    def load(self, app: str, component: Path, sockets: Sequence[str] = ()) -> None:
         """Compiling may take longer than a request may: it goes on, and is there when it is done."""
-        answer = self.client.put(f"/wasm/apps/{app}", content=component.read_bytes(), headers=self._head)
+        document: dict[str, Any] = {"component": base64.b64encode(component.read_bytes()).decode()}
+        if sockets:
+            document["permissions"] = {"version": 1, "sockets": list(sockets)}
+        answer = self.client.put(f"/wasm/apps/{app}", json=document, headers=self._head)
         assert answer.status_code in (201, 503), answer.text
         deadline = time.monotonic() + LOAD_SECONDS
         while self.client.get(f"/rpc/{app}/schema").status_code != 200:
@@ -55,20 +70,29 @@ def site(python: Path, folder: Path) -> Iterator[Site]:
     key, ca = folder / "key.pem", folder / "ca.pem"
     issuer = enclave_os("token", "keygen", "--key", key)
     ca.write_text(CA.pem)
-    with TLSServer(folder / "web", CA.leaf("localhost")) as web:
-        allow = f'[[egress.allow]]\nmodule = "wasm"\nhosts = ["localhost:{web.port}"]\n'
+    with (
+        TLSServer(folder / "web", CA.leaf("localhost")) as web,
+        TCPServer() as echo,
+        TCPServer(reset) as resetting,
+        socket.create_server(("127.0.0.1", 0)) as gone,
+    ):
+        closed = gone.getsockname()[1]
+        gone.close()
+        entries = [f"tcp://{host}:{echo.port}" for host in ("localhost", "127.0.0.1", "[::1]")]
+        entries += [f"tcp://127.0.0.1:{resetting.port}", f"tcp://127.0.0.1:{closed}", f"localhost:{web.port}"]
+        allowed = allow(*entries, module="wasm")
         settings: dict[str, dict[str, object]] = {
             "modules": {"enabled": ["wasm"]},
             "limits": {"body_bytes": "32MiB"},
             "egress": {"ca_file": str(ca)},
             "module.wasm": {"component_bytes": 33_554_432},
         }
-        server = Server(python, folder / "server", settings, issuer + allow)
+        server = Server(python, folder / "server", settings, issuer + allowed)
         try:
             token = enclave_os("token", "issue", "--key", key, "--role", "manager").strip()
             address = f"https://localhost:{server.port}"
             with httpx2.Client(verify=client_context(server), base_url=address, timeout=60) as client:
-                yield Site(client, token, web)
+                yield Site(client, token, web, echo, resetting, closed)
         finally:
             server.stop()
 
@@ -78,8 +102,10 @@ def test_apps_from_c_and_python_on_one_server(python: Path, tmp_path: Path) -> N
     """Two toolchains: files, random numbers, clocks, crypto, keystore and HTTPS, each for itself."""
     assert NOTES.is_file(), "build/guests/notes.wasm is not there: make guests-python builds it"
     with site(python, tmp_path) as given:
+        sockets = [f"{host}:{given.echo.port}" for host in ("localhost", "127.0.0.0/8", "[::1]")]
+        sockets += [f"127.0.0.1:{given.resetting.port}", f"127.0.0.1:{given.closed}"]
         given.load("probe", PROBE)
-        given.load("notes", NOTES)
+        given.load("notes", NOTES, sockets)
         call = given.call
         assert call("notes", "add", title="milk", text="2 l") == {"ok": 1}
         assert call("probe", "write", path="/milk", text="other") == {"ok": None}
@@ -106,6 +132,21 @@ def test_apps_from_c_and_python_on_one_server(python: Path, tmp_path: Path) -> N
             assert call(app, "fetch", url=given.web.url(path=f"/{app}")) == {"ok": f"GET /{app} HTTP/1.1"}
             assert "err" in call(app, "fetch", 422, url="https://nobody.example/")
         assert len(given.web.served) == 2
+        what_cpython_makes_of_sockets(given)
+
+
+def what_cpython_makes_of_sockets(given: Site) -> None:
+    """A C library's sockets as a toolchain ships them: WASI 0.2.9, names, time-outs, options, polls."""
+
+    def tell(host: str, port: int, status: int, text: str = "hello") -> Any:
+        return given.call("notes", "tell", status, host=host, port=port, text=text)
+
+    assert tell("127.0.0.1", given.echo.port, 200) == {"ok": "hello"}
+    assert tell("localhost", given.echo.port, 200, "x" * 300_000) == {"ok": "x" * 300_000}
+    assert "PermissionError" in tell("127.0.0.1", 1, 422)["err"]
+    assert "PermissionError" in tell("db.example", given.echo.port, 422)["err"]
+    assert "ConnectionRefusedError" in tell("127.0.0.1", given.closed, 422)["err"]
+    assert "Error" in tell("127.0.0.1", given.resetting.port, 422)["err"]
 
 
 @pytest.mark.slow

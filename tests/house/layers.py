@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,8 +198,7 @@ def modules(root: Path) -> dict[Path, str]:
 
 def imports(path: Path, importer: str, known: frozenset[str]) -> Iterator[Import]:
     """The modules that a file imports: ours as far as they are files of the tree, others by their top name."""
-    text = path.read_text(encoding="utf-8")
-    statements = _python(text) if path.suffix in (".py", ".pyi") else _cython(text)
+    statements = _statements(path.read_text(encoding="utf-8"), path.suffix in (".py", ".pyi"))
     package = importer.rpartition(".")[0]
     for base, name in statements:
         if base.startswith("."):
@@ -261,6 +261,12 @@ def _foreign(importer: str, target: str) -> list[str]:
     if importer.startswith("enclave_os.") and target in ENCLAVE_BANNED:
         return [f"{importer} must not import {target}: it has no place in the enclave"]
     return []
+
+
+@cache
+def _statements(text: str, python: bool) -> tuple[tuple[str, str], ...]:
+    """(base, name) of each import; kept, since planted violations read the whole tree again but for one line."""
+    return tuple(_python(text) if python else _cython(text))
 
 
 def _python(text: str) -> Iterator[tuple[str, str]]:

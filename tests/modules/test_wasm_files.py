@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from enclave_os.errors import SealBroken, VersionConflict
-from enclave_os.modules.wasm.host.files import ATTEMPTS, FileError, FileSystem
+from enclave_os.modules.api import Write
+from enclave_os.modules.wasm.host import files as files_module
+from enclave_os.modules.wasm.host.files import ATTEMPTS, TOGETHER_MAX, FileError, FileSystem
 from enclave_os.wasm import GuestTrap
 
 Parts = tuple[str, ...]
@@ -35,7 +37,8 @@ class MemoryTable:
         self.rows: dict[bytes, Entry] = {}
         self.version = 0
         self.conflicts = 0
-        """Conditional writes that will lose against another's."""
+        """Writes that will lose against another's."""
+        self.batches: list[list[bytes]] = []
 
     async def get(self, name: bytes) -> Entry | None:
         return self.rows.get(name)
@@ -43,19 +46,23 @@ class MemoryTable:
     async def multi_get(self, names: Sequence[bytes]) -> list[Entry | None]:
         return [self.rows.get(name) for name in names]
 
-    async def put(self, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0) -> int:
-        there = self.rows.get(name)
-        if expected is not None and self.conflicts:
+    async def write(self, writes: Sequence[Write]) -> int:
+        assert len({write.name for write in writes}) == len(writes) <= 1024
+        assert sum(400 + len(write.name) + len(write.value or b"") for write in writes) <= 1 << 20 or len(writes) == 1
+        self.batches.append([write.name for write in writes])
+        if self.conflicts:
             self.conflicts -= 1
-            raise VersionConflict(there.version if there else 0)
-        if expected is not None and (0 if there is None else there.version) != expected:
-            raise VersionConflict(there.version if there else 0)
+            raise VersionConflict(7)
+        for write in writes:
+            there = self.rows.get(write.name)
+            if write.expected is not None and (0 if there is None else there.version) != write.expected:
+                raise VersionConflict(there.version if there else 0)
         self.version += 1
-        self.rows[name] = Entry(name, value, self.version)
-        return self.version
-
-    async def delete(self, name: bytes, expected: int | None = None) -> int:
-        self.rows.pop(name, None)
+        for write in writes:
+            if write.value is None:
+                self.rows.pop(write.name, None)
+            else:
+                self.rows[write.name] = Entry(write.name, write.value, self.version)
         return self.version
 
     async def scan(self, start: bytes = b"", end: bytes = b"", limit: int = 256) -> list[Entry]:
@@ -65,7 +72,7 @@ class MemoryTable:
         raise NotImplementedError
 
 
-def at_once(work: Coroutine[Any, Any, Any]) -> Any:
+def at_once(work: Coroutine[Any, Any, Any], *, whole: bool = False) -> Any:
     """What a coroutine returns that never waits."""
     try:
         work.send(None)
@@ -76,7 +83,11 @@ def at_once(work: Coroutine[Any, Any, Any]) -> Any:
 
 def file_system(table: MemoryTable) -> FileSystem:
     counter = itertools.count(table.version * 1000 + len(table.rows) + 1)
-    return FileSystem(table, at_once, lambda size: next(counter).to_bytes(size, "big"), 10_000)  # type: ignore[arg-type]
+
+    def random(size: int) -> bytes:
+        return next(counter).to_bytes(size, "big")
+
+    return FileSystem(table, table.write, at_once, random, 1 << 20)  # type: ignore[arg-type]
 
 
 class Files(RuleBasedStateMachine):
@@ -172,6 +183,18 @@ class Files(RuleBasedStateMachine):
         self.compare((), self.model)
 
     @invariant()
+    def no_row_is_left_that_no_name_leads_to(self) -> None:
+        led_to = {b"d" + bytes(16)}
+        waiting = [bytes(16)]
+        while waiting:
+            for kind, node_id in self.files._directory(waiting.pop()).entries.values():
+                assert kind.encode() + node_id not in led_to, "one name each"
+                led_to.add(kind.encode() + node_id)
+                if kind == "d":
+                    waiting.append(node_id)
+        assert self.table.rows.keys() <= led_to
+
+    @invariant()
     def what_is_held_is_counted(self) -> None:
         assert self.files._held == sum(len(node.content) for node in self.files._nodes.values())
 
@@ -216,9 +239,74 @@ def test_a_file_that_others_stored_is_not_overwritten() -> None:
     assert caught.value.reason == "conflict"
 
 
+def test_what_belongs_together_is_one_batch() -> None:
+    table = MemoryTable()
+    files = file_system(table)
+    for name in "ab":
+        files.make_directory((name,))
+        files.write(files.node(files.make_file((name, "f"), exclusive=True)[1]), 0, name.encode())
+    table.batches.clear()
+    files.flush()
+    assert [len(batch) for batch in table.batches] == [2], "both files"
+    files.rename(("a", "f"), ("b", "f"))
+    assert [len(batch) for batch in table.batches] == [2, 3], "both directories, and the file that was replaced"
+    files.remove(("b", "f"), "f")
+    files.remove(("b",), "d")
+    assert [len(batch) for batch in table.batches] == [2, 3, 2, 2]
+    assert files.names(bytes(16)) == [("a", "d")]
+
+
+def test_of_files_that_another_call_changed_none_is_stored() -> None:
+    table = MemoryTable()
+    one, two = file_system(table), file_system(table)
+    ids = [one.make_file((name,), exclusive=True)[1] for name in "abc"]
+    for node_id in ids:
+        two.write(two.node(node_id), 0, b"two")
+    one.write(one.node(ids[1]), 0, b"one")
+    one.flush()
+    with pytest.raises(GuestTrap):
+        two.flush()
+    assert [bytes(file_system(table).node(node_id).content) for node_id in ids] == [b"", b"one", b""]
+
+
+def test_more_than_a_batch_takes_is_stored_in_several() -> None:
+    table = MemoryTable()
+    files = file_system(table)
+    ids = [files.make_file((f"f{number}",), exclusive=True)[1] for number in range(TOGETHER_MAX + 1)]
+    for node_id in ids:
+        files.write(files.node(node_id), 0, b"x")
+    table.batches.clear()
+    files.flush()
+    files.flush()
+    assert [len(batch) for batch in table.batches] == [TOGETHER_MAX, 1]
+    table.batches.clear()
+    for node_id, size in zip(ids, (files_module.TOGETHER_BYTES_MAX - 1, 1, 1, 1 << 20, 1), strict=False):
+        files.write(files.node(node_id), 0, bytes(size))
+    files.flush()
+    assert [len(batch) for batch in table.batches] == [2, 1, 1, 1]
+
+
+def test_a_directory_that_another_call_puts_something_into_is_not_removed() -> None:
+    table = MemoryTable()
+    one, two = file_system(table), file_system(table)
+    one.make_directory(("d",))
+    removed = one._gone
+
+    def late(entry: tuple[str, bytes]) -> Write:
+        write = removed(entry)
+        one._gone = removed  # type: ignore[method-assign]
+        two.make_file(("d", "f"), exclusive=True)
+        return write
+
+    one._gone = late  # type: ignore[method-assign]
+    with pytest.raises(FileError, match="not-empty"):
+        one.remove(("d",), "d")
+    assert two.names(two.find(("d",))[1]) == [("f", "f")]
+
+
 def test_a_directory_that_is_none_of_ours_is_tampering() -> None:
     table = MemoryTable()
-    at_once(table.put(b"d" + bytes(16), b"[1]"))
+    table.rows[b"d" + bytes(16)] = Entry(b"d" + bytes(16), b"[1]", 1)
     with pytest.raises(SealBroken):
         file_system(table).find(("a",))
 

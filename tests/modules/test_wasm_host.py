@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -148,13 +148,14 @@ def test_a_call_holds_only_so_much_of_its_files(monkeypatch: pytest.MonkeyPatch)
 
     async def main() -> None:
         storage = await ModuleStorage.open()
-        table = storage.of("wasm").table("files", app="a")
+        of_wasm = storage.of("wasm")
         loop = asyncio.get_running_loop()
 
+        def wait(work: Coroutine[Any, Any, Any], *, whole: bool = False) -> Any:
+            return asyncio.run_coroutine_threadsafe(work, loop).result(20)
+
         def work() -> None:
-            system = files.FileSystem(
-                table, lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(20), os.urandom, 50_000
-            )
+            system = files.FileSystem(of_wasm.table("files", app="a"), of_wasm.write, wait, os.urandom, 50_000)
             ids = [system.make_file((f"f{number}",), exclusive=True)[1] for number in range(6)]
             for node_id in ids[:2]:
                 system.write(system.node(node_id), 0, bytes(50_000))

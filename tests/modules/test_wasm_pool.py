@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from enclave_os.errors import UsageError
+from enclave_os.errors import StoreBusy, UsageError
 from enclave_os.wasm import GuestTrap, Pool, PoolFull, PoolLimits, Turn
 
 
@@ -292,5 +292,33 @@ def test_a_call_that_only_waits_ends_when_it_is_given_up() -> None:
         await begun.wait()
         call.cancel()
         await ended.wait()
+
+    with_pool(test)
+
+
+@pytest.mark.parametrize("error", [None, StoreBusy("full"), ZeroDivisionError("a bug")], ids=["well", "busy", "bug"])
+def test_what_stores_goes_on_to_its_end_when_the_deadline_ends_the_call(error: Exception | None) -> None:
+    async def test(pool: Pool, clock: Clock) -> None:
+        let, stored = asyncio.Event(), asyncio.Event()
+        heard: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: heard.append(context["exception"]))
+
+        async def store() -> None:
+            await let.wait()
+            stored.set()
+            if error is not None:
+                raise error
+
+        with pytest.raises(GuestTrap) as caught:
+            await pool.submit("a", lambda turn: turn.wait_for(store(), whole=True), 0.01)
+        assert caught.value.reason == "deadline"
+        assert not stored.is_set()
+        assert await pool.submit("a", lambda turn: 7, 50) == 7  # its thread is free
+        let.set()
+        await stored.wait()
+        while isinstance(error, ZeroDivisionError) and not heard:
+            await asyncio.sleep(0)
+        assert heard == ([error] if isinstance(error, ZeroDivisionError) else [])
 
     with_pool(test)

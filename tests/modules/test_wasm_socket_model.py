@@ -63,7 +63,7 @@ class Means:
         entries = ["8.8.8.8:80", "8.8.8.8:81", "8.8.8.8:82", "8.8.8.8:83", "db.example:80", "[2606:4700::1]:80"]
         self.sockets = SocketGrants([TcpTargetKind().read(entry) for entry in entries], SOCKETS)
         self.egress = server
-        self.files = self.random = None
+        self.files = self.write = self.random = None
         self.file_bytes = 0
         self.lines: list[str] = []
         self.log = self.lines.append

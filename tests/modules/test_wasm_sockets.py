@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 
-from enclave_os.modules.api import Token
-from tests.enclave.tokens import NOW
 from tests.modules.egress_rig import EgressRig
 from tests.modules.egress_servers import Authority
 from tests.modules.storage import ModuleStorage
 from tests.modules.tcp_servers import Silent, Sink, TCPServer, flood, hang_up, reset
-from tests.modules.wasm_rig import SECONDS, Site, compiled, json_of
+from tests.modules.wasm_rig import SECONDS, Site, json_of
 
-NOTES = Path(__file__).parents[2] / "build" / "guests" / "notes.wasm"
 GUEST = (Path(__file__).parent / "guests" / "tcp.wasm").read_bytes()
 CA = Authority()
 SOCKETS = 16  # of one app, where the operator says nothing
@@ -382,53 +379,6 @@ class TestHostilePrograms:
             server.wait(lambda: server.ended == ["reset"])
         # Inbox, border and rings hold 3 MiB at most; the rest is the kernel's, some MiB each way.
         assert sent < 32 << 20
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(not NOTES.is_file(), reason="build/guests/notes.wasm is not there: make guests-python builds it")
-def test_what_cpython_makes_of_it(tmp_path: Path) -> None:
-    """A C library's sockets as a toolchain ships them: WASI 0.2.9, names, time-outs, options, polls."""
-    component = NOTES.read_bytes()
-    compiled(component)  # half a minute, before any clock runs
-
-    async def test(site: Site) -> None:
-        parts = site.module._parts
-        assert parts is not None
-        grants = [f"{host}:{server.port}" for host in ("localhost", "127.0.0.0/8", "[::1]")]
-        grants += [f"127.0.0.1:{resetting.port}", f"127.0.0.1:{closed}"]
-        manager = Token("test", "boss", "", frozenset({"manager"}), NOW + 60)
-        await parts.load("tcp", {"permissions": {"version": 1, "sockets": grants}}, component, manager)
-
-        async def tell(host: str, port: int, text: str = "hello") -> Any:
-            return json_of(await site.call("tcp", "tell", host=host, port=port, text=text))
-
-        assert await tell("127.0.0.1", server.port) == {"ok": "hello"}
-        assert await tell("localhost", server.port, "x" * 300_000) == {"ok": "x" * 300_000}
-        assert "PermissionError" in (await tell("127.0.0.1", 1))["err"]
-        assert "PermissionError" in (await tell("db.example", server.port))["err"]
-        assert "ConnectionRefusedError" in (await tell("127.0.0.1", closed))["err"]
-        assert "Error" in (await tell("127.0.0.1", resetting.port))["err"]
-        await none_open(site)
-
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        closed = gone.getsockname()[1]
-    with TCPServer() as server, TCPServer(reset) as resetting:
-        entries = [f"tcp://{host}:{server.port}" for host in ("localhost", "127.0.0.1", "[::1]")]
-        entries += [f"tcp://127.0.0.1:{resetting.port}", f"tcp://127.0.0.1:{closed}"]
-        with EgressRig(tmp_path, entries, CA.pem) as rig:
-
-            async def main() -> None:
-                site = Site(
-                    await ModuleStorage.open(),
-                    config={"component_bytes": 32 << 20},
-                    egress=rig.egress,
-                    compiled_before=(component,),
-                )
-                async with site:
-                    await test(site)
-
-            rig.run(main())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from enclave_os.errors import EnclaveError, UsageError
+from enclave_os.errors import EnclaveError, InternalError, UsageError
 from enclave_os.wasm.errors import GuestTrap
 
 _T = TypeVar("_T")
@@ -90,10 +90,13 @@ class Turn:
             raise GuestTrap("the call took longer than its deadline", "deadline")
         self._pool.yield_core(self)
 
-    def wait_for(self, work: Coroutine[Any, Any, _T], *, idle: bool = False) -> _T:
+    def wait_for(self, work: Coroutine[Any, Any, _T], *, idle: bool = False, whole: bool = False) -> _T:
         """Do `work` on the event loop and wait for it here, without a core. For host functions.
 
-        Args: idle: it does nothing but wait, so it ends when the call is given up; what stores something goes on.
+        Args:
+            idle: it does nothing but wait, so it ends when the call is given up.
+            whole: it stores something, and has bounds of its own: it goes on to its end also when the deadline ends
+                the call, whose caller then does not know what came of it.
         Raises: GuestTrap: the deadline passed first, or the call was given up; and what `work` raises.
         """
         self._pool.leave_core(self)
@@ -106,10 +109,13 @@ class Turn:
             try:
                 return waiting.result(self.remaining())
             except TimeoutError:
-                if not waiting.done():
+                if waiting.done():
+                    raise
+                if whole:
+                    self._pool.let_go(waiting)
+                else:
                     waiting.cancel()
-                    raise GuestTrap("the call took longer than its deadline", "deadline") from None
-                raise
+                raise GuestTrap("the call took longer than its deadline", "deadline") from None
             except CancelledError:
                 raise GuestTrap("the call was given up", "cancelled") from None
         finally:
@@ -220,6 +226,17 @@ class Pool:
             threads = list(self._threads)
         for thread in threads:
             thread.join()
+
+    def let_go(self, work: Future[Any]) -> None:
+        """Nobody waits for what still stores something: a bug in it is heard of all the same. From any thread."""
+
+        def hear(done: Future[Any]) -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is not None and (not isinstance(error, EnclaveError) or isinstance(error, InternalError)):
+                said = {"message": "an app's call had ended before what it stored failed", "exception": error}
+                self.loop.call_soon_threadsafe(self.loop.call_exception_handler, said)
+
+        work.add_done_callback(hear)
 
     # -- at a core, from the threads ----------------------------------------------------------------------------------
 

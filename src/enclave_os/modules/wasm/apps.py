@@ -441,6 +441,7 @@ class Apps:
             env=spec.env,
             args=spec.args,
             files=files,
+            write=self._store.write,
             keys=keys,
             values=values,
             clock=services.clock,

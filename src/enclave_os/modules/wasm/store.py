@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from enclave_os.errors import SealBroken, VersionConflict
 from enclave_os.http import HTTPError
-from enclave_os.modules.api import Storage, Table
+from enclave_os.modules.api import Storage, Table, Write
 from enclave_os.modules.wasm.settings import WasmSettings
 from enclave_os.modules.wasm.spec import AppSpec
 
@@ -120,6 +120,10 @@ class AppStore:
     def table(self, name: str, namespace: str, key: bytes) -> Table:
         """A table of an app's own data, sealed with the app's key as well."""
         return self._storage.table(name, app=namespace, brought_key=key)
+
+    def write(self, writes: Sequence[Write]) -> Coroutine[Any, Any, int]:
+        """A batch of an app's own tables; see `Storage.write`."""
+        return self._storage.write(writes)
 
     @property
     def meters(self) -> Table:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from enclave_os.modules.api import Clock, Egress, Table
+from enclave_os.modules.api import Clock, Egress, Table, Write
 from enclave_os.modules.wasm.host.files import FileSystem
 from enclave_os.modules.wasm.host.socket_grants import CallSockets, SocketGrants
 from enclave_os.wasm import GuestTrap
@@ -26,7 +26,7 @@ class AppMeans:
 
     Attributes:
         env, args: what it finds in its environment.
-        files: its sealed file system's table.
+        files: its sealed file system's table. write: a batch of tables like it.
         keys: the table of its persisted keys.
         values: the table of `privasys:enclave-os/kv`.
         memory_keys: keys that were made or loaded since the app was, by name; gone with it.
@@ -39,6 +39,7 @@ class AppMeans:
     env: tuple[tuple[str, str], ...]
     args: tuple[str, ...]
     files: Table
+    write: Callable[[Sequence[Write]], Coroutine[Any, Any, int]]
     keys: Table
     values: Table
     clock: Clock
@@ -82,7 +83,7 @@ class CallContext:
 
     Args:
         wait: does a coroutine on the event loop and waits for it on this thread, at most to the call's deadline; with
-            `idle`, until the call is given up.
+            `idle`, until the call is given up; with `whole`, it goes on then.
         post: has the event loop call something, from this thread.
         remaining: seconds to the deadline.
         caller: subject and roles of the caller's token; None: nobody is known.
@@ -104,7 +105,7 @@ class CallContext:
         self.caller = caller
         self.events = CallEvents()
         self.sockets = CallSockets(means.sockets, means.egress, means.log, post, self.events.changed, remaining)
-        self.files = FileSystem(means.files, wait, means.random, means.file_bytes)
+        self.files = FileSystem(means.files, means.write, wait, means.random, means.file_bytes)
         self._logged = 0
         self._parts = {"stdout": b"", "stderr": b""}
 

@@ -122,7 +122,7 @@ def _persist(context: CallContext, name: str) -> None:
     if key is None:
         raise KeyProblem(f"there is no key {name!r} in memory")
     sealed = json.dumps({"kind": key.kind, "secret": key.secret.hex()}).encode()
-    context.wait(context.means.keys.put(_row(name), sealed))
+    context.wait(context.means.keys.put(_row(name), sealed), whole=True)
 
 
 def _load(context: CallContext, name: str) -> None:

@@ -7,17 +7,21 @@ Names lead to ids, so a rename moves no bytes. A table belongs to one app and is
 it is spelled, is a name in another's. What a call writes is kept in memory and stored on sync, and when the call has
 returned; of a call that traps, only what it synced stays. A file that another call stored meanwhile is not overwritten:
 the call fails, and may be made again.
+
+Whatever belongs together is one batch of the store, and goes on when the call's deadline ends the call: so a rename, a
+removal, and the files of a call (as far as they fit into a batch) are there whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from enclave_os.errors import SealBroken, VersionConflict
-from enclave_os.modules.api import Table
+from enclave_os.modules.api import Table, Write
 from enclave_os.wasm import GuestTrap
 
 ID_SIZE: Final = 16
@@ -31,8 +35,11 @@ HELD_BYTES_MAX: Final = 32 << 20
 ATTEMPTS: Final = 16
 """How often a directory is read again because another call changed it first."""
 
+TOGETHER_MAX: Final = 512
+TOGETHER_BYTES_MAX: Final = 512 << 10
+"""Files that are stored as one: with their names and the journal's, half of what a batch may have. More are several."""
+
 Entry = tuple[str, bytes]
-Directory = dict[str, Entry]
 
 
 class FileError(Exception):
@@ -55,11 +62,21 @@ class Node:
         self.dirty = False
 
 
+@dataclass(slots=True)
+class Folder:
+    """A directory as it was read. Attributes: version: of its row, 0: there is none."""
+
+    id: bytes
+    entries: dict[str, Entry]
+    version: int
+
+
 class FileSystem:
     """One call's view of its app's files.
 
     Args:
-        wait: does a coroutine elsewhere and waits for it here.
+        write: a batch of the table's storage.
+        wait: does a coroutine elsewhere and waits for it here; with `whole`, it goes on when this call ends.
         random: that many random bytes.
         file_bytes: the most of a file.
     """
@@ -67,11 +84,13 @@ class FileSystem:
     def __init__(
         self,
         table: Table,
-        wait: Callable[[Coroutine[Any, Any, Any]], Any],
+        write: Callable[[Sequence[Write]], Coroutine[Any, Any, int]],
+        wait: Callable[..., Any],
         random: Callable[[int], bytes],
         file_bytes: int,
     ) -> None:
         self._table = table
+        self._write = write
         self._wait = wait
         self._random = random
         self._file_bytes = file_bytes
@@ -106,7 +125,7 @@ class FileSystem:
         for part in parts:
             if kind != "d":
                 raise FileError("not-directory")
-            entry = self._directory(node_id)[0].get(part)
+            entry = self._directory(node_id).entries.get(part)
             if entry is None:
                 raise FileError("no-entry")
             kind, node_id = entry
@@ -114,123 +133,126 @@ class FileSystem:
 
     def names(self, node_id: bytes) -> list[tuple[str, str]]:
         """(name, kind) of a directory's entries, by name."""
-        return sorted((name, kind) for name, (kind, _) in self._directory(node_id)[0].items())
+        return sorted((name, kind) for name, (kind, _) in self._directory(node_id).entries.items())
 
     # -- directories --------------------------------------------------------------------------------------------------
 
     def make_directory(self, parts: tuple[str, ...]) -> None:
         """Raises: FileError."""
-        made = self._random(ID_SIZE)
+        made: Entry = ("d", self._random(ID_SIZE))
 
-        def add(entries: Directory) -> None:
-            if parts[-1] in entries:
+        def add() -> list[Write]:
+            folder = self._open(parts[:-1])
+            if parts[-1] in folder.entries:
                 raise FileError("exist")
-            entries[parts[-1]] = ("d", made)
+            folder.entries[parts[-1]] = made
+            return [self._folder(folder)]
 
         self._need(parts)
-        self._change(parts[:-1], add)
+        self._change(add)
 
     def make_file(self, parts: tuple[str, ...], *, exclusive: bool) -> Entry:
         """A file at a path: made, or the one that is there. Raises: FileError."""
         made: Entry = ("f", self._random(ID_SIZE))
 
-        def add(entries: Directory) -> bool:
-            if parts[-1] in entries:
+        def add() -> list[Write]:
+            folder = self._open(parts[:-1])
+            if parts[-1] in folder.entries:
                 if exclusive:
                     raise FileError("exist")
-                return False
-            entries[parts[-1]] = made
-            return True
+                return []
+            folder.entries[parts[-1]] = made
+            return [self._folder(folder)]
 
         self._need(parts)
-        if self._change(parts[:-1], add):
+        if self._change(add):
             self._nodes[made[1]] = Node(made[1], b"", 0)
             return made
         return self.find(parts)
 
     def remove(self, parts: tuple[str, ...], kind: str) -> None:
         """Unlink a file ("f") or remove an empty directory ("d"). Raises: FileError."""
-        self._need(parts)
-        gone: list[bytes] = []
 
-        def drop(entries: Directory) -> None:
-            found = entries.get(parts[-1])
+        def drop() -> list[Write]:
+            folder = self._open(parts[:-1])
+            found = folder.entries.pop(parts[-1], None)
             if found is None:
                 raise FileError("no-entry")
             if found[0] != kind:
                 raise FileError("is-directory" if kind == "f" else "not-directory")
-            if kind == "d" and self._directory(found[1])[0]:
-                raise FileError("not-empty")
-            del entries[parts[-1]]
-            gone[:] = [found[1]]
+            return [self._folder(folder), self._gone(found)]
 
-        self._change(parts[:-1], drop)
-        self._forget(gone[0])
-        self._wait(self._table.delete(kind.encode() + gone[0]))
+        self._need(parts)
+        self._change(drop)
 
     def rename(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
         """Give an entry another name, replacing a file or an empty directory there. Raises: FileError."""
+
+        def move() -> list[Write]:
+            entry = self.find(old)
+            if old == new:
+                return []
+            if entry[0] == "d" and new[: len(old)] == old:
+                raise FileError("invalid")  # into itself
+            source = self._open(old[:-1])
+            target = source if old[:-1] == new[:-1] else self._open(new[:-1])
+            if source.entries.pop(old[-1], None) != entry:
+                raise FileError("no-entry")
+            there = target.entries.get(new[-1])
+            if there is not None and there[0] != entry[0]:
+                raise FileError("is-directory" if there[0] == "d" else "not-directory")
+            target.entries[new[-1]] = entry
+            changed = [self._folder(folder) for folder in ([source] if target is source else [source, target])]
+            return changed if there is None else [*changed, self._gone(there)]
+
         self._need(old)
         self._need(new)
-        entry = self.find(old)
-        if old == new:
-            return
-        if entry[0] == "d" and new[: len(old)] == old:
-            raise FileError("invalid")  # into itself
-        replaced: list[Entry] = []
-
-        def put(entries: Directory) -> None:
-            there = entries.get(new[-1])
-            if there is not None:
-                if there[0] != entry[0]:
-                    raise FileError("is-directory" if there[0] == "d" else "not-directory")
-                if there[0] == "d" and self._directory(there[1])[0]:
-                    raise FileError("not-empty")
-                replaced[:] = [there]
-            if old[:-1] == new[:-1] and entries.pop(old[-1], None) != entry:
-                raise FileError("no-entry")
-            entries[new[-1]] = entry
-
-        def drop(entries: Directory) -> None:
-            if entries.pop(old[-1], None) != entry:
-                raise FileError("no-entry")
-
-        # Into the new place first: if the server ends between the two, the file has two names rather than none.
-        self._change(new[:-1], put)
-        if old[:-1] != new[:-1]:
-            self._change(old[:-1], drop)
-        for kind, node_id in replaced:
-            self._forget(node_id)
-            self._wait(self._table.delete(kind.encode() + node_id))
+        self._change(move)
 
     def _need(self, parts: tuple[str, ...]) -> None:
         if not parts:
             raise FileError("invalid")  # the root itself
 
-    def _directory(self, node_id: bytes) -> tuple[Directory, int]:
-        item = self._wait(self._table.get(b"d" + node_id))
-        if item is None:
-            return {}, 0
-        return _read(item.value), item.version
+    def _open(self, parts: tuple[str, ...]) -> Folder:
+        """The directory at a path. Raises: FileError."""
+        kind, node_id = self.find(parts)
+        if kind != "d":
+            raise FileError("not-directory")
+        return self._directory(node_id)
 
-    def _change(self, parts: tuple[str, ...], change: Callable[[Directory], Any]) -> Any:
-        """Change one directory, whoever else does."""
+    def _directory(self, node_id: bytes) -> Folder:
+        item = self._wait(self._table.get(b"d" + node_id))
+        return Folder(node_id, {}, 0) if item is None else Folder(node_id, _read(item.value), item.version)
+
+    def _folder(self, folder: Folder) -> Write:
+        """Its new entries. Raises: FileError."""
+        if len(folder.entries) > ENTRIES_MAX:
+            raise FileError("insufficient-space")
+        return Write(self._table, b"d" + folder.id, _written(folder.entries), folder.version)
+
+    def _gone(self, entry: Entry) -> Write:
+        """The row of what no name leads to any more: a directory only if it is empty then. Raises: FileError."""
+        kind, node_id = entry
+        if kind == "f":
+            return Write(self._table, b"f" + node_id, None)
+        folder = self._directory(node_id)
+        if folder.entries:
+            raise FileError("not-empty")
+        return Write(self._table, b"d" + node_id, None, folder.version)
+
+    def _change(self, make: Callable[[], list[Write]]) -> bool:
+        """Do all of it at once, whoever else changes these directories; returns whether there was anything to do."""
         for _ in range(ATTEMPTS):
-            kind, node_id = self.find(parts)
-            if kind != "d":
-                raise FileError("not-directory")
-            entries, version = self._directory(node_id)
-            before = dict(entries)
-            answer = change(entries)
-            if entries == before:
-                return answer
-            if len(entries) > ENTRIES_MAX:
-                raise FileError("insufficient-space")
+            writes = make()
             try:
-                self._wait(self._table.put(b"d" + node_id, _written(entries), version))
+                if writes:
+                    self._wait(self._write(writes), whole=True)
             except VersionConflict:
                 continue
-            return answer
+            for write in writes:
+                if write.value is None:
+                    self._forget(write.name[1:])
+            return bool(writes)
         raise FileError("busy")
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -293,28 +315,42 @@ class FileSystem:
 
     def sync(self, node: Node) -> None:
         """Store a file's bytes. Raises: GuestTrap: another call stored it meanwhile."""
-        if not node.dirty:
-            return
-        try:
-            node.version = self._wait(self._table.put(b"f" + node.id, bytes(node.content), node.version))
-        except VersionConflict:
-            raise GuestTrap("another call changed a file that this one wrote", "conflict") from None
-        node.dirty = False
+        if node.dirty:
+            self._store([node])
 
     def flush(self) -> None:
-        """Store all that was written."""
+        """Store all that was written, together as far as it fits. Raises: GuestTrap: as `sync`."""
+        together: list[Node] = []
+        size = 0
         for node in self._nodes.values():
-            self.sync(node)
+            if not node.dirty:
+                continue
+            size += len(node.content)
+            if together and (len(together) == TOGETHER_MAX or size > TOGETHER_BYTES_MAX):
+                self._store(together)
+                together, size = [], len(node.content)
+            together.append(node)
+        if together:
+            self._store(together)
+
+    def _store(self, nodes: list[Node]) -> None:
+        writes = [Write(self._table, b"f" + node.id, bytes(node.content), node.version) for node in nodes]
+        try:
+            version = self._wait(self._write(writes), whole=True)
+        except VersionConflict:
+            raise GuestTrap("another call changed a file that this one wrote", "conflict") from None
+        for node in nodes:
+            node.version, node.dirty = version, False
 
 
-def _read(value: bytes) -> Directory:
+def _read(value: bytes) -> dict[str, Entry]:
     try:
         return {name: (kind, bytes.fromhex(node_id)) for name, (kind, node_id) in json.loads(value).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise SealBroken("a directory of an app cannot be read") from error
 
 
-def _written(entries: Directory) -> bytes:
+def _written(entries: dict[str, Entry]) -> bytes:
     return json.dumps(
         {name: [kind, node_id.hex()] for name, (kind, node_id) in entries.items()}, separators=(",", ":")
     ).encode()

@@ -39,12 +39,12 @@ def _get(context: CallContext, key: bytes) -> dict[str, Any] | None:
 
 
 def _put(context: CallContext, key: bytes, value: bytes, expected: int | None) -> int:
-    version: int = context.wait(context.means.values.put(key, value, expected))
+    version: int = context.wait(context.means.values.put(key, value, expected), whole=True)
     return version
 
 
 def _delete(context: CallContext, key: bytes, expected: int | None) -> None:
-    context.wait(context.means.values.delete(key, expected))
+    context.wait(context.means.values.delete(key, expected), whole=True)
 
 
 def _list(context: CallContext, start: bytes, end: bytes, limit: int) -> list[dict[str, Any]]:
