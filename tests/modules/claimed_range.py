@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 
 from enclave_os.errors import ClockUntrusted, SealBroken
 from enclave_os.kv.sealed import SealedKV
@@ -38,7 +37,7 @@ class PlayedRange:
         assert self.kv is not None
         return self.kv
 
-    def confirm(self) -> Awaitable[None]:
+    def confirm(self) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.asked.append(future)
         if isinstance(self.answers, Exception):

@@ -122,3 +122,67 @@ def test_a_look_that_fails_is_the_askers_and_not_the_next_ones() -> None:
         await shared.done()
 
     asyncio.run(run())
+
+
+def test_who_has_a_look_begun_is_told_by_the_same_looks_and_has_a_future_of_his_own() -> None:
+    looks: list[asyncio.Future[None]] = []
+
+    async def look() -> None:
+        looks.append(asyncio.get_running_loop().create_future())
+        await looks[-1]
+
+    async def looked(count: int) -> None:
+        while len(looks) < count:
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        shared = Look(look)
+        beside = asyncio.ensure_future(shared.done())
+        await asyncio.sleep(0)
+        first = [shared.begun() for _ in range(3)]
+        await looked(1)
+        late = [shared.begun() for _ in range(3)]
+        first[1].cancel()  # which is nobody else's affair
+        looks[0].set_result(None)
+        await asyncio.gather(first[0], first[2], beside)
+        await looked(2)
+        assert not any(one.done() for one in late)
+        left = late.pop()
+        let_go(left)
+        left = late.pop()
+        left.cancel()
+        looks[1].set_exception(StoreBusy("full"))
+        with pytest.raises(StoreBusy):
+            await late[0]
+        third = shared.begun()  # nothing is kept
+        await looked(3)
+        fourth = shared.begun()
+        shared.close()
+        await asyncio.wait([third, fourth])
+        assert third.cancelled()
+        assert fourth.cancelled()
+        assert len(looks) == 3
+        del left, first, late, third, fourth
+        looks.clear()
+        gc.collect()
+        await asyncio.sleep(0)
+        assert told == []
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_bug_in_a_look_is_told_though_whoever_had_it_begun_has_left() -> None:
+    async def look() -> None:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        Look(look).begun().cancel()
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+
+    asyncio.run(run())

@@ -31,24 +31,52 @@ class Look:
         self._work = work
         self._current: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
+        self._asked: list[asyncio.Future[None]] = []  # that the next is for
 
     async def done(self) -> None:
         """Returns when a look is over that began after this call. Raises: what the work raises."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._after(self._current))
-        await result_of(self._next)
+        await result_of(self._upcoming())
+
+    def begun(self) -> asyncio.Future[None]:
+        """`done`, for who does something else meanwhile, or is one of very many: it costs no task.
+
+        The future is the caller's own: to be awaited, cancelled, or `let_go`.
+        """
+        work = self._upcoming()
+        if not self._asked:
+            let_go(work)
+        future = asyncio.get_running_loop().create_future()
+        self._asked.append(future)
+        return future
 
     def close(self) -> None:
         """End what is under way."""
-        for task in (self._current, self._next):
-            if task is not None:
-                task.cancel()
+        for one in (self._current, self._next, *self._asked):
+            if one is not None:
+                one.cancel()
+
+    def _upcoming(self) -> asyncio.Task[None]:
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._after(self._current))
+        return self._next
 
     async def _after(self, current: asyncio.Task[None] | None) -> None:
         if current is not None and not current.done():
             await asyncio.wait([current])
         self._current, self._next = self._next, None
-        await self._work()
+        asked, self._asked = self._asked, []
+        try:
+            await self._work()
+        except BaseException as error:
+            for future in asked:
+                if isinstance(error, asyncio.CancelledError):
+                    future.cancel()
+                elif not future.done():
+                    future.set_exception(error)
+            raise
+        for future in asked:
+            if not future.done():
+                future.set_result(None)
 
 
 def let_go(work: asyncio.Future[Any]) -> None:

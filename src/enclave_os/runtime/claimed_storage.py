@@ -25,7 +25,7 @@ from enclave_os.kv.change import Change
 from enclave_os.kv.namespace import Namespace
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.modules.api import Item, Table, Write
-from enclave_os.modules.shared_work import let_go, result_of
+from enclave_os.modules.shared_work import let_go
 from enclave_os.runtime.module_tables import ModuleTables, check_batch
 from enclave_os.runtime.storage import Watch
 from enclave_os.workers.store_calls import TableName
@@ -47,8 +47,8 @@ class ClaimedRange(Watch, Protocol):
     async def ready(self) -> SealedKV:
         """The store, once it is read and claimed. Raises: StoreBusy: not in time."""
 
-    def confirm(self) -> Awaitable[None]:
-        """Begins now, whether it is awaited or not: is done when worker 0 said that this admission has the range.
+    def confirm(self) -> asyncio.Future[None]:
+        """Begins now: done when worker 0 said, after this call, that this admission has the range. The caller's own.
 
         Raises: StoreBusy: it has not, or not yet. HostRefused: worker 0 was not heard. SealBroken.
         """
@@ -108,7 +108,7 @@ class ClaimedStorage:
 
         Raises: what the work raises, and what `ClaimedRange.confirm` does. _ReadAnew: another store is served now.
         """
-        confirmation = asyncio.ensure_future(self._range.confirm())
+        confirmation = self._range.confirm()
         told: UsageError | ClockUntrusted | None = None
         try:
             found = await work()
@@ -124,7 +124,7 @@ class ClaimedStorage:
         except BaseException:
             let_go(confirmation)
             raise
-        await result_of(confirmation)
+        await confirmation
         if self._range.kv is not kv:
             raise _ReadAnew  # the claim that was confirmed may be that of the other
         if told is not None:
@@ -134,7 +134,7 @@ class ClaimedStorage:
     async def _confirm_conflict(self, kv: SealedKV) -> None:
         """Raises: StoreBusy: which version the key has may not be told. SealBroken."""
         try:
-            await result_of(asyncio.ensure_future(self._range.confirm()))
+            await self._range.confirm()
         except HostRefused as error:
             raise StoreBusy(f"nothing was written, and the claim to the store is not confirmed: {error}") from error
         if self._range.kv is not kv:

@@ -86,12 +86,12 @@ class Claim:
             except TimeoutError as error:
                 raise StoreBusy(f"range {self.index} of the store is not open in this worker") from error
 
-    async def confirmed(self) -> None:
-        """Returns when worker 0 has confirmed, after this call, that the claim counts.
+    def confirmed(self) -> asyncio.Future[None]:
+        """Done when worker 0 has confirmed, after this call, that the claim counts; see `Look.begun`.
 
         Raises: StoreBusy, HostRefused: that is not known: nothing that was read may be shown. SealBroken.
         """
-        await self._look.done()
+        return self._look.begun()
 
     async def known(self) -> tuple[State, State]:
         """The sealed checkpoint, and where the book has the range. Raises: NotSent, Unanswered."""

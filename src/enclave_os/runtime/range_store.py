@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
@@ -330,9 +330,9 @@ class ClaimedRangeStore(RangeStore):
         super().take(kv)
         self._taken.set()
 
-    def confirm(self) -> Awaitable[None]:
-        """See `Claim.confirmed`; begins now."""
-        return asyncio.ensure_future(self._claim.confirmed())
+    def confirm(self) -> asyncio.Future[None]:
+        """See `Claim.confirmed`."""
+        return self._claim.confirmed()
 
     async def open(self, key: bytes) -> None:
         """Read and claim it, for a start. Raises: SealBroken: refused. ConfigError, HostRefused: too often in vain."""
