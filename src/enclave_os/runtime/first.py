@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-from enclave_os.errors import ConfigError, HostRefused, SealBroken, StoreBusy
+from enclave_os.errors import ConfigError, HostRefused, InternalError, SealBroken, StoreBusy
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.rpc.client import RPCClient
 from enclave_os.sealing import sealed_config
@@ -110,6 +110,8 @@ class First:
         self, worker: int, payload: bytes, *, again: bool, seconds: float | None = None
     ) -> Coroutine[Any, Any, bytes]:
         """Another worker's answer; see `Group.ask_worker`. Silence costs no worker its channel: it may be slow."""
+        if not FIRST < worker < self._count:
+            raise InternalError(f"worker {worker} is asked, of {self._count}")
         due = self._loop.time() + self._deadline
         return ask_until(due, partial(self._reach, worker), payload, again=again, seconds=seconds)
 
