@@ -356,7 +356,12 @@ class Supervisor:
         worker.due = time.monotonic() + self._launch.end_seconds_max
 
     def _end_drained(self) -> None:
-        """End those that are done; worker 0, whom the others ask, after them."""
+        """End those that are done; worker 0, whom the others ask, after them.
+
+        Where each may keep a range of the store, none before all are done: their last requests ask all of them.
+        """
+        if self._settings.kv.ranges > 1 and any(worker.drains for worker in self._workers):
+            return
         for worker in reversed(self._workers):
             if worker.drained and (worker.index or all(other.life is None for other in self._workers[1:])):
                 self._end(worker)
@@ -408,7 +413,8 @@ class Supervisor:
             elif worker.phase is Phase.DRAINING:
                 left = self._proxy.worker_connections(worker.index)
                 self._log.warning(f"worker {worker.index}: {left} connections did not end in time and are cut off")
-                self._end(worker)
+                worker.drained = True
+                self._end_drained()
             elif worker.life is not None:
                 what = "get ready" if worker.phase is Phase.STARTING else "end"
                 self._log.error(f"worker {worker.index} did not {what} in time; killed")

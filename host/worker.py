@@ -51,6 +51,11 @@ class Worker:
     serving_since: float = 0.0
     reading: float = -math.inf  # when it last asked for rows of the store
 
+    @property
+    def drains(self) -> bool:
+        """Its clients' last requests are not all answered."""
+        return self.phase is Phase.DRAINING and not self.drained
+
     def reads(self) -> None:
         """It asks for rows of the store, as a start does for all of them: it is alive. The dispatcher's thread."""
         self.reading = time.monotonic()

@@ -19,6 +19,7 @@ from enclave_os_client.memory import refuse_older
 from tests.e2e.installation import install
 from tests.e2e.kv_site import KVSite
 from tests.e2e.server import Overrides, Server
+from tests.e2e.test_drain import wait_for_refusal
 from tests.e2e.wire import Closed, Connection, get, request
 from tests.linearizable import Call, History
 
@@ -250,3 +251,26 @@ def recorded(site: KVSite, server: Server, faults: Callable[[], None]) -> Histor
         call.got(answer.body if etag else None, etag)
     assert len(history) > CLIENTS * CALLS // 2
     return history
+
+
+def test_a_drain_ends_no_owner_before_the_last_request(site: KVSite) -> None:
+    """Worker 1 has no client left, and keeps what the requests under way at worker 0 write."""
+    server = site.start({"modules": {"enabled": ["kv", "trial"]}, "server": {"workers": 2}, "kv": {"ranges": 4}})
+    server.wait_for_log("worker 1 serves")
+    bearer = f"Authorization: Bearer {site.token(scopes=SCOPES)}"
+    pairs = [connections(server, 2) for _ in KEYS]  # the proxy spreads them evenly
+    for _, other in pairs:
+        other.close()
+    writing = [first for first, _ in pairs]
+    for connection, key in zip(writing, KEYS, strict=True):
+        head = request("PUT", f"/kv/{key}", bearer, "Expect: 100-continue", body=b"0123456789")
+        connection.send(head[:-10])
+        assert connection.answer().status == HTTPStatus.CONTINUE
+    server.signal(signal.SIGTERM)
+    server.wait_for_log("draining")
+    wait_for_refusal(server)
+    for connection in writing:
+        connection.send(b"0123456789")
+        assert connection.answer().status == HTTPStatus.OK
+        connection.close()
+    assert server.wait() == 0

@@ -252,6 +252,23 @@ def test_a_worker_that_does_not_drain_is_cut_off(tmp_path: Path) -> None:
         assert server.leftovers() == []
 
 
+def test_worker_0_ends_last_also_where_nobody_drains(tmp_path: Path) -> None:
+    with Server(tmp_path, "stuck", settings={"server": {"workers": 2}, "timeouts": {"drain": 0.2}}) as server:
+        address = server.ready()
+        server.expect("worker 1 serves")
+        clients = [connect(address) for _ in range(4)]
+        for client in clients:
+            echo(client)
+        server.process.send_signal(signal.SIGTERM)
+        server.expect("worker 1 did not end in time; killed")
+        assert not any("worker 0 did not end" in line for line in server.log)
+        server.expect("worker 0 did not end in time; killed")
+        server.rest()
+        for client in clients:
+            client.close()
+        assert server.process.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
     with Server(tmp_path, "stuck") as server:
