@@ -149,9 +149,7 @@ def test_refusals_are_the_same_through_any_worker() -> None:
     async def test(server: Server) -> None:
         await server.sites[0].loaded("demo", PLAIN)
         for who in (None, "somebody:", "forged"):
-            answers = [
-                await site.send("DELETE", "/wasm/apps/demo", who=who) for site in server.sites
-            ]
+            answers = [await site.send("DELETE", "/wasm/apps/demo", who=who) for site in server.sites]
             assert len({(answer.status, answer.body) for answer in answers}) == 1
             assert answers[0].status in (401, 403)
 

@@ -435,9 +435,7 @@ class TestBytes:
         assert group_calls.decode_module(group_calls.encode_module(peer, message)) == (peer, message)
 
     @given(st.integers(200, 599), st.none() | st.just("text/x"), st.lists(st.tuples(st.just("A"), st.text("b\xe9"))))
-    def test_answered_reads_what_it_wrote(
-        self, status: int, kind: str | None, headers: list[tuple[str, str]]
-    ) -> None:
+    def test_answered_reads_what_it_wrote(self, status: int, kind: str | None, headers: list[tuple[str, str]]) -> None:
         answered = Answered(status, kind, headers, b"body")
         assert group_calls.decode_answered(group_calls.encode_answered(answered)) == answered
 
