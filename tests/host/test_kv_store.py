@@ -15,10 +15,11 @@ import rocksdict
 from enclave_os.wire import kv
 from enclave_os.wire.kv import Operation, OperationKind, Scan
 from enclave_os.wire.rpc import METHODS, Method, Status
-from enclave_os_host import kv_store, rocksdb_options
+from enclave_os_host import kv_store, rocksdb_errors, rocksdb_options
 from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.handlers.kv import kv_handlers
-from enclave_os_host.kv_store import KVStore, StoreError, StoreSync
+from enclave_os_host.kv_store import KVStore, StoreSync
+from enclave_os_host.rocksdb_errors import StoreError
 
 NS, OTHER = bytes(range(16)), bytes(range(16, 32))
 
@@ -129,7 +130,7 @@ def test_what_follows_shares_a_group_with_what_it_follows_or_its_refusal(tmp_pat
 
     with rig.store._changed:  # all wait before the first is taken
         rig.store._queue.extend(map(write, (5, 6, 8, 7, 8)))
-        rig.store._changed.notify()
+        rig.store._wake_thread()
     told = [done.get(timeout=20) for _ in range(5)]
     ok, refused = Status.OK, Status.OUT_OF_TURN
     assert sorted(told) == sorted([(5, ok), (6, ok), (8, refused), (7, ok), (8, ok)])
@@ -146,11 +147,66 @@ def test_writes_that_wait_share_one_fsync(tmp_path: Path, monkeypatch: pytest.Mo
         with rig.store._changed:  # nobody takes any before all wait
             for number in range(100):
                 rig.store._queue.append(kv_store._Write([put(bytes((number,)), b"x")], 2, False, done.put))
-            rig.store._changed.notify()
+            rig.store._wake_thread()
         assert [done.get(timeout=20) for _ in range(100)] == [Status.OK] * 100
         counts[sync] = rig.store.syncs
         rig.store.close()
     assert counts == {"always": 101, "group": 2}
+
+
+def test_a_write_behind_none_is_in_the_log_when_its_call_returns(tmp_path: Path) -> None:
+    """In "off" also answered: no thread has anything to do with it. In "group" one makes it durable."""
+    told: queue.SimpleQueue[tuple[Status, str]] = queue.SimpleQueue()
+    settled: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for sync, thread in (("off", None), ("group", "kv-sync")):
+        rig = Rig(tmp_path / sync, cast(StoreSync, sync))
+        rig.store.write([put(b"a", b"1")], lambda status: told.put((status, threading.current_thread().name)))
+        assert rig.store.get(NS, b"a") == b"1"
+        assert told.get(timeout=20) == (Status.OK, thread or threading.current_thread().name)
+        assert rig.store._thread is None
+        rig.store.settled(lambda: settled.put(None))
+        settled.get(timeout=20)
+        rig.store.close()
+
+
+def test_a_write_that_must_wait_for_rocksdb_goes_to_the_thread_before_those_that_came_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path / "store", "off")
+    told: queue.SimpleQueue[tuple[int, Status, str]] = queue.SimpleQueue()
+
+    def write(number: int, value: bytes) -> None:
+        rig.store.write([put(b"a", value)], lambda status: told.put((number, status, threading.current_thread().name)))
+
+    rig.write(put(b"first", b""))
+    write_now, stalled = rig.store._write, list[float]()
+
+    def stalling(group: Sequence[kv_store._Write]) -> None:
+        if not stalled:
+            stalled.append(rig.store._patience)
+            write(2, b"second")  # which comes meanwhile
+            raise StoreError(Status.BUSY, "Write stall")
+        write_now(group)
+
+    monkeypatch.setattr(rig.store, "_write", stalling)
+    write(1, b"first")
+    assert [told.get(timeout=20) for _ in range(2)] == [(1, Status.OK, "kv-store"), (2, Status.OK, "kv-store")]
+    assert rig.store.get(NS, b"a") == b"second"
+    assert stalled == [0.0]
+    rig.store.close()
+
+
+def test_a_store_that_is_closed_refuses_and_has_made_durable_what_it_took(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", "group")
+    told: queue.SimpleQueue[Status] = queue.SimpleQueue()
+    for number in range(50):
+        rig.store.write([put(b"%d" % number, b"x")], told.put)
+    rig.store.close()
+    assert [told.get(timeout=20) for _ in range(50)] == [Status.OK] * 50
+    rig.store.write([put(b"late", b"x")], told.put)
+    assert told.get(timeout=20) == Status.NOT_WRITABLE
+    rig.store.settled(lambda: told.put(Status.OK))
+    assert told.get(timeout=20) == Status.OK
 
 
 def test_deferred_writes_cost_no_fsync_and_keep_their_order(tmp_path: Path) -> None:
@@ -169,13 +225,13 @@ def test_a_stall_of_compaction_delays_writes_and_ends_nothing(tmp_path: Path, mo
     monkeypatch.setattr(kv_store, "STALL_SECONDS_MAX", 60.0)
     rig = Rig(tmp_path / "store", "off")
     stalls = []
-    status = kv_store._status
+    status = rocksdb_errors._status
 
     def noted(what: str, text: str) -> Status:
         stalls.append(status(what, text))
         return stalls[-1]
 
-    monkeypatch.setattr(kv_store, "_status", noted)
+    monkeypatch.setattr(rocksdb_errors, "_status", noted)
     done: queue.SimpleQueue[Status] = queue.SimpleQueue()
     written = 0
     while not stalls:
