@@ -213,6 +213,7 @@ bench-peers: $(STAMPS)/bench $(STAMPS)/package ## install what the bench compare
 .PHONY: tidy requirements docs annotate clean
 tidy: $(STAMPS)/fast $(STAMPS)/test ## ruff, mypy --strict, stubtest, layers
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(PYTEST) -q tests/house $(ARGS)
 
 docs: $(STAMPS)/fast ## write the pages that are generated from the code

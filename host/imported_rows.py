@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from .handlers.seal import FOLDER, NOTE_FILE, STORE_FOLDER
-from .kv_store import store_exists
+from .rocksdb_options import store_exists
 from .state import StateError
 
 PARTIAL: Final = "store.partial"

@@ -1,8 +1,9 @@
 """The store of opaque rows: a durable map on RocksDB, a column family a namespace. It knows no plaintext and no names.
 
-Reads run in the caller's thread: rocksdict keeps the GIL while it reads, so another thread would gain nothing. Writes
-go through one thread, in the order of their calls. It takes what waits, writes it to the log at once, and then makes it
-durable as `sync` says, without the GIL; in "group" another thread does that, while this one writes what comes next:
+Reads run in the caller's thread: rocksdict keeps the GIL while it reads, so another thread would gain nothing. So does
+a write to the log, if none is before it; else a thread takes what waits, in the order of the calls, writes it to the
+log at once, and sees RocksDB through a stall. Then it is made durable as `sync` says, without the GIL, in "group" by a
+thread of its own while the next is written:
 
     always   each write is followed by its own fsync (fdatasync) of the log
     group    all that is in the log when an fsync begins shares it; none is answered before it
@@ -22,8 +23,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -43,7 +43,9 @@ from enclave_os.wire.kv import (
 )
 from enclave_os.wire.rpc import Status
 
-from .rocksdb_options import rocksdb_options
+from .rocksdb_errors import StoreError
+from .rocksdb_errors import rocksdb as _rocksdb
+from .rocksdb_options import open_rocksdb, rocksdb_options
 from .state import make_private_folder
 
 StoreSync = Literal["always", "group", "off"]
@@ -57,22 +59,6 @@ STALL_STEP: Final = 0.005
 OPEN_AGAIN_SECONDS: Final = 5.0
 CLOSE_SECONDS_MAX: Final = 10.0  # for a disk to come back with what was under way
 _PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
-
-
-def store_exists(folder: Path) -> bool:
-    """Whether something is stored there, whole or not. Raises: OSError: that cannot be known."""
-    try:
-        return any(folder.iterdir())
-    except FileNotFoundError:
-        return False
-
-
-class StoreError(Exception):
-    """The store cannot do it: `status` is for the enclave, the text for the operator."""
-
-    def __init__(self, status: Status, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +102,9 @@ class KVStore:
         self._no_wait = rocksdict.WriteOptions()
         self._no_wait.no_slowdown = True  # a stall would hold the GIL
         self._queue: deque[_Write] = deque()
+        self._appending = False  # somebody writes to the log, or sees to it: one at a time
+        self._patience = 0.0  # seconds that who writes waits for RocksDB to catch up
+        self._begun = False  # something was written, or tried
         self._changed = threading.Condition()
         self._closing = False
         self._dead: str | None = None
@@ -183,7 +172,7 @@ class KVStore:
         number: int = 0,
         follows: bool = False,
     ) -> None:
-        """All of the operations or none, after the writes before; `done` is called once, in a thread of the store.
+        """All of the operations or none, after the writes before; `done` is called once, now or in the store's thread.
 
         The caller bounds how many wait.
 
@@ -194,24 +183,46 @@ class KVStore:
             follows: only if the last one of its chain that was written has the number before: else it is OUT_OF_TURN.
         """
         size = sum(len(operation.key) + len(operation.value) for operation in operations)
+        write = _Write(operations, size, deferred, done, number, follows)
         with self._changed:
-            if not self._closing:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
-                    self._thread.start()
-                self._queue.append(_Write(operations, size, deferred, done, number, follows))
-                self._changed.notify()
-                return
-        done(Status.NOT_WRITABLE)
+            closing, self._begun = self._closing, True
+            # `always` has an fsync in it, which the caller does not wait for.
+            later = self._sync == "always" or self._queue or self._appending or len(self._appended) >= GROUP_MAX
+            if not closing and later:
+                self._queue.append(write)
+                self._wake_thread()
+            elif not closing:
+                self._appending = True
+        if closing:
+            done(Status.NOT_WRITABLE)
+        elif not later:
+            self._write_now(write)
+
+    def _write_now(self, write: _Write) -> None:
+        """In the caller's thread; where RocksDB has to catch up first, the store's thread does it."""
+        written = True
+        try:
+            written = self._do([write], waits=False)
+        finally:
+            with self._changed:
+                self._appending = False
+                if not written:
+                    self._queue.appendleft(write)
+                self._wake_thread()
+
+    def _wake_thread(self) -> None:
+        if self._queue and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="kv-store", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def settled(self, done: Callable[[], None]) -> None:
         """Call `done` once all that was handed in before is written, or refused: now, or in a thread of the store."""
         with self._changed:
-            waits = self._thread is not None and not self._closing
-            if waits:
-                self._queue.append(_Write((), 0, False, lambda _: done()))
-                self._changed.notify()
-        if not waits:
+            waits = self._begun and not self._closing
+        if waits:
+            self.write((), lambda _: done())
+        else:
             done()
 
     def copy(self, folder: Path) -> None:
@@ -239,9 +250,8 @@ class KVStore:
         until = time.monotonic() + CLOSE_SECONDS_MAX
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        # In this order: the first makes the second, and ends without it.
-        if not (_ended(self._thread, until) and _ended(self._syncer, until) and _locked(self._lock, until)):
+            self._changed.notify_all()
+        if not (self._all_written(until) and _ended(self._syncer, until) and self._lock.acquire(timeout=_left(until))):
             self._report(
                 f"the disk did not finish in {CLOSE_SECONDS_MAX:.0f} s what the store gave it, so the store is left "
                 "open until this process ends; nothing is lost by it that was acknowledged; look at the disk"
@@ -258,33 +268,54 @@ class KVStore:
         finally:
             self._lock.release()
 
+    def _all_written(self, until: float) -> bool:
+        """Whether all that was handed in is in the log, or refused, when this returns."""
+        with self._changed:
+            idle = self._changed.wait_for(lambda: not self._appending, _left(until))
+        if not (idle and _ended(self._thread, until)):
+            return False
+        with self._appended_changed:
+            self._all_appended = True
+            self._appended_changed.notify()
+        return True
+
     def _run(self) -> None:
         while taken := self._take():
-            group = self._in_turn(taken)
-            if not group:
-                continue
-            status = self._append(group)
-            for write in group:
-                if write.deferred or status != Status.OK:
-                    write.done(status)
-            durable = [write for write in group if not write.deferred]
-            if not durable or status != Status.OK:
-                continue
-            if self._sync != "group":
-                self._settle(durable)
-                continue
-            if self._syncer is None:
-                self._syncer = threading.Thread(target=self._run_syncs, name="kv-sync", daemon=True)
-                self._syncer.start()
-            with self._appended_changed:
-                while len(self._appended) >= GROUP_MAX:
-                    self._appended_changed.wait()
-                self._appended += durable
-                self._appended_changed.notify()
-        if self._syncer is not None:
-            with self._appended_changed:
-                self._all_appended = True
-                self._appended_changed.notify()
+            self._do(taken, waits=True)
+            with self._changed:
+                self._appending = False
+                self._changed.notify_all()
+
+    def _do(self, taken: Sequence[_Write], *, waits: bool) -> bool:
+        """Write to the log, and have made durable what must be. Who calls this has set `_appending`.
+
+        Args: waits: until RocksDB has caught up. Returns: False: it has to, and nothing was done.
+        """
+        group = self._in_turn(taken)
+        if not group:
+            return True
+        self._patience = STALL_SECONDS_MAX if waits else 0.0
+        status = self._append(group)
+        if status == Status.BUSY and not waits:
+            return False
+        for write in group:
+            if write.deferred or status != Status.OK:
+                write.done(status)
+        durable = [write for write in group if not write.deferred]
+        if not durable or status != Status.OK:
+            return True
+        if self._sync != "group":
+            self._settle(durable)
+            return True
+        if self._syncer is None:
+            self._syncer = threading.Thread(target=self._run_syncs, name="kv-sync", daemon=True)
+            self._syncer.start()
+        with self._appended_changed:
+            while len(self._appended) >= GROUP_MAX:
+                self._appended_changed.wait()
+            self._appended += durable
+            self._appended_changed.notify()
+        return True
 
     def _run_syncs(self) -> None:
         while True:
@@ -306,7 +337,7 @@ class KVStore:
     def _take(self) -> list[_Write]:
         """What waits, in order and within bounds; empty at the end. `always`: up to the first that must be durable."""
         with self._changed:
-            while not self._queue and not self._closing:
+            while self._appending or not (self._queue or self._closing):
                 self._changed.wait()
             group: list[_Write] = []
             size = 0
@@ -315,6 +346,7 @@ class KVStore:
                 size += group[-1].size
                 if self._sync == "always" and not group[-1].deferred:
                     break
+            self._appending = bool(group)
             return group
 
     def _in_turn(self, taken: Sequence[_Write]) -> list[_Write]:
@@ -351,7 +383,7 @@ class KVStore:
         return Status.OK
 
     def _write(self, group: Sequence[_Write]) -> None:
-        until = self._monotonic() + STALL_SECONDS_MAX
+        until = self._monotonic() + self._patience
         while True:
             batch = self._batch(group)  # each time: rocksdict empties it also when RocksDB does not take it
             try:
@@ -424,24 +456,16 @@ class KVStore:
             if self._monotonic() < self._open_again:
                 raise StoreError(Status.FAILED, "the store does not open")
             try:
-                self._db = self._open_files()
+                with _rocksdb(f"open {self._folder}"):
+                    make_private_folder(self._folder)
+                    db, families = open_rocksdb(self._folder, self._options)
             except StoreError as error:
                 self._open_again = self._monotonic() + OPEN_AGAIN_SECONDS
                 self._report(str(error))
                 raise StoreError(Status.FAILED, str(error)) from error
-            return self._db
-
-    def _open_files(self) -> rocksdict.Rdict:
-        path = str(self._folder)
-        with _rocksdb(f"open {path}"):
-            make_private_folder(self._folder)
-            names = rocksdict.Rdict.list_cf(path, self._options) if (self._folder / "CURRENT").exists() else []
-            db = rocksdict.Rdict(path, self._options, {name: self._options for name in names if name != "default"})
-            for name in names:
-                if name != "default":
-                    family = db.get_column_family(name), db.get_column_family_handle(name)
-                    self._families[bytes.fromhex(name)] = family
-        return db
+            self._families.update(families)  # first: whoever sees the store finds them
+            self._db = db
+            return db
 
     def _family(self, namespace: bytes) -> rocksdict.Rdict | None:
         """Where a namespace is read, None if nothing was ever written there."""
@@ -450,7 +474,7 @@ class KVStore:
         return None if family is None else family[0]
 
     def _own_family(self, namespace: bytes) -> tuple[rocksdict.Rdict, rocksdict.ColumnFamily]:
-        """Where a namespace is written; made now if need be. The store's thread only."""
+        """Where a namespace is written; made now if need be. Only who has set `_appending`."""
         db = self._opened()
         family = self._families.get(namespace)
         if family is None:
@@ -465,32 +489,10 @@ class KVStore:
 
 
 def _ended(thread: threading.Thread | None, until: float) -> bool:
-    if thread is None:
-        return True
-    thread.join(max(0.0, until - time.monotonic()))
-    return not thread.is_alive()
+    if thread is not None:
+        thread.join(_left(until))
+    return thread is None or not thread.is_alive()
 
 
-def _locked(lock: threading.Lock, until: float) -> bool:
-    return lock.acquire(timeout=max(0.0, until - time.monotonic()))
-
-
-@contextmanager
-def _rocksdb(what: str) -> Iterator[None]:
-    """Turn what RocksDB raises into a StoreError: rocksdict has one class, Exception itself, for all of it."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except Exception as error:  # nothing narrower is raised
-        text = f"the store could not {what}: {error}"
-        raise StoreError(_status(what, str(error)), text) from error
-
-
-def _status(what: str, text: str) -> Status:
-    if "Write stall" in text or "Incomplete" in text:
-        return Status.BUSY
-    if "No space left" in text or "Disk quota exceeded" in text:
-        return Status.NO_SPACE
-    # A log that could not be written is closed to writes by RocksDB too, until it is opened anew.
-    return Status.NOT_WRITABLE if what.startswith("write") else Status.FAILED
+def _left(until: float) -> float:
+    return max(0.0, until - time.monotonic())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import rocksdict
@@ -38,3 +39,26 @@ def rocksdb_options(cache_bytes: int) -> rocksdict.Options:
     options.set_max_log_file_size(1 << 20)
     options.set_stats_dump_period_sec(0)
     return options
+
+
+def open_rocksdb(
+    folder: Path, options: rocksdict.Options
+) -> tuple[rocksdict.Rdict, dict[bytes, tuple[rocksdict.Rdict, rocksdict.ColumnFamily]]]:
+    """The files in a folder, and by namespace where it is read and written."""
+    path = str(folder)
+    names = rocksdict.Rdict.list_cf(path, options) if (folder / "CURRENT").exists() else []
+    db = rocksdict.Rdict(path, options, {name: options for name in names if name != "default"})
+    families = {
+        bytes.fromhex(name): (db.get_column_family(name), db.get_column_family_handle(name))
+        for name in names
+        if name != "default"
+    }
+    return db, families
+
+
+def store_exists(folder: Path) -> bool:
+    """Whether something is stored there, whole or not. Raises: OSError: that cannot be known."""
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False

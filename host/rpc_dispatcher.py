@@ -1,7 +1,8 @@
 """The RPC dispatcher: one thread that answers the calls of all workers, each request with exactly one reply.
 
 It sleeps in epoll on one doorbell per worker. Awake, it takes requests in bounded batches, runs their handlers, and
-publishes the replies of a batch at once. A handler may answer later, from another thread, so replies come in any order.
+publishes the replies of a batch at once. A handler may answer later, from another thread, so replies come in any order;
+while the dispatcher sleeps, that thread sends them.
 What is owed to a worker, because its handler is not done or because the ring of replies is full, is bounded in number
 and in bytes; beyond that its requests are left in the ring, and the others are served meanwhile.
 """
@@ -121,7 +122,7 @@ class RPCDispatcher:
         self._control = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._control, select.EPOLLIN)
         self._workers: dict[int, _Worker] = {}
-        self._lock = threading.Lock()  # held by the thread while it works, by callers while they change the table
+        self._lock = threading.Lock()  # held by who works, which is mostly the thread, or changes the table
         self._stopping = False
         self._done: deque[_Done] = deque()  # bounded by what the workers are owed together
         self._done_lock = threading.Lock()  # held while `_control` is rung, so that it is not closed meanwhile
@@ -141,7 +142,11 @@ class RPCDispatcher:
         ring(self._control)
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS_MAX)
+        # Not while another thread sends a reply into one's rings; a thread that hangs is not waited for again.
+        locked = self._lock.acquire(timeout=STOP_SECONDS_MAX)
         self._workers.clear()
+        if locked:
+            self._lock.release()
         self._epoll.close()
         with self._done_lock:
             os.close(self._control)
@@ -216,13 +221,32 @@ class RPCDispatcher:
                 self._reply(worker, done.req_id, *worker.registry.check(done.method, done.status, done.reply))
 
     def _on_done(self, done: _Done) -> None:
-        """Any thread: a handler answered."""
+        """Any thread: a handler answered. While the dispatcher sleeps the reply goes out from here."""
         self._done.append(done)
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._sent_from_here(done.worker):
+                    return
+            finally:
+                self._lock.release()
         if not self._woken:
             self._woken = True
             with self._done_lock:
                 if not self._stopping:
                     ring(self._control)
+
+    def _sent_from_here(self, worker: _Worker) -> bool:
+        """Send all replies that are due, while nobody else works. False: there is more to do, for the dispatcher."""
+        if self._stopping or self._workers.get(worker.index) is not worker or worker.room <= 0 or worker.waiting:
+            return False  # it may wait for what this reply makes possible
+        self._take_done()
+        try:
+            sent = self._send_waiting(worker)
+            if worker.replies.publish():
+                worker.doorbell.ring_enclave()
+        except PeerProtocolError:
+            return False  # the dispatcher finds the same, and says it
+        return sent and not any(other.waiting for other in self._workers.values())
 
     def _serve(self, worker: _Worker) -> None:
         worker.more = False
@@ -247,6 +271,9 @@ class RPCDispatcher:
         answer = worker.registry.answer(method, payload)
         if not isinstance(answer, Later):
             self._reply(worker, req_id, *answer)
+            return
+        if answer.outcome is not None:
+            self._reply(worker, req_id, *worker.registry.check(method, *answer.outcome))
             return
         size = RPC_HEADER_SIZE + len(payload)
         worker.working += 1

@@ -38,6 +38,11 @@ class Later:
         """No payload, and why. Raises: UsageError: answered already."""
         self._settle(status, b"")
 
+    @property
+    def outcome(self) -> tuple[Status, bytes] | None:
+        """Status and reply, if it was answered."""
+        return self._outcome
+
     def when_done(self, tell: Callable[[Status, bytes], None]) -> None:
         """Call `tell` with the outcome, now or in the thread that answers. The dispatcher's, once."""
         with self._lock:

@@ -11,7 +11,8 @@ from enclave_os.wire import kv
 from enclave_os.wire.kv import Operation, WriteFlag
 from enclave_os.wire.rpc import Method, Status
 
-from ..kv_store import KVStore, StoreError
+from ..kv_store import KVStore
+from ..rocksdb_errors import StoreError
 from . import Handler, Later, Refused
 
 PIECED_MAX: Final = 8  # batches that wait for their end: a worker has one, and one more for each try that it gave up

@@ -19,7 +19,7 @@ from typing import Final
 from enclave_os.wire.rpc import MEASUREMENT_SIZE, SEALED_SIZE_MAX, SealLoadFlag, Status
 
 from ..certificates import write_whole
-from ..kv_store import store_exists
+from ..rocksdb_options import store_exists
 from ..state import StateError, make_private_folder
 from . import Later, Refused
 

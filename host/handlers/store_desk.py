@@ -16,7 +16,8 @@ from enclave_os.wire.kv_settings import KV
 from enclave_os.wire.rpc import KV_VERSION_SIZE, Method, Status
 
 from ..certificates import write_whole
-from ..kv_store import KVStore, StoreError, StoreSync
+from ..kv_store import KVStore, StoreSync
+from ..rocksdb_errors import StoreError
 from ..state import StateError, make_private_folder
 from . import Handler, Later, Refused
 from .kv import kv_handlers

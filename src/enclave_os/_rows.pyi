@@ -4,6 +4,8 @@ from asyncio import Future
 from collections.abc import Iterable, Sequence
 from typing import TypeVar, final
 
+from typing_extensions import disjoint_base
+
 _O = TypeVar("_O", bound=tuple[int, bytes, bytes, bytes])
 
 def limits() -> dict[str, int]: ...
@@ -15,6 +17,7 @@ def decode_keys(payload: bytes) -> tuple[bytes, list[bytes]]: ...
 def encode_values(values: Iterable[bytes | None]) -> tuple[bytes, int]: ...
 def decode_values(payload: bytes, asked: int) -> list[bytes | None]: ...
 
+@disjoint_base
 class Wanted:
     @property
     def key(self) -> bytes: ...

@@ -262,9 +262,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     print(f"seed {arguments.seed}, in {folder}, which stays if something is lost", file=sys.stderr)
-    crash = Crash(
-        install(folder / "venv"), folder, arguments.seed, ranges=arguments.ranges, workers=arguments.workers
-    )
+    crash = Crash(install(folder / "venv"), folder, arguments.seed, ranges=arguments.ranges, workers=arguments.workers)
     crash.rounds(arguments.rounds)
     shutil.rmtree(folder)
     print(

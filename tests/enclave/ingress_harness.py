@@ -413,7 +413,7 @@ class IngressHarness:
         self.pump()
         counters = self.ingress.counters()
         assert (counters["connections_live"], counters["connections_closing"]) == (0, 0)
-        assert counters["body_memory_bytes"] == 0
+        assert (counters["body_memory_bytes"], counters["answer_memory_bytes"]) == (0, 0)
         assert self.bugs == []
         assert self.stops == []
         for client in self.clients.values():

@@ -159,6 +159,66 @@ class TestBodies:
         harness.pump()
         assert client.reply().body == b"POST / abc"
 
+    def test_answers_that_nobody_takes_have_one_bound(self, make: MakeIngress) -> None:
+        """Who took nothing for longest is cut, and neither who reads nor the last that came, however large."""
+        harness = make(lambda asked: Response(200, b"x" * int(asked.path[1:])), limits={"body_memory_bytes": 900_000})
+        first, second, third, fourth = (harness.connect() for _ in range(4))
+        for client in (first, second):
+            client.pause()
+            client.write(request("GET /400000"))
+            harness.pump()
+        assert harness.count("answer_memory_bytes") == 800_000
+        first.resume()
+        harness.pump_once()
+        first.pause()
+        harness.pump()
+        assert 0 < len(first.plain) < 400_000
+        third.pause()
+        third.write(request("GET /400000"))
+        harness.pump()
+        assert (first.closed, second.closed, third.closed) == (None, CloseReason.LIMIT, None)
+        assert (harness.count("answer_memory_bytes"), harness.count("answers_cut_total")) == (800_000, 1)
+        first.resume()
+        harness.pump()
+        assert first.reply().body == b"x" * 400_000
+        fourth.write(request("GET /1000000"))
+        harness.pump()
+        assert fourth.reply().body == b"x" * 1_000_000
+        assert (third.closed, harness.count("answer_memory_bytes")) == (CloseReason.LIMIT, 0)
+        for client in (first, second, third, fourth):
+            client.resume()
+            client.close()
+        harness.check_at_rest()
+
+    def test_what_a_module_gives_to_many_is_counted_once(self, make: MakeIngress) -> None:
+        asset = b"x" * 60_000
+
+        def answer(asked: Request) -> Response:
+            return Response(200, asset if asked.path == "/asset" else bytes(50_000))
+
+        harness = make(answer, limits={"body_memory_bytes": 100_000})
+        readers = [harness.connect() for _ in range(5)]
+        for client in readers:
+            client.pause()
+            client.write(request("GET /asset"))
+        harness.pump()
+        assert harness.count("answer_memory_bytes") == 60_000
+        other = harness.connect()
+        other.pause()
+        other.write(request("GET /"))
+        harness.pump()
+        assert harness.count("answer_memory_bytes") == 50_000, "of many that share one all go before it does"
+        assert [client.closed for client in readers] == [CloseReason.LIMIT] * 5
+        again = harness.connect()
+        again.pause()
+        again.write(request("GET /asset"))
+        harness.pump()
+        assert (other.closed, again.closed) == (CloseReason.LIMIT, None)
+        for client in (*readers, other, again):
+            client.resume()
+            client.close()
+        harness.check_at_rest()
+
     def test_all_bodies_together_have_one_bound(self, make: MakeIngress) -> None:
         harness = make(limits={"body_memory_bytes": 100_000})
         first, second, third = (harness.connect() for _ in range(3))

@@ -152,7 +152,7 @@ def test_metrics_for_prometheus(accept: str) -> None:
     assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
     assert response.body.decode() == (
         '# TYPE enclave_os_worker_up gauge\nenclave_os_worker_up{worker="0"} 1\nenclave_os_worker_up{worker="1"} 1\n'
-        '# TYPE enclave_os_connections gauge\n'
+        "# TYPE enclave_os_connections gauge\n"
         'enclave_os_connections{worker="0"} 5\nenclave_os_connections{worker="1"} 2\n'
         '# TYPE enclave_os_only gauge\nenclave_os_only{worker="0"} 1\n'
         '# TYPE enclave_os_requests_total counter\nenclave_os_requests_total{worker="1"} 3\n'

@@ -32,6 +32,9 @@ BODY = 6_000
 ASCII = bytes(range(128))
 
 
+AT_REST_NONE = ("connections_live", "connections_closing", "body_memory_bytes", "answer_memory_bytes")
+
+
 class Session:
     """One NEW and what came of it: the client's side of the oracle."""
 
@@ -291,7 +294,7 @@ class Program:
             self.harness.pump()
         assert not asyncio.all_tasks(self.harness.loop)
         counters = self.harness.ingress.counters()
-        left = {name: counters[name] for name in ("connections_live", "connections_closing", "body_memory_bytes")}
+        left = {name: counters[name] for name in AT_REST_NONE}
         assert not any(left.values()), left
         assert counters["connections_accepted_total"] == len(self.sessions)
         for session in self.sessions:

@@ -7,16 +7,18 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from enclave_os.wire import kv
 from enclave_os.wire.kv import Operation, OperationKind, Scan
 from enclave_os.wire.rpc import METHODS, Method, Status
-from enclave_os_host import kv_store, rocksdb_options
+from enclave_os_host import kv_store, rocksdb_errors, rocksdb_options
 from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.handlers.kv import kv_handlers
-from enclave_os_host.kv_store import KVStore, StoreError, StoreSync
+from enclave_os_host.kv_store import KVStore, StoreSync
+from enclave_os_host.rocksdb_errors import StoreError
 
 NS, OTHER = bytes(range(16)), bytes(range(16, 32))
 
@@ -127,53 +129,11 @@ def test_what_follows_shares_a_group_with_what_it_follows_or_its_refusal(tmp_pat
 
     with rig.store._changed:  # all wait before the first is taken
         rig.store._queue.extend(map(write, (5, 6, 8, 7, 8)))
-        rig.store._changed.notify()
+        rig.store._wake_thread()
     told = [done.get(timeout=20) for _ in range(5)]
     ok, refused = Status.OK, Status.OUT_OF_TURN
     assert sorted(told) == sorted([(5, ok), (6, ok), (8, refused), (7, ok), (8, ok)])
     assert rig.store.syncs == 2, "the first, and one for all that wait"
-    rig.store.close()
-
-
-def test_chains_do_not_disturb_each_other(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each range of the store counts for itself, and all are in one queue."""
-    ours, others, last = 0, 5 << kv.CHAIN_SHIFT, (kv.RANGES_MAX - 1) << kv.CHAIN_SHIFT
-    assert rig.write(put(b"o", b"1"), number=ours + 7) == Status.OK
-    assert rig.write(put(b"p", b"1"), number=others + 1, follows=True) == Status.OK, "the first of its chain"
-    assert rig.write(put(b"p", b"2"), number=others + 8, follows=True) == Status.OUT_OF_TURN, "7 is another chain's"
-    for step in (1, 2, 3):
-        assert rig.write(put(b"p", b"%d" % step), number=others + 1 + step, follows=True) == Status.OK
-        assert rig.write(put(b"l", b"%d" % step), number=last + step) == Status.OK
-        assert rig.write(put(b"o", b"%d" % step), number=ours + 7 + step, follows=True) == Status.OK
-    write = rig.store._write
-    monkeypatch.setattr(rig.store, "_write", no_space)
-    assert rig.write(put(b"o", b"4"), number=ours + 11, follows=True) == Status.NO_SPACE
-    monkeypatch.setattr(rig.store, "_write", write)
-    assert rig.write(put(b"p", b"5"), number=others + 5, follows=True) == Status.OK
-    assert rig.write(put(b"o", b"5"), number=ours + 12, follows=True) == Status.OUT_OF_TURN, "it would leave a gap"
-    assert rig.write(put(b"l", b"4"), number=last + 4, follows=True) == Status.OK
-    assert rig.store.multi_get(NS, [b"o", b"p", b"l"]) == [b"3", b"5", b"4"]
-
-
-def test_a_refused_one_of_a_group_refuses_its_own_chain_alone(tmp_path: Path) -> None:
-    rig = Rig(tmp_path / "store", "group")
-    chains = 0, 1 << kv.CHAIN_SHIFT
-    for chain in chains:
-        assert rig.write(put(b"first", b""), number=chain + 4) == Status.OK
-    done: queue.SimpleQueue[tuple[int, Status]] = queue.SimpleQueue()
-
-    def write(number: int) -> kv_store._Write:
-        row = [put(number.to_bytes(8, "big"), b"x")]
-        return kv_store._Write(row, 2, False, lambda status: done.put((number, status)), number, True)
-
-    numbers = [chains[0] + 6, chains[1] + 5, chains[0] + 7, chains[1] + 6, chains[0] + 5, chains[1] + 7]
-    with rig.store._changed:  # all wait before the first is taken
-        rig.store._queue.extend(map(write, numbers))
-        rig.store._changed.notify()
-    told = dict(done.get(timeout=20) for _ in numbers)
-    refused = {number for number, status in told.items() if status == Status.OUT_OF_TURN}
-    assert refused == {chains[0] + 6, chains[0] + 7}
-    assert set(told.values()) == {Status.OK, Status.OUT_OF_TURN}
     rig.store.close()
 
 
@@ -186,11 +146,66 @@ def test_writes_that_wait_share_one_fsync(tmp_path: Path, monkeypatch: pytest.Mo
         with rig.store._changed:  # nobody takes any before all wait
             for number in range(100):
                 rig.store._queue.append(kv_store._Write([put(bytes((number,)), b"x")], 2, False, done.put))
-            rig.store._changed.notify()
+            rig.store._wake_thread()
         assert [done.get(timeout=20) for _ in range(100)] == [Status.OK] * 100
         counts[sync] = rig.store.syncs
         rig.store.close()
     assert counts == {"always": 101, "group": 2}
+
+
+def test_a_write_behind_none_is_in_the_log_when_its_call_returns(tmp_path: Path) -> None:
+    """In "off" also answered: no thread has anything to do with it. In "group" one makes it durable."""
+    told: queue.SimpleQueue[tuple[Status, str]] = queue.SimpleQueue()
+    settled: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for sync, thread in (("off", None), ("group", "kv-sync")):
+        rig = Rig(tmp_path / sync, cast(StoreSync, sync))
+        rig.store.write([put(b"a", b"1")], lambda status: told.put((status, threading.current_thread().name)))
+        assert rig.store.get(NS, b"a") == b"1"
+        assert told.get(timeout=20) == (Status.OK, thread or threading.current_thread().name)
+        assert rig.store._thread is None
+        rig.store.settled(lambda: settled.put(None))
+        settled.get(timeout=20)
+        rig.store.close()
+
+
+def test_a_write_that_must_wait_for_rocksdb_goes_to_the_thread_before_those_that_came_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path / "store", "off")
+    told: queue.SimpleQueue[tuple[int, Status, str]] = queue.SimpleQueue()
+
+    def write(number: int, value: bytes) -> None:
+        rig.store.write([put(b"a", value)], lambda status: told.put((number, status, threading.current_thread().name)))
+
+    rig.write(put(b"first", b""))
+    write_now, stalled = rig.store._write, list[float]()
+
+    def stalling(group: Sequence[kv_store._Write]) -> None:
+        if not stalled:
+            stalled.append(rig.store._patience)
+            write(2, b"second")  # which comes meanwhile
+            raise StoreError(Status.BUSY, "Write stall")
+        write_now(group)
+
+    monkeypatch.setattr(rig.store, "_write", stalling)
+    write(1, b"first")
+    assert [told.get(timeout=20) for _ in range(2)] == [(1, Status.OK, "kv-store"), (2, Status.OK, "kv-store")]
+    assert rig.store.get(NS, b"a") == b"second"
+    assert stalled == [0.0]
+    rig.store.close()
+
+
+def test_a_store_that_is_closed_refuses_and_has_made_durable_what_it_took(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "store", "group")
+    told: queue.SimpleQueue[Status] = queue.SimpleQueue()
+    for number in range(50):
+        rig.store.write([put(b"%d" % number, b"x")], told.put)
+    rig.store.close()
+    assert [told.get(timeout=20) for _ in range(50)] == [Status.OK] * 50
+    rig.store.write([put(b"late", b"x")], told.put)
+    assert told.get(timeout=20) == Status.NOT_WRITABLE
+    rig.store.settled(lambda: told.put(Status.OK))
+    assert told.get(timeout=20) == Status.OK
 
 
 def test_deferred_writes_cost_no_fsync_and_keep_their_order(tmp_path: Path) -> None:
@@ -209,13 +224,13 @@ def test_a_stall_of_compaction_delays_writes_and_ends_nothing(tmp_path: Path, mo
     monkeypatch.setattr(kv_store, "STALL_SECONDS_MAX", 60.0)
     rig = Rig(tmp_path / "store", "off")
     stalls = []
-    status = kv_store._status
+    status = rocksdb_errors._status
 
     def noted(what: str, text: str) -> Status:
         stalls.append(status(what, text))
         return stalls[-1]
 
-    monkeypatch.setattr(kv_store, "_status", noted)
+    monkeypatch.setattr(rocksdb_errors, "_status", noted)
     done: queue.SimpleQueue[Status] = queue.SimpleQueue()
     written = 0
     while not stalls:

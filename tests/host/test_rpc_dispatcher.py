@@ -7,6 +7,7 @@ import queue
 import select
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from enclave_os.wire.errors import Lie, PeerProtocolError, UsageError
 from enclave_os.wire.layout import plan_region
 from enclave_os.wire.rpc import Method, Status
 from enclave_os_host import rpc_dispatcher
-from enclave_os_host.doorbell import Doorbell, EventfdDoorbell
+from enclave_os_host.doorbell import Doorbell, EventfdDoorbell, ring
 from enclave_os_host.handlers import Handler, Later, Refused
 from enclave_os_host.rpc_dispatcher import Registry, RPCDispatcher
 from enclave_os_host.shared_memory import Region, region_folder
@@ -302,3 +303,63 @@ def test_a_removed_worker_is_left_alone(desk: Desk) -> None:
     assert caller.take() == []
     with pytest.raises(UsageError, match="attached already"):
         desk.dispatcher.add_worker(1, other.region, other.doorbell, Registry({}))
+
+
+def test_a_late_answer_is_sent_by_who_gives_it_while_the_dispatcher_sleeps(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by the dispatcher where it is awake: whichever it is, each request has its one reply."""
+    asked: queue.SimpleQueue[Later] = queue.SimpleQueue()
+
+    def later(_: bytes) -> Later:
+        asked.put(answer := Later())
+        return answer
+
+    rings: list[int] = []
+
+    def counted(descriptor: int) -> None:
+        rings.append(descriptor)
+        ring(descriptor)
+
+    monkeypatch.setattr(rpc_dispatcher, "ring", counted)
+    caller = desk.add({Method.TIME: later})
+    rings.clear()
+    for req_id in range(300):
+        caller.send(encode_rpc_request(req_id, Method.TIME))
+        answer = asked.get(timeout=20)
+        with desk.dispatcher._lock:
+            pass  # the turn that asked is over
+        answer.answer(b"12345678")
+        assert caller.collect(1) == [(req_id, Status.OK, b"12345678")]
+    assert len(rings) < 300
+    assert caller.take() == []
+    # One that knows its answer at once has it in the same turn.
+    rings.clear()
+    known = Later()
+    known.refuse(Status.FAILED)
+    other = desk.add({Method.TIME: lambda _: known})
+    rings.clear()
+    other.send(encode_rpc_request(1, Method.TIME))
+    assert other.collect(1) == [(1, Status.FAILED, b"")]
+    assert rings == []
+
+
+def test_late_answers_of_many_threads_are_each_sent_once(desk: Desk) -> None:
+    """Also while requests come and the ring of replies is full."""
+    pool = ThreadPoolExecutor(8)
+
+    def later(request: bytes) -> Later:
+        answer = Later()
+        pool.submit(answer.answer, b"12345678")
+        return answer
+
+    caller = desk.add({Method.TIME: later})
+    requests = [encode_rpc_request(req_id, Method.TIME) for req_id in range(6000)]
+    sent, replies = 0, []
+    while sent < len(requests):
+        sent += caller.send(*requests[sent : sent + 50])
+        replies += caller.take()
+    replies += caller.collect(len(requests) - len(replies))
+    assert sorted(reply[0] for reply in replies) == list(range(6000))
+    assert caller.take() == []
+    pool.shutdown()

@@ -134,7 +134,7 @@ class TestNothingIsTaken:
 class TestNobodyWaitsForAnother:
     @pytest.mark.parametrize("capacity", CAPACITIES)
     def test_deaf_clients_do_not_stop_the_others(self, make: MakeIngress, capacity: int) -> None:
-        harness = make(big_or_echo, capacity=capacity)
+        harness = make(big_or_echo, capacity=capacity, limits={"body_memory_bytes": 10 * BIG})
         deaf = [harness.connect() for _ in range(10)]
         for client in deaf:
             client.write(request("GET /big"))

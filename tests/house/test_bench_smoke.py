@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 600.0  # tenfold
 BENCHES = sorted((ROOT / "bench").glob("bench_*.py"))
+
+
 def test_there_are_benchmarks() -> None:
     assert BENCHES
 

@@ -101,9 +101,10 @@ def test_what_is_right_passes(tmp_path: Path, check: Callable[[Path], list[str]]
     assert check(tmp_path) == []
 
 
-def test_ruff_is_content() -> None:
+@pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=["check", "format"])
+def test_ruff_is_content(words: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--no-cache", "."],
+        [sys.executable, "-m", "ruff", *words, "--no-cache", "."],
         cwd=ROOT,
         capture_output=True,
         text=True,

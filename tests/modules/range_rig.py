@@ -216,5 +216,3 @@ class Process:
         """As SIGKILL does it."""
         for task in self.tasks:
             task.cancel()
-
-

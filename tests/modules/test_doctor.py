@@ -68,8 +68,12 @@ class Fake:
         signature[:16] = bytes.fromhex("06000000E10000000000010000000000")
         self.image.signature.write_bytes(signature)
         self.machine = Machine(
-            self.root, str(self.root / "usr/bin"), connect, self.reached.append,
-            lambda loader: "Gramine 1.9 (abc)\n", 65536,
+            self.root,
+            str(self.root / "usr/bin"),
+            connect,
+            self.reached.append,
+            lambda loader: "Gramine 1.9 (abc)\n",
+            65536,
         )
 
     def write(self, name: str, text: str) -> Path:

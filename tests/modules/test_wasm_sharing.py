@@ -12,6 +12,7 @@ import pytest
 
 from enclave_os.errors import InternalError, StoreBusy
 from enclave_os.http import Request, Response
+from enclave_os.modules.wasm import calling
 from enclave_os.modules.wasm.sharing import KEY_BROUGHT
 from tests.modules import wasm_guests as guests
 from tests.modules.storage import ModuleStorage
@@ -149,11 +150,28 @@ def test_refusals_are_the_same_through_any_worker() -> None:
     async def test(server: Server) -> None:
         await server.sites[0].loaded("demo", PLAIN)
         for who in (None, "somebody:", "forged"):
-            answers = [
-                await site.send("DELETE", "/wasm/apps/demo", who=who) for site in server.sites
-            ]
+            answers = [await site.send("DELETE", "/wasm/apps/demo", who=who) for site in server.sites]
             assert len({(answer.status, answer.body) for answer in answers}) == 1
             assert answers[0].status in (401, 403)
+
+    on_server(test)
+
+
+def test_what_a_worker_knows_of_an_apps_calls_goes_with_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "SERIES_MAX", 1)
+
+    async def test(server: Server) -> None:
+        for name, gone in (("demo", "demo-2"), ("demo-2", "demo")):
+            await server.sites[0].loaded(name, PLAIN)
+            for site in server.sites:
+                await site.value(name, "hello")
+                counters = site.module.counters()
+                assert counters[f'wasm_function_calls_total{{app="{name}",function="hello"}}'] == 1
+                parts = site.module._parts
+                assert parts is not None
+                assert list(parts.pool._apps) == [name]
+                assert not any(f'app="{gone}"' in counter for counter in counters)
+            assert (await server.sites[1].send("DELETE", f"/wasm/apps/{name}")).status == 204
 
     on_server(test)
 

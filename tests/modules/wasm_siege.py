@@ -1,6 +1,6 @@
 """Hostile apps beside a good one: each is refused or trapped by name, and the good one goes on (WA1 to WA3).
 
-    python -m tests.modules.wasm_siege        all of it in full, minutes: make hostile-wasm
+python -m tests.modules.wasm_siege        all of it in full, minutes: make hostile-wasm
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ def combined(states: Sequence[State]) -> State:
     content = b"".join(version.to_bytes(8, "big") + root for version, root in states)
     return version, hashlib.sha256(_COMBINED + content).digest()
 
+
 @dataclass(frozen=True, slots=True)
 class StoreState:
     """What a client compares with what it saw before, and so notices a rollback or a fork.

@@ -226,9 +226,7 @@ class Registry:
         return guarded
 
     @staticmethod
-    async def _when_allowed(
-        waiting: Awaitable[Response | None], handler: Handler, request: Request
-    ) -> Response:
+    async def _when_allowed(waiting: Awaitable[Response | None], handler: Handler, request: Request) -> Response:
         answer = await waiting or handler(request)
         return answer if isinstance(answer, Response) else await answer
 

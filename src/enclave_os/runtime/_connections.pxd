@@ -30,14 +30,19 @@ cdef class Connections:
     cdef deadlines_t deadlines
     cdef uint64_t now               # monotonic ns, read once a turn
     cdef uint64_t body_memory       # bytes of request bodies and of what is held back, of all connections
+    cdef dict answers               # bodies that are partly out, by address: on how many connections
+    cdef uint64_t answer_memory     # their bytes, each once: what modules give to many is theirs
     cdef bint draining
     cdef bint drained
     cdef bint drain_owed            # DRAIN found no room
     # counters, for /metrics
-    cdef uint64_t accepted, rings
+    cdef uint64_t accepted, rings, cut
 
     cdef conn_t *add(self, uint32_t conn_id) except? NULL
     cdef int hold(self, conn_t *conn, const uint8_t *data, size_t size, bint shared) except -1
+    cdef int keep_answer(self, conn_t *conn, bytes body, Py_ssize_t used) except -1
+    cdef int drop_answer(self, conn_t *conn) except -1
+    cdef int cut_answers(self, conn_t *newest, uint64_t most) except -1
     # ends
     cdef int finish(self, conn_t *conn, uint16_t reason) except -1
     cdef int say_close(self, conn_t *conn) except -1

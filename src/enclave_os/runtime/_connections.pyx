@@ -8,7 +8,8 @@
 - The work of a module may outlive its connection; what it was done for (`conn.task`) is given up with it.
 """
 
-from cpython.ref cimport Py_DECREF
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
@@ -83,6 +84,49 @@ cdef class Connections:
         self.body_memory += size
         return 0
 
+    cdef int keep_answer(self, conn_t *conn, bytes body, Py_ssize_t used) except -1:
+        # A body that is out as far as `used`.
+        cdef size_t address = <size_t><void *>body
+        cdef object known = self.answers.get(address)
+        Py_INCREF(body)
+        conn.body = <void *>body
+        conn.body_used = used
+        if known is None:
+            self.answers[address] = 1
+            self.answer_memory += PyBytes_GET_SIZE(body)
+        else:
+            self.answers[address] = known + 1
+        return 0
+
+    cdef int drop_answer(self, conn_t *conn) except -1:
+        cdef bytes body = <bytes>conn.body
+        cdef size_t address = <size_t>conn.body
+        cdef object known = self.answers.pop(address)
+        if known != 1:
+            self.answers[address] = known - 1
+        else:
+            self.answer_memory -= PyBytes_GET_SIZE(body)
+        conn.body = NULL
+        Py_DECREF(body)
+        return 0
+
+    cdef int cut_answers(self, conn_t *newest, uint64_t most) except -1:
+        # Too much waits for clients that read slowly: who took nothing for longest goes, but for the last that came. At
+        # first those whose body nobody else waits for: only they give memory back at once.
+        cdef conn_t *conn
+        cdef conn_t *following
+        cdef bint shared
+        for shared in (False, True):
+            following = self.deadlines.first[DEADLINE_WRITE]
+            while following != NULL and self.answer_memory > most:
+                conn, following = following, following.next
+                if conn == newest or conn.body == NULL:
+                    continue
+                if shared or self.answers[<size_t>conn.body] == 1:
+                    self.cut += 1
+                    self.finish(conn, CLOSE_LIMIT)
+        return 0
+
     # -- ends -----------------------------------------------------------------------------------------------------
 
     cdef int finish(self, conn_t *conn, uint16_t reason) except -1:
@@ -91,12 +135,14 @@ cdef class Connections:
             return 0
         if conn.tls != NULL and conn.phase != PHASE_HANDSHAKE and not conn.host_closed:
             tls_close(conn.tls)
-        if reason == CLOSE_TIMEOUT or reason == CLOSE_FLOOD:
-            connection_drop_output(conn)    # it did not take these bytes in all its time
+        if reason == CLOSE_TIMEOUT or reason == CLOSE_FLOOD or reason == CLOSE_LIMIT:
+            connection_drop_output(conn)    # it did not take these bytes in all its time, or longer than others
         conn.phase = PHASE_GONE
         deadline_clear(&self.deadlines, conn)
         self.body_memory -= conn.body_counted + conn.held_size
         conn.body_counted = 0
+        if conn.body != NULL:
+            self.drop_answer(conn)
         connection_empty(conn)
         self.live -= 1
         self.tombstones += 1
@@ -158,6 +204,7 @@ cdef Connections make_connections(TLSContext tls, Producer to_host, int doorbell
     cdef Connections made = Connections.__new__(Connections)
     cdef int index
     made.tls, made.to_host, made.doorbell, made.again = tls, to_host, doorbell, again
+    made.answers = {}
     made.out.ring = &to_host.ring
     made.table_size = 1024
     made.table = <conn_t **>calloc(made.table_size, sizeof(conn_t *))

@@ -313,10 +313,10 @@ cdef class Exchange:
         conn.phase = PHASE_WRITING
         connections_start(self.connections, conn, DEADLINE_WRITE)
         if first < size:
-            Py_INCREF(body)
-            conn.body = <void *>body
-            conn.body_used = first
-            return self.write_body(conn)
+            self.connections.keep_answer(conn, body, first)
+            self.write_body(conn)
+            if self.connections.answer_memory > self.body_memory_max:
+                return self.connections.cut_answers(conn, self.body_memory_max)
         return 0
 
     cdef int write_body(self, conn_t *conn) except -1:
@@ -333,8 +333,7 @@ cdef class Exchange:
             if tls_write(conn.tls, <const uint8_t *>PyBytes_AS_STRING(body) + conn.body_used, piece) == TLS_FAILED:
                 return self.connections.finish(conn, CLOSE_INTERNAL)
             conn.body_used += piece
-        Py_DECREF(body)
-        conn.body = NULL
+        self.connections.drop_answer(conn)
         if not connection_blocked(conn):
             return self.answered(conn)
         return 0

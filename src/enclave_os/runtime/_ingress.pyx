@@ -204,6 +204,7 @@ cdef class Ingress:
             "bytes_in_total": self._bytes_in, "bytes_out_total": all_.out.bytes,
             "ring_full_total": all_.out.full, "doorbell_wakes_total": self._wakes,
             "doorbell_rings_total": all_.rings, "turns_total": self._turns, "body_memory_bytes": all_.body_memory,
+            "answer_memory_bytes": all_.answer_memory, "answers_cut_total": all_.cut,
             **({} if self.outgoings is None else self.outgoings.counters()),
         }
 

@@ -307,9 +307,7 @@ class Group:
 
     async def _ask_quiet(self, worker: int) -> dict[int, State]:
         try:
-            reply = await self.ask_worker(
-                worker, encode_bare(GroupOperation.QUIET), again=False, seconds=QUIET_SECONDS
-            )
+            reply = await self.ask_worker(worker, encode_bare(GroupOperation.QUIET), again=False, seconds=QUIET_SECONDS)
         except (NotSent, Unanswered) as error:
             raise HostRefused(f"worker {worker} does not hold its part of the store still: {error}") from error
         return decode_quiet_states(reply)

@@ -247,9 +247,7 @@ class KeyValue:
         self._book = book
 
     def _make_book(self, anchor: AnchorOfRanges | None) -> RangeBook:
-        return RangeBook(
-            self._workers, anchor, commits=self._commits, changed=self._changed, logger=self._logger
-        )
+        return RangeBook(self._workers, anchor, commits=self._commits, changed=self._changed, logger=self._logger)
 
     # -- a start that is held ------------------------------------------------------------------------------------------
 

@@ -28,9 +28,7 @@ class PublishedKeys:
         authenticator: Authenticator,
         monotonic: Callable[[], float],
     ) -> None:
-        self._sources = [
-            FetchedKeys(issuer, egress, authenticator, monotonic) for issuer in issuers if issuer.jwks_url
-        ]
+        self._sources = [FetchedKeys(issuer, egress, authenticator, monotonic) for issuer in issuers if issuer.jwks_url]
 
     async def run(self) -> None:
         """Until it is cancelled; not at all where no issuer publishes its keys."""

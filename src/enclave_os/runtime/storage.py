@@ -36,9 +36,7 @@ class OwnedTable:
 
     __slots__ = ("_kv", "_watch", "name", "namespace", "owner")
 
-    def __init__(
-        self, kv: SealedKV, owner: OwnedStorage, name: TableName, namespace: Namespace, watch: Watch
-    ) -> None:
+    def __init__(self, kv: SealedKV, owner: OwnedStorage, name: TableName, namespace: Namespace, watch: Watch) -> None:
         self._kv = kv
         self._watch = watch
         self.owner = owner
@@ -104,9 +102,7 @@ class OwnedStorage:
         self._watch = watch
         self._tables = ModuleTables(self._make)
 
-    def table(
-        self, name: str, *, app: str = "", brought_key: bytes | None = None, alone: bool = False
-    ) -> OwnedTable:
+    def table(self, name: str, *, app: str = "", brought_key: bytes | None = None, alone: bool = False) -> OwnedTable:
         return self._tables.of(name, app, brought_key, alone)
 
     async def write(self, writes: Sequence[Write]) -> int:

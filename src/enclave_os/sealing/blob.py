@@ -166,9 +166,7 @@ def blob_key_of(master_key: bytes) -> bytes:
     return signing_key(master_key).public_key().public_bytes_raw()
 
 
-def seal(
-    content: bytes, *, platform: PlatformKey, owner_key: str | None, signer: Ed25519PrivateKey
-) -> bytes:
+def seal(content: bytes, *, platform: PlatformKey, owner_key: str | None, signer: Ed25519PrivateKey) -> bytes:
     """Seal `content` under a fresh data key.
 
     Args:

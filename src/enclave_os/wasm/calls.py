@@ -105,9 +105,7 @@ def run(
         engine.end()
         left = call.fuel_left()
         call.close()
-    return Outcome(
-        answer, _explain(failure, left, limits), limits.fuel - left, call.memory_used, monotonic() - began
-    )
+    return Outcome(answer, _explain(failure, left, limits), limits.fuel - left, call.memory_used, monotonic() - began)
 
 
 def _explain(failure: BaseException | None, left: int, limits: CallLimits) -> BaseException | None:

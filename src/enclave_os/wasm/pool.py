@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -204,12 +204,12 @@ class Pool:
             known = self._apps.get(app)
             return 0.0 if known is None else known.used
 
-    def forget(self, app: str) -> None:
-        """An app is gone: what is known of it goes, unless calls of it are still under way."""
+    def keep_only(self, apps: Container[str]) -> None:
+        """Forget what is known of all others; of those with calls under way the next time."""
         with self._lock:
-            known = self._apps.get(app)
-            if known is not None and not known.running and not known.waiting:
-                del self._apps[app]
+            for app, known in list(self._apps.items()):
+                if app not in apps and not known.running and not known.waiting:
+                    del self._apps[app]
 
     def close(self) -> None:
         """Refuse what waits, end what runs at its next tick, and wait for the threads."""

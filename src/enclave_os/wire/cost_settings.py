@@ -67,7 +67,8 @@ class EnclaveLimits:
         "256MiB",
         "enclave",
         "All bodies of one worker that are in memory at once, and what clients send behind a request that is not yet "
-        "answered; then 503, or the end of who sends on.",
+        "answered; then 503, or the end of who sends on. As much again for answers that clients have not taken yet; "
+        "then the end of who took nothing for longest.",
     )
 
 

@@ -77,7 +77,7 @@ class Gramine:
         Size(256 * MIB, 512 * GIB, power_of_two=True),
         "2GiB",
         "host",
-        "Address space of one enclave, a power of two: interpreter and libraries (about 200 MiB), "
+        "Address space of one enclave, a power of two: interpreter and libraries (about 200 MiB), twice "
         "`limits.body_memory_bytes`, `kv.memory`, some 40 KiB for each of `limits.connections`, and with `wasm` its "
         "`memory_total`. With EDMM a larger one costs nothing.",
     )

@@ -45,12 +45,14 @@ WORK: Final = (
     ("rpc_in_flight", "calls in flight"),
     ("doorbell_wakes_total", "wake-ups /s"),
     ("body_memory_bytes", "bodies in memory"),
+    ("answer_memory_bytes", "answers in memory"),
 )
-BYTES: Final = frozenset({"bytes_in_total", "bytes_out_total", "body_memory_bytes"})
+BYTES: Final = frozenset({"bytes_in_total", "bytes_out_total", "body_memory_bytes", "answer_memory_bytes"})
 TROUBLE: Final = (
     ("requests_refused_total", "requests refused"),
     ("requests_misdirected_total", "requests for another name (421)"),
     ("answers_failed_total", "answers failed"),
+    ("answers_cut_total", "answers cut off"),
     ("module_failures_total", "module failures"),
     ("handshakes_failed_total", "handshakes failed"),
     ("clients_refused_total", "clients refused by their evidence"),

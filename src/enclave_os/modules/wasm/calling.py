@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -162,6 +162,10 @@ class Caller:
             meter = self._by_function[app.name, function] = FunctionMeter()
         if meter is not None:
             meter.note(outcome)
+
+    def keep_only(self, apps: Container[str]) -> None:
+        """Forget the figures of all others' functions, so that those of apps to come find room."""
+        self._by_function = {key: meter for key, meter in self._by_function.items() if key[0] in apps}
 
     def counters(self) -> dict[str, int | float]:
         """What this worker's apps did in this run: in all, and by app and function."""

@@ -271,6 +271,8 @@ class _Parts:
         self._storing = asyncio.Lock()
 
     def _changed(self) -> None:
+        self.pool.keep_only(self.apps.by_name)
+        self.caller.keep_only(self.apps.by_name)
         if self.started:  # before that, who starts us asks by itself
             self.services.config_changed()
 
@@ -291,7 +293,6 @@ class _Parts:
     async def unload(self, name: str, caller: Token) -> None:
         """Forget an app."""
         await result_of(asyncio.ensure_future(self._shared(self.apps.unload(name, caller))))
-        self.pool.forget(name)
 
     async def unlock(self, name: str, key: bytes, caller: Token) -> App:
         """Take a developer's key again."""
