@@ -127,6 +127,8 @@ class Worker:
         else:
             await self.group.join()
         self.group.begin()
+        if self.index == 0:
+            await self.group.all_serve()
         return self
 
     @cached_property

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from enclave_os.errors import HostRefused, InternalError
+from enclave_os.errors import HostRefused, InternalError, StoreBusy
 from enclave_os.evidence.store_state import State, StoreState
 from enclave_os.kv.ranges import Placement, owner_of
 from enclave_os.modules.api import Storage
@@ -32,6 +32,8 @@ from enclave_os.workers.group_calls import GroupOperation, decode_ok, encode_bar
 from enclave_os.workers.range_calls import OF_RANGES, RangeCall, decode_quiet_states, encode_quiet_states
 from enclave_os.workers.store_calls import REFUSALS, STORE_OWNER, encode_refusal
 
+OF_MODULES: Final = frozenset((GroupOperation.SERVE, GroupOperation.MODULE, GroupOperation.SPEND, GroupOperation.GIVEN))
+"""What worker 0 can answer when its modules have started, and what they rest on: others are admitted before."""
 PAUSE_SECONDS: Final = 0.25
 QUIET_SECONDS: Final = 30.0  # that another worker may take to hold its ranges still, what is under way included
 DEADLINES: Final = 2
@@ -80,7 +82,7 @@ class Group:
         self._serves = asyncio.Event()
         self._index = settings.worker_index
         self._count = settings.worker_count
-        deadline = DEADLINES * settings.timeouts.rpc
+        self._deadline = deadline = DEADLINES * settings.timeouts.rpc
         logger = logging.getLogger("workers")
         if settings.worker_index != STORE_OWNER:
             self._member = Member(
@@ -188,6 +190,8 @@ class Group:
     async def all_serve(self) -> None:
         """The modules of this worker have started: returns when those of worker 0 have, whom clients need.
 
+        Before, worker 0 answers nothing that its modules have to.
+
         Raises: HostRefused: that takes too long.
         """
         if self.is_first:
@@ -270,6 +274,8 @@ class Group:
             if operation in OF_RANGES and desk is not None:
                 return _refusing(desk.answer(RangeCall.decode(payload)))
             work = self._of_ranges(operation)
+            if work is None and operation in OF_MODULES and self._member is None and not self._serves.is_set():
+                work = self._once_serving(payload)
             return self._answer(payload) if work is None else _refusing(work)
 
         return answer
@@ -294,6 +300,15 @@ class Group:
     async def _all_claimed(self) -> bytes:
         await self._store.all_claimed()
         return encode_ok()
+
+    async def _once_serving(self, payload: bytes) -> bytes:
+        """Raises: StoreBusy: that takes too long; nothing was done."""
+        try:
+            async with asyncio.timeout(self._deadline):
+                await self._serves.wait()
+        except TimeoutError as error:
+            raise StoreBusy("worker 0 does not serve yet: nothing was done") from error
+        return await self._answer(payload)
 
     async def _first_serves(self) -> bytes:
         await self._serves.wait()  # as long as the other worker asks

@@ -251,7 +251,7 @@ class Server:
         self._take_modules()
         if self._context.settings.worker_index != 0:
             await self._registry.look_again()  # what was said while they started reached nobody
-        if self._context.settings.kv.ranges > 1:
+        if self._group.is_first or self._context.settings.kv.ranges > 1:
             await self._group.all_serve()
 
     def _make_recovering(self) -> Recovering:

@@ -142,7 +142,7 @@ class WorkerCalls:
             answered = group_calls.decode_answered(
                 await self._group().ask_first(asked, again=reads, seconds=self._seconds)
             )
-        except NotSent:
+        except (NotSent, StoreBusy):
             return UNREACHED
         except Unanswered:
             return UNREACHED if reads else UNANSWERED
@@ -187,9 +187,9 @@ class WorkerCalls:
     async def _spend(self, token: OneTime) -> Spending:
         try:
             reply = await self._group().ask_first(group_calls.encode_spend(token), again=False)
-        except (NotSent, Unanswered):
+            return Spending(group_calls.decode_ok(reply)[0])
+        except (NotSent, Unanswered, StoreBusy):
             return Spending.UNREACHED
-        return Spending(group_calls.decode_ok(reply)[0])
 
     async def give(self, measurement: bytes) -> None:
         """Have it sealed that a measurement is given all that is sealed; this worker knows of it then.
