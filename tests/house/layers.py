@@ -52,6 +52,7 @@ MAY: dict[str, set[str]] = {
     "enclave_os.kv._freshness": TRUSTED_BASE | {"enclave_os._openssl"},
     "enclave_os.kv._record": TRUSTED_BASE | {"enclave_os._openssl", "enclave_os._aead"},
     "enclave_os.kv._reads": TRUSTED_BASE | {"enclave_os._rows"},
+    "enclave_os.kv._writes": TRUSTED_BASE,
     "enclave_os.workers": TRUSTED_BASE
     | {"enclave_os._aead", "enclave_os.evidence", "enclave_os.rpc", "enclave_os.sealing"},
     "enclave_os.verifier": TRUSTED_BASE | {"enclave_os._tls", "enclave_os._x509", "enclave_os.evidence"},
