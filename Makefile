@@ -16,7 +16,7 @@ PY := $(BIN)/python
 STAMPS := $(VENV)/.stamps
 RESULTS := build/results
 
-SOURCES := setup.py $(shell find src host third_party -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c')
+SOURCES := setup.py $(shell find src host third_party -name '*.pyx' -o -name '*.px[di]' -o -name '*.h' -o -name '*.c')
 CODE := $(SOURCES) $(shell find src host -name '*.py' -o -name '*.pyi' -o -name py.typed)
 
 # The paranoid builds repeat the suites of the parts that are native or read what the host wrote.

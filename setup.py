@@ -45,6 +45,7 @@ TABLE = [
     ("enclave_os.kv._freshness", "src/enclave_os/kv/_freshness.pyx", ["crypto"], []),
     ("enclave_os.kv._record", "src/enclave_os/kv/_record.pyx", ["crypto"], []),
     ("enclave_os.kv._reads", "src/enclave_os/kv/_reads.pyx", [], []),
+    ("enclave_os.kv._writes", "src/enclave_os/kv/_writes.pyx", [], []),
     ("enclave_os._tls", "src/enclave_os/_tls.pyx", OPENSSL, []),
     ("enclave_os._x509", "src/enclave_os/_x509.pyx", OPENSSL, []),
     ("enclave_os.http._head", "src/enclave_os/http/_head.pyx", [], []),

@@ -33,7 +33,7 @@ def test_other_names_stand_in_the_code() -> None:
         path.read_text(encoding="utf-8")
         for folder in ("src", "host")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".pyx", ".pxd", ".py", ".h")
+        if path.suffix in (".pyx", ".pxd", ".pxi", ".py", ".h")
     )
     named = {name for name in re.findall(r"`(_?[a-z]+_[a-z_]+)`", PAGE) if "/" not in name}
     assert sorted(name for name in named if not re.search(rf"\b{name}\b", code)) == []

@@ -207,7 +207,7 @@ def test_ck4_nobody_else_asks_the_wall_clock() -> None:
     found = [
         f"{path.relative_to(source)}:{number}"
         for path in sorted(source.rglob("*"))
-        if path.suffix in (".py", ".pyx", ".pxd", ".h")
+        if path.suffix in (".py", ".pyx", ".pxd", ".pxi", ".h")
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if wall.search(line.split("#")[0])
     ]

@@ -1,7 +1,7 @@
 """Who may import whom: the table of docs/architecture.md, and a reader of imports to hold the tree to it.
 
-Reads `import`, `from ... import` and `cimport` in .py, .pyx, .pxd and .pyi. It sees code that no test runs; what it
-cannot see (importlib, re-exports) the fresh interpreters of test_layers.py do.
+Reads `import`, `from ... import` and `cimport` in .py, .pyx, .pxd, .pxi and .pyi. It sees code that no test runs; what
+it cannot see (importlib, re-exports) the fresh interpreters of test_layers.py do.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ MAY: dict[str, set[str]] = {
     "enclave_os.kv._freshness": TRUSTED_BASE | {"enclave_os._openssl"},
     "enclave_os.kv._record": TRUSTED_BASE | {"enclave_os._openssl", "enclave_os._aead"},
     "enclave_os.kv._reads": TRUSTED_BASE | {"enclave_os._rows"},
+    "enclave_os.kv._writes": TRUSTED_BASE,
     "enclave_os.workers": TRUSTED_BASE
     | {"enclave_os._aead", "enclave_os.evidence", "enclave_os.rpc", "enclave_os.sealing"},
     "enclave_os.verifier": TRUSTED_BASE | {"enclave_os._tls", "enclave_os._x509", "enclave_os.evidence"},
@@ -122,6 +123,9 @@ HOST_RANKS: dict[str, int] = {
 
 # Natives in more than one file count as one.
 PARTS_OF = {
+    "enclave_os._tls_connection": "enclave_os._tls",
+    "enclave_os._tls_context": "enclave_os._tls",
+    "enclave_os._tls_handshake": "enclave_os._tls",
     "enclave_os._tls_hello": "enclave_os._tls",
     "enclave_os._x509_der": "enclave_os._x509",
     "enclave_os.runtime._connection": "enclave_os.runtime._ingress",
@@ -192,7 +196,7 @@ def modules(root: Path) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for package, folder in ROOTS.items():
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix in (".py", ".pyx", ".pxd", ".pyi"):
+            if path.suffix in (".py", ".pyx", ".pxd", ".pxi", ".pyi"):
                 found[path] = ".".join((package, *path.relative_to(root / folder).with_suffix("").parts))
     return found
 

@@ -65,6 +65,8 @@ cdef class Records:
     cdef Sealer _sealer
     cdef object _openers            # salt: AEADKey, the last used behind
     cdef bytes name_token(self, bytes name)
+    cdef bytes seal_row(
+        self, bytes token, uint64_t version, bytes name, uint64_t expires_ns, bytes value, uint64_t parts_id, uint32_t count)
     cdef AEADKey _opener(self, const uint8_t *salt)
     # `record`: a new one that nobody else has seen, with the plaintext behind its head; sealed in place.
     cdef bytes _seal(self, bytes token, uint8_t kind, uint64_t version, uint64_t parts_id, uint32_t count, bytes record)

@@ -167,6 +167,11 @@ cdef class Records:
     def seal_entry(self, bytes token not None, uint64_t version, bytes name not None, uint64_t expires_ns,
                    bytes value not None, uint64_t parts_id=0, uint32_t count=0):
         """The record of an entry. Where it has parts, their id and count, and `value` is the digest of their tags."""
+        return self.seal_row(token, version, name, expires_ns, value, parts_id, count)
+
+    cdef bytes seal_row(
+            self, bytes token, uint64_t version, bytes name, uint64_t expires_ns, bytes value, uint64_t parts_id,
+            uint32_t count):
         cdef Py_ssize_t name_size = PyBytes_GET_SIZE(name), value_size = PyBytes_GET_SIZE(value)
         cdef Py_ssize_t size = RECORD_MIN + ENTRY_HEAD_SIZE + name_size + value_size
         cdef uint16_t swapped_size

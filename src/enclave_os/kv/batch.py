@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from enclave_os.kv.change import Change
+from enclave_os.kv._writes import Waiting, limits
 from enclave_os.kv.freshness import Freshness, Latest, Place
 from enclave_os.kv.namespace import Parts, needs_parts
 from enclave_os.kv.record import INLINE_SIZE_MAX, NAME_SIZE_MAX, VALUE_SIZE_MAX
@@ -16,31 +15,15 @@ from enclave_os.wire.errors import UsageError
 from enclave_os.wire.kv import Operation, WriteFlag
 
 ROWS_MAX: Final = (256 << 20) // 64  # unless told otherwise
-BATCH_SIZE_MAX: Final = 1 << 20  # in as many messages as it takes: what waits for one fsync, in an enclave's memory
-CHANGES_MAX: Final = 1024  # of one batch: how long the loop is held up by sealing them
-TABLES_MAX: Final = 200  # that one batch writes to
+BATCH_SIZE_MAX: Final = limits()["BATCH_SIZE_MAX"]
+CHANGES_MAX: Final = limits()["CHANGES_MAX"]
+TABLES_MAX: Final = limits()["TABLES_MAX"]
+assert tuple(limits()[name] for name in ("NAME_SIZE_MAX", "INLINE_SIZE_MAX", "VALUE_SIZE_MAX")) == (
+    NAME_SIZE_MAX,
+    INLINE_SIZE_MAX,
+    VALUE_SIZE_MAX,
+)
 PARTS_IN_FLIGHT: Final = 16  # of one value, on their way to the host
-
-
-@dataclass(slots=True)
-class Waiting:
-    """A write that waits for its batch.
-
-    Attributes:
-        places: of the changes.
-        size: of its messages, at most; held: bytes of values.
-        large: a value needs parts: `parts`, when they are written, by the index of their change.
-        conditional: a change expects a version.
-    """
-
-    changes: Sequence[Change]
-    places: list[Place]
-    size: int
-    held: int
-    large: bool
-    conditional: bool
-    future: asyncio.Future[int]
-    parts: dict[int, Parts] | None = None
 
 
 @dataclass(slots=True)
@@ -60,40 +43,6 @@ class Batch:
     waiting: list[Waiting] = field(default_factory=list)
     call: asyncio.Future[None] | None = None
     sent_ns: int = 0
-
-
-def checked(changes: Sequence[Change]) -> Waiting:
-    """A write that may wait. Raises: UsageError."""
-    places: list[Place] = []
-    size = held = 0
-    large = conditional = False
-    for namespace, name, value, expected, expires_ns in changes:
-        if not 1 <= len(name) <= NAME_SIZE_MAX:
-            checked_name(name)
-        # Entry, deletion of former parts, and the namespace's own row, should it be new: at their largest.
-        size += 400 + len(name) + len(namespace.app) + len(namespace.name)
-        if value is not None:
-            value_size = len(value)
-            held += value_size
-            if value_size <= INLINE_SIZE_MAX:
-                size += value_size
-            elif value_size <= VALUE_SIZE_MAX:
-                large = True
-            else:
-                raise UsageError(f"a value has at most {VALUE_SIZE_MAX} bytes, not {value_size}")
-        if expected is not None:
-            conditional = True
-        if not 0 <= expires_ns < 2**63:
-            raise UsageError("an entry's expiry is not a time")
-        places.append((namespace.table, namespace.token(name)))
-    if not changes or (len(changes) > 1 and len(set(places)) != len(changes)):
-        raise UsageError("a batch has at least one change, and each key once")
-    if len(changes) > TABLES_MAX and len({table for table, _ in places}) > TABLES_MAX:
-        raise UsageError(f"a batch writes to at most {TABLES_MAX} namespaces")
-    if size > BATCH_SIZE_MAX or len(changes) > CHANGES_MAX:
-        raise UsageError(f"a batch has at most {CHANGES_MAX} changes and {BATCH_SIZE_MAX} bytes")
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    return Waiting(changes, places, size, held, large, conditional, future)
 
 
 def checked_name(name: bytes) -> bytes:

@@ -21,16 +21,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from enclave_os.errors import HostProtocolError, HostRefused, SealBroken, StoreBusy, VersionConflict
-from enclave_os.kv._record import tag_of
+from enclave_os.kv._writes import ACCEPT, DROP, STOP, Waiting, checked, pick, seal_changes
 from enclave_os.kv.anchoring import Anchoring
 from enclave_os.kv.batch import (
-    BATCH_SIZE_MAX,
-    CHANGES_MAX,
     ROWS_MAX,
-    TABLES_MAX,
     Batch,
-    Waiting,
-    checked,
     checked_name,
     conflict_of,
     fail,
@@ -55,7 +50,9 @@ WAITING_MAX: Final = 4096  # writes that wait for their batch; as many as the ho
 WAITING_BYTES_MAX: Final = 64 << 20  # of their values: four of the largest, in a memory that is an enclave's
 SHARE_MIN: Final = 24  # writes of a batch that goes ahead of the others: each batch costs a journal row, and an fsync
 JOURNAL_AHEAD_MAX: Final = JOURNAL_ROWS_MAX // 2  # batches that no checkpoint knows of: then writes are refused
-_PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
+_KINDS: Final = (OperationKind.PUT, OperationKind.DELETE, OperationKind.DELETE_RANGE)
+_new: Final = tuple.__new__  # a NamedTuple's own is Python
+_PUT, _, _DELETE_RANGE = _KINDS  # a member of an enumeration is found slowly
 
 
 class SealedKV:
@@ -95,6 +92,7 @@ class SealedKV:
         self._writing = asyncio.Lock()  # held by who sends batches, or wants none to be sent
         self._pipeline = Pipeline(store, self._counted, monotonic_ns, chain)
         self._in_flight, self._monotonic_ns = self._pipeline.places, monotonic_ns
+        self._loop = asyncio.get_running_loop()  # once: each time it costs a system call
         self._reading = Reading(store, self._fresh, self._pipeline, self.anchoring, trusted_ns)
         self._reads, self._scans = self._reading.reads, Scans(self._reading)
         self._catalog = Catalog(self.namespace("", CATALOG, _own=True), self._fresh, self._in_flight)
@@ -220,7 +218,7 @@ class SealedKV:
         self, namespace: Namespace, name: bytes, value: bytes, expected: int | None = None, expires_ns: int = 0
     ) -> Coroutine[Any, Any, int]:
         """Write one entry; returns its version. See `write`."""
-        return self.write((Change(namespace, name, value, expected, expires_ns),))
+        return self.write((_new(Change, (namespace, name, value, expected, expires_ns)),))
 
     def delete(self, namespace: Namespace, name: bytes, expected: int | None = None) -> Coroutine[Any, Any, int]:
         """Delete one entry, whether it is there or not. See `write`."""
@@ -237,10 +235,11 @@ class SealedKV:
         """
         if len(self._queue) >= WAITING_MAX:
             raise StoreBusy(f"{WAITING_MAX} writes wait already")
-        self.anchoring.check()
+        if self.anchoring.ended is not None:
+            self.anchoring.check()
         if self._version - min(self._checkpoint.state[0], self.anchoring.version) >= JOURNAL_AHEAD_MAX:
             raise StoreBusy("no checkpoint could be sealed for too many writes")  # a start would not follow more
-        waiting = checked(changes)
+        waiting = checked(changes, self._loop.create_future)
         if self._held and self._held + waiting.held > WAITING_BYTES_MAX:
             raise StoreBusy(f"writes of {self._held} bytes wait already")
         self._held += waiting.held
@@ -248,7 +247,7 @@ class SealedKV:
             await self._write_parts(waiting)
         self._queue.append(waiting)
         if self._pump is None or self._pump.done():
-            self._pump = asyncio.get_running_loop().create_task(self._write_queue())
+            self._pump = self._loop.create_task(self._write_queue())
         return await waiting.future
 
     async def _write_parts(self, waiting: Waiting) -> None:
@@ -289,43 +288,39 @@ class SealedKV:
         """The next batch of what waits, for which there is room. False: it waits for rows that others may free."""
         began = self._monotonic_ns()
         waited = len(self._queue)
-        size, places, tables = 0, set[Place](), set[bytes]()
         accepted: list[Waiting] = []
         left = self._rows_max - len(self._fresh) - 2 * len(self._in_flight)  # with a namespace's row for each
         # The host works on one half while we seal the other.
         share = -(-waited // 2) if waited >= 2 * SHARE_MIN and self._pipeline.quick and not self._in_flight else waited
-        while self._queue and len(accepted) < share:
-            waiting = self._queue[0]
-            own = waiting.places
-            size += waiting.size
-            if accepted and (size > BATCH_SIZE_MAX or len(places) + len(own) > CHANGES_MAX):
-                break
-            if not (places.isdisjoint(own) and self._in_flight.keys().isdisjoint(own)):
-                break
-            more = {table for table, _ in own} if len(own) > 1 or own[0][0] not in tables else ()
-            if more and len(tables.union(more)) > TABLES_MAX:
-                break
-            if waiting.conditional and (conflict := conflict_of(self._fresh, waiting)) is not None:
-                self.anchoring.tell(self._take().future, self._version, VersionConflict(conflict))
-                continue
-            if 2 * (len(places) + len(own)) > left and not has_room(self._fresh, waiting, left - 2 * len(places)):
-                if self._in_flight or accepted:
-                    break
-                fail(self._take(), store_full(len(self._fresh), self._rows_max))
-                continue
-            self._take()
-            if not waiting.future.done():  # its writer is still there
-                tables.update(more)
-                places.update(own)
-                accepted.append(waiting)
+        sent = False
         try:
+            pick(self._queue, self._in_flight, share, left, self._judge, accepted)
             if accepted:
                 self._pipeline.send(self._batch(accepted), self._monotonic_ns() - began)
-                accepted = []
+            sent = True
         finally:
-            for waiting in accepted:  # where that failed, nobody waits for ever
-                fail(waiting, StoreBusy("the store broke before it could write: nothing was written"))
+            self._held -= sum([waiting.held for waiting in accepted])
+            if not sent:
+                for waiting in accepted:  # nobody waits for ever
+                    fail(waiting, StoreBusy("the store broke before it could write: nothing was written"))
         return len(self._queue) < waited
+
+    def _judge(self, waiting: Waiting, left: int, others: bool) -> int:
+        """What becomes of a write that cannot just go; see `pick`."""
+        if waiting.future.done():  # its writer is gone
+            self._held -= waiting.held
+            return DROP
+        if waiting.conditional and (conflict := conflict_of(self._fresh, waiting)) is not None:
+            self._held -= waiting.held
+            self.anchoring.tell(waiting.future, self._version, VersionConflict(conflict))
+            return DROP
+        if 2 * len(waiting.places) > left and not has_room(self._fresh, waiting, left):
+            if self._in_flight or others:
+                return STOP
+            self._held -= waiting.held
+            fail(waiting, store_full(len(self._fresh), self._rows_max))
+            return DROP
+        return ACCEPT
 
     def _batch(self, accepted: list[Waiting]) -> Batch:
         tip = self._pipeline.tip
@@ -333,25 +328,8 @@ class SealedKV:
         version += 1
         batch = Batch(version, waiting=accepted)
         add = batch.operations.append
-        for waiting in accepted:
-            for index, (change, place) in enumerate(zip(waiting.changes, waiting.places, strict=True)):
-                namespace, name, value, _, expires_ns = change
-                table, token = place
-                parts = waiting.parts.get(index) if waiting.parts else None
-                if value is None:
-                    add(Operation(_DELETE, table, token))
-                    batch.latest[place] = None
-                else:
-                    if table not in self._catalog.entered:
-                        self._catalog.enter(batch, namespace)
-                    record = namespace.seal_entry(token, version, name, expires_ns, value, parts)
-                    add(Operation(_PUT, table, token, record))
-                    batch.latest[place] = (version, tag_of(record))
-                former = self._parts.get(place)
-                if former is not None:
-                    add(Operation(_DELETE_RANGE, table, *parts_range(token, former)))
-                if former is not None or parts is not None:
-                    batch.parts[place] = parts.parts_id if parts is not None else 0
+        entered, enter = self._catalog.entered, self._catalog.enter
+        seal_changes(batch, entered, enter, self._parts, Operation, _KINDS, parts_range)
         batch.root = self._fresh.step(version, batch.latest)
         journal = self._keys.journal_table
         row = encode_journal(self._keys.journal, version, before, batch.root)
