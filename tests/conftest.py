@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import enclave_os
@@ -32,3 +33,7 @@ def pytest_configure() -> None:
             raise pytest.UsageError(f"PYTHONPATH names {folder}, but the tests would run on {enclave_os.__file__}")
     if not named and _ring.DEBUG_BUILD:
         raise pytest.UsageError(f"{_ring.__file__} is a debug build, in place: rebuild with `make setup`")
+    # How long one example takes is the affair of a machine with other suites to run; pytest's timeout bounds them all.
+    too_slow = hypothesis.HealthCheck.too_slow
+    hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[too_slow])
+    hypothesis.settings.load_profile("patient")

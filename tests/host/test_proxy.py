@@ -261,7 +261,7 @@ def test_without_descriptors_clients_are_shed_and_the_proxy_sleeps() -> None:
                 except OSError:
                     break
             for other in waiting:
-                other.settimeout(10)
+                other.settimeout(60)
                 with pytest.raises(ConnectionResetError):
                     connect_and_read(other, rig.address)
             stats = rig.wait_stats(lambda stats: stats["shed"] == len(waiting))

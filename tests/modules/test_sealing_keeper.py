@@ -136,6 +136,24 @@ def test_one_that_waits_for_its_turn_is_not_begun_when_its_caller_left() -> None
     run(test)
 
 
+def test_who_waits_for_one_that_was_left_behind_need_not_wait_for_ever() -> None:
+    async def test(rig: Rig) -> None:
+        task = rig.approve(1)
+        store = await rig.next_call()
+        await leave(task)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await rig.approve(2)
+        store.set_result(STORED)
+        third = rig.approve(3)
+        (await rig.next_call()).set_result(STORED)
+        await third
+        assert rig.approved == (name(1), name(3))
+        assert rig.agrees
+
+    run(test)
+
+
 @pytest.mark.parametrize("how", [REFUSED, LOST, UNANSWERED, "lie"])
 def test_nobody_hears_of_a_refusal_when_its_caller_left(how: str) -> None:
     async def test(rig: Rig) -> None:

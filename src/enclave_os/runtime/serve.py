@@ -324,9 +324,10 @@ class Server:
             return
         floor = self._clock.floor_ns
         try:
-            await self._keeper.change(lambda config: config.with_floor(floor), deadline=deadline)
-        except (HostRefused, PeerProtocolError) as error:
-            self._logger.warning("a checkpoint was not stored: %s", error)
+            async with asyncio.timeout(deadline):  # also for one that was begun before, and that it waits for
+                await self._keeper.change(lambda config: config.with_floor(floor), deadline=deadline)
+        except (HostRefused, PeerProtocolError, TimeoutError) as error:
+            self._logger.warning("a checkpoint was not stored: %s", error or "the host does not answer")
 
     async def _say_ready(self, ingress: Ingress) -> None:
         self._raise_clock()
