@@ -158,7 +158,7 @@ def test_what_is_told() -> None:
     asyncio.run(run())
 
 
-def test_an_answer_that_fails_is_a_bug() -> None:
+def test_an_answer_that_fails_is_a_bug(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         async def fail(payload: bytes) -> bytes:
             raise RuntimeError("planted")
@@ -170,5 +170,5 @@ def test_an_answer_that_fails_is_a_bug() -> None:
             await talk.ends[0].ask(b"", 0.05)
         assert [str(error) for error in caught] == ["planted"]
 
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
-    asyncio.run(run())
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        asyncio.run(run())

@@ -253,14 +253,14 @@ async def ask_until(
         seconds: an answer may take, once the worker is reached; None: until `due`.
     Raises: NotSent: nothing was done. Unanswered: it may have been.
     """
-    now = asyncio.get_running_loop().time
+    clock = asyncio.get_running_loop().time
     while True:
         conversation = await reach(due)
         try:
-            return await conversation.ask(payload, max(0.0, due - now()) if seconds is None else seconds)
+            return await conversation.ask(payload, max(0.0, due - clock()) if seconds is None else seconds)
         except NotSent:
-            if not conversation.ended or now() >= due:
+            if not conversation.ended or clock() >= due:
                 raise
         except Unanswered:
-            if not again or not conversation.ended or now() >= due:
+            if not again or not conversation.ended or clock() >= due:
                 raise
