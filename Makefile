@@ -158,6 +158,11 @@ WORKERS ?= 1
 crash: $(STAMPS)/fast $(STAMPS)/test ## kill host, enclave or both N=1000 times under 32 writers, and look for what was acknowledged (RANGES=4 WORKERS=3: of a store in ranges)
 	$(PY) -m tests.e2e.crash --rounds $(N) --ranges $(RANGES) --workers $(WORKERS)
 
+SEEDS ?= 1000
+.PHONY: siege
+siege: $(STAMPS)/fast $(STAMPS)/test ## SEEDS=1000 hosts that start workers twice, fork what they store, cut off and delay: never two truths
+	$(PY) -m tests.modules.ranges_siege --seeds $(SEEDS)
+
 mitm: $(STAMPS)/fast $(STAMPS)/test ## a thief of the leaf's key in the middle, over sockets: N=1000 refused, 1000 accepted
 	$(PY) -m tests.hostile.mitm --runs $(N)
 

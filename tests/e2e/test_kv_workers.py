@@ -134,7 +134,7 @@ def of(workers: int, ranges: int = 1) -> Overrides:
     return {**SITE, "server": {"workers": workers}, "kv": {"ranges": ranges}}
 
 
-@pytest.mark.parametrize("ranges", [1])
+@pytest.mark.parametrize("ranges", [1, 5])
 def test_every_worker_serves_and_attests_the_same(site: KVSite, ranges: int) -> None:
     server = site.start(of(3, ranges))
     server.wait_for_log("worker 2 serves")
@@ -190,7 +190,7 @@ def test_worker_0_is_killed_and_nothing_acknowledged_is_lost(site: KVSite) -> No
     server.stop()
 
 
-@pytest.mark.parametrize(("workers", "ranges"), [(2, 1), (3, 1)])
+@pytest.mark.parametrize(("workers", "ranges"), [(2, 1), (3, 4)])
 def test_kv11_histories_of_32_clients_while_workers_are_killed(site: KVSite, workers: int, ranges: int) -> None:
     server = site.start(of(workers, ranges))
     for worker in range(1, workers):
@@ -204,6 +204,77 @@ def test_kv11_histories_of_32_clients_while_workers_are_killed(site: KVSite, wor
 
     assert recorded(site, server, kill).broken() == []
     server.stop()
+
+
+def test_ranges_whose_owners_die_under_load_or_change_with_the_number_of_workers_lose_nothing(site: KVSite) -> None:
+    """Fewer workers and more, each killed, a backup of all ranges at once, and its restoring by consent."""
+    bearer = f"Authorization: Bearer {site.token(scopes=SCOPES)}"
+    kept: dict[str, bytes] = {}
+    for start, workers in enumerate((2, 1, 3)):
+        server = site.start(of(workers, 3))
+        for worker in range(workers):
+            server.wait_for_log(f"worker {worker} serves")
+        at = connections(server, workers)
+        assert {key: at[-1].ask(get(f"/kv/{key}", bearer)).body for key in kept} == kept
+        for victim in range(workers):
+            for number, key in enumerate(KEYS):
+                kept[key] = b"%d %d %d" % (start, victim, number)
+                written = request("PUT", f"/kv/{key}", bearer, body=kept[key])
+                assert patient(at[number % workers], written).status == HTTPStatus.OK
+            at[victim].close()
+            os.kill(server.enclave_pids[victim], signal.SIGKILL)
+            server.wait_for_log(f"worker {victim} serves", count=2)
+            at[victim] = connections(server, workers)[victim]
+            for connection in at:
+                assert {key: patient(connection, get(f"/kv/{key}", bearer)).body for key in kept} == kept
+        for connection in at:
+            connection.close()
+        server.stop()
+
+
+def patient(connection: Connection, message: bytes) -> Any:
+    """The answer; asked again as long as it is 503: an owner that is being started."""
+    for _ in range(RETRIES):
+        answer = connection.ask(message)
+        if answer.status != HTTPStatus.SERVICE_UNAVAILABLE:
+            break
+    return answer
+
+
+def test_a_backup_of_all_ranges_is_of_one_moment_and_one_that_was_put_back_needs_a_managers_consent(
+    site: KVSite,
+) -> None:
+    receipt, memory = site.folder / "receipt.json", site.folder / "memory.json"
+    settings = of(2, 4)
+    server = site.start(settings)
+    server.wait_for_log("worker 1 serves")
+    site.verify(server, memory)
+    with site.client(server, scopes=SCOPES) as client:
+        for key in KEYS:
+            assert client.put(f"/kv/{key}", content=b"old").status_code == HTTPStatus.OK
+        site.command(server, "kv", "backup", "--out", receipt, roles=["manager"])
+        for key in KEYS:
+            assert client.put(f"/kv/{key}", content=b"new").status_code == HTTPStatus.OK
+    site.verify(server, memory)
+    server.stop()
+    named = json.loads(receipt.read_text())
+    copy = site.sealed / "backups" / f"{named['version']}-{named['root'][:16]}"
+    site.put_back(copy / "store", site.sealed / "store")
+    assert "is refused" in site.refused(settings)
+    held = site.start({**of(1), "kv": {"ranges": 4, "restore": True}})  # one worker is enough to judge
+    held.wait_for_log("HELD")
+    serves = len(held.wait_for_log("worker 0 serves"))
+    site.command(held, "kv", "restore", receipt, roles=["manager"])
+    held.wait_for_log("worker 0 serves", serves + 1)
+    with site.client(held, scopes=SCOPES) as client:
+        for key in KEYS:
+            assert client.get(f"/kv/{key}").content == b"old"
+            assert client.put(f"/kv/{key}", content=b"newer").status_code == HTTPStatus.OK
+    site.verify(held, memory)
+    held.stop()
+    again = site.start(settings)
+    with site.client(again, scopes=SCOPES) as client:
+        assert [client.get(f"/kv/{key}").content for key in KEYS] == [b"newer"] * len(KEYS)
 
 
 def test_kv11_histories_of_32_clients_under_a_carrier_that_lies(tmp_path: Path) -> None:

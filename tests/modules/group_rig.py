@@ -10,17 +10,21 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import cached_property
+from itertools import count
 from types import SimpleNamespace
 from typing import Any, Self, TypeVar, cast
 
 from enclave_os.evidence.store_state import StoreState
 from enclave_os.http import Request, Response
+from enclave_os.kv.ranges import Placement
 from enclave_os.modules.api import Storage, Table, WorkerReport
 from enclave_os.modules.auth import UNAUTHORIZED
+from enclave_os.modules.shared_work import let_go
 from enclave_os.modules.spent_tokens import SpentTokens
 from enclave_os.runtime.clock import Clock
-from enclave_os.runtime.group import Group
+from enclave_os.runtime.group import DEADLINES, Group
 from enclave_os.runtime.key_value import KeyValue
+from enclave_os.runtime.range_claim import Claim
 from enclave_os.runtime.worker_calls import WorkerCalls
 from enclave_os.sealing.keeper import SealKeeper
 from enclave_os.sealing.sealed_config import SealedConfig
@@ -56,7 +60,7 @@ class Worker:
         self.configs: list[SealedConfig] = []
         rpc = cast(Any, self.rpc)
         self.clock = clock = Clock(lambda: host_ns, NOW, lambda: 0)
-        self.keeper = SealKeeper(rpc, platform, policy() if own_policy is None else own_policy)
+        self.keeper = SealKeeper(rpc, platform, policy() if own_policy is None else own_policy, host.ranges)
         self.store = KeyValue(
             cast(Any, Rows(host, self.rpc)),
             self.keeper,
@@ -66,6 +70,11 @@ class Worker:
             checkpoint_seconds=0.05,
             memory=MEMORY,
             changed=lambda: self.group.written(),
+            worker=index,
+            workers=host.count,
+            claim=self._claim if index else None,
+            quiet_others=lambda: self.group.quiet_others(),
+            resume_others=lambda: self.group.resume_others(),
         )
         settings = SimpleNamespace(
             worker_index=index,
@@ -104,6 +113,12 @@ class Worker:
             logger=logging.getLogger("test.workers"),
         )
 
+    def _claim(self, index: int) -> Claim:
+        def ask(payload: bytes, *, again: bool, seconds: float | None = None) -> Coroutine[Any, Any, bytes]:
+            return self.group.ask_first(payload, again=again, seconds=seconds)
+
+        return Claim(index, ask, self.group.seen, seconds=DEADLINES * RPC_SECONDS, loop=asyncio.get_running_loop())
+
     def _admitted_again(self) -> None:
         self.again += 1
 
@@ -129,6 +144,8 @@ class Worker:
         self.group.begin()
         if self.index == 0:
             await self.group.all_serve()
+        elif self.host.ranges > 1:
+            await self.store.open_claimed()
         return self
 
     @cached_property
@@ -137,6 +154,19 @@ class Worker:
 
     def table(self, name: str = "things") -> Table:
         return self.storage.table(name)
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """One in each range."""
+        place = Placement(self.keeper.config.master_key, self.host.ranges)
+        found: dict[int, Table] = {}
+        for name in map(str, count()):
+            index = place.of("test", "", name, alone=True)
+            if index not in found:
+                found[index] = self.storage.table(name, alone=True)
+                if len(found) == place.count:
+                    break
+        return [found[index] for index in range(place.count)]
 
     async def state(self) -> StoreState:
         """As a client is shown it."""
@@ -148,12 +178,15 @@ class Worker:
         """What a client of this worker asks for. Raises: ConnectionResetError: the worker died meanwhile."""
         task = asyncio.ensure_future(work)
         dying = asyncio.ensure_future(self.dead.wait())
-        await asyncio.wait((task, dying), return_when=asyncio.FIRST_COMPLETED)
-        dying.cancel()
-        if not task.done():
-            task.cancel()
-            raise ConnectionResetError
-        return task.result()
+        try:
+            await asyncio.wait((task, dying), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ConnectionResetError
+            return task.result()
+        finally:
+            dying.cancel()
+            if task.cancel():
+                let_go(task)
 
     def kill(self) -> None:
         """As SIGKILL does it; the host notices."""
@@ -192,6 +225,7 @@ class Workers:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: self._bugs.append(context))
         for index in range(self._count):
             self.now.append(await self._make(index))
+        await self.now[0].store.all_claimed()
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -42,7 +42,14 @@ class WorkerZero:
 
     def __init__(self, sealed: State = NEVER, found: State = NEVER) -> None:
         self.sealed = sealed
-        self.book = RangeBook(2, None, commits=False, changed=lambda: None, logger=logging.getLogger("test"))
+        self.book = RangeBook(
+            2,
+            None,
+            commits=False,
+            sealed=lambda: (NEVER, self.sealed),
+            changed=lambda: None,
+            logger=logging.getLogger("test"),
+        )
         self.book.begin([NEVER, found], {0: lambda: NEVER})
         self.admitted: Admission | None = None
 

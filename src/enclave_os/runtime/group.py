@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 from enclave_os.errors import HostRefused, InternalError, StoreBusy
@@ -272,10 +273,10 @@ class Group:
             if operation is None:
                 return owned(payload)
             if operation in OF_RANGES and desk is not None:
-                return _refusing(desk.answer(RangeCall.decode(payload)))
+                return _refusing(partial(desk.answer, RangeCall.decode(payload)))
             work = self._of_ranges(operation)
             if work is None and operation in OF_MODULES and self._member is None and not self._serves.is_set():
-                work = self._once_serving(payload)
+                work = partial(self._once_serving, payload)
             return self._answer(payload) if work is None else _refusing(work)
 
         return answer
@@ -284,17 +285,17 @@ class Group:
         """What answers one worker's store calls, with cursors of its own."""
         return Owner(self._own_part, lambda: self.state).answer
 
-    def _of_ranges(self, operation: GroupOperation) -> Coroutine[Any, Any, bytes] | None:
+    def _of_ranges(self, operation: GroupOperation) -> Callable[[], Coroutine[Any, Any, bytes]] | None:
         """What answers another worker about all ranges; None: it is about something else."""
         if self._member is None:
             if operation is GroupOperation.RANGES_CLAIMED:
-                return self._all_claimed()
+                return self._all_claimed
             if operation is GroupOperation.SERVES:
-                return self._first_serves()
+                return self._first_serves
         elif operation is GroupOperation.QUIET:
-            return self._quiet()
+            return self._quiet
         elif operation is GroupOperation.RESUME:
-            return self._resume()
+            return self._resume
         return None
 
     async def _all_claimed(self) -> bytes:
@@ -355,9 +356,9 @@ class Group:
         self._config_taken(config)
 
 
-async def _refusing(work: Coroutine[Any, Any, bytes]) -> bytes:
-    """The reply; what was refused as such."""
+async def _refusing(work: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    """The reply; what was refused as such. Work that is cancelled before it begins is none."""
     try:
-        return await work
+        return await work()
     except REFUSALS as error:
         return encode_refusal(error)

@@ -247,7 +247,14 @@ class KeyValue:
         self._book = book
 
     def _make_book(self, anchor: AnchorOfRanges | None) -> RangeBook:
-        return RangeBook(self._workers, anchor, commits=self._commits, changed=self._changed, logger=self._logger)
+        return RangeBook(
+            self._workers,
+            anchor,
+            commits=self._commits,
+            sealed=lambda: self._keeper.config.kv_states,
+            changed=self._changed,
+            logger=self._logger,
+        )
 
     # -- a start that is held ------------------------------------------------------------------------------------------
 

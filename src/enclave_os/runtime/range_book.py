@@ -38,6 +38,8 @@ class RangeBook:
         workers: how many there are: each owns what `owner_of` gives it.
         anchor: knows of all ranges; None: there is none.
         commits: it hears of a batch before that is acknowledged; else of checkpoints.
+        sealed: the checkpoints, which the anchor hears of where it does not hear of each batch: what it knows must be
+            durable, and with `kv.sync` off nothing else is.
         changed: told whenever a state did.
     """
 
@@ -47,12 +49,14 @@ class RangeBook:
         anchor: AnchorOfRanges | None,
         *,
         commits: bool,
+        sealed: Callable[[], Sequence[State]],
         changed: Callable[[], None],
         logger: logging.Logger,
     ) -> None:
         self._workers = workers
         self._anchor = anchor
         self._commits = commits and anchor is not None
+        self._sealed = sealed
         self._changed = changed
         self._logger = logger
         self._states: list[State] = []  # that a successor must have
@@ -143,7 +147,7 @@ class RangeBook:
     async def _swap(self) -> None:
         if self._anchor is None:
             raise InternalError("there is no anchor to be told")
-        await self._anchor.advance_states(self._with_own(self._states))
+        await self._anchor.advance_states(self._with_own(self._states) if self._commits else self._sealed())
 
     def _with_own(self, states: Sequence[State]) -> tuple[State, ...]:
         return tuple(self._own[index]() if index in self._own else state for index, state in enumerate(states))
