@@ -166,6 +166,7 @@ class PlayedRPC:
         self.quick = asyncio.Event()  # cleared: what it did with rows is done, and it hears of it later
         self.quick.set()
         self.accusations: list[str] = []
+        self.methods: set[Method] = set()  # that it called
         self._loop = asyncio.get_running_loop()
         self._handlers: dict[Method, Handler] = {
             Method.PEER_SEND: host.mail.sender(index),
@@ -201,6 +202,7 @@ class PlayedRPC:
         self, method: Method, payload: bytes, reply: asyncio.Future[bytes], *, deadline: float | None = None
     ) -> None:
         self._asked.append(reply)
+        self.methods.add(method)
         if not self.alive:
             return
         if method is Method.PEER_CARRY:

@@ -138,6 +138,24 @@ def test_one_range_that_is_put_back_refuses_the_start(index: int, anchored: bool
     asyncio.run(run())
 
 
+def test_an_anchor_of_checkpoints_hears_of_nothing_that_is_not_sealed() -> None:
+    """With `kv.sync` off a crash of the machine may lose the rest: every start would be refused for it."""
+
+    async def run() -> None:
+        site = Site(FakeEtcd())
+        kv = await site.begin()
+        await kv.checkpoint()
+        await table(kv, 0).put(b"a", b"in no checkpoint")
+        await table(kv, 1).put(b"a", b"sealed")
+        await kv.ranges[1].checkpoint()
+        assert site.exchange is not None
+        found = await EtcdAnchor(site.exchange, site.keeper.config.master_key, name="etcd").known_states(new=False)
+        assert found == site.keeper.config.kv_states
+        assert found[0] != kv.states[0]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("index", range(RANGES))
 def test_what_was_acknowledged_at_a_commit_is_not_put_back(index: int) -> None:
     async def run() -> None:
