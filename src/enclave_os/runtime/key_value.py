@@ -185,7 +185,8 @@ class KeyValue:
             self._keep(store.stay(key))
 
     def again(self) -> None:
-        """Worker 0 admitted this worker anew: what it claimed before counts no more."""
+        """Worker 0 admitted this worker anew: what it claimed before counts no more, nor is it still for a copy."""
+        self.resume()
         for store in self._claimed.values():
             store.again()
 
