@@ -151,6 +151,10 @@ def _index(worker: int) -> bytes:
     return worker.to_bytes(PEER_INDEX_SIZE, "little")
 
 
+SEALS = (Method.SEAL_LOAD, Method.SEAL_STORE)
+PATIENCE = 30.0  # with a machine that has other work: where deadlines are short, it is not for these calls to miss them
+
+
 class PlayedRPC:
     """One worker's calls, answered by the host's own handlers in later turns of the loop.
 
@@ -192,8 +196,11 @@ class PlayedRPC:
     async def call(self, method: Method, payload: bytes = b"", *, deadline: float | None = None) -> bytes:
         reply: asyncio.Future[bytes] = self._loop.create_future()
         self.start(method, payload, reply)
+        seconds = self._seconds if deadline is None else deadline
+        if method in SEALS and self.alive:
+            seconds = max(seconds, PATIENCE)
         try:
-            async with asyncio.timeout(self._seconds if deadline is None else deadline):
+            async with asyncio.timeout(seconds):
                 return await reply
         except TimeoutError as error:
             raise HostRefused(f"the host did not answer {method.name} in time") from error
