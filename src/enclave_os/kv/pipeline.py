@@ -23,7 +23,7 @@ from enclave_os.kv.store import Store
 from enclave_os.wire.kv import CHAIN_SHIFT, WriteFlag
 
 BATCHES_MAX: Final = 3  # under way: one is sealed, one is read by the host, one is written to the disk
-HASTE: Final = 12  # a host that needs so many times what sealing takes waits for its disk
+HASTE: Final = 24  # a host that needs so many times what sealing takes waits for its disk
 WEIGHT: Final = 1 / 8  # of the last one in an average
 
 
