@@ -212,13 +212,18 @@ class Worker:
 
 
 class Workers:
-    """All of them; a context, so that nothing is left running."""
+    """All of them; a context, so that nothing is left running.
+
+    Attributes:
+        now: the life of each.
+        ever: all lives that there were.
+    """
 
     def __init__(self, count: int = 2, host: Host | None = None) -> None:
         self.host = host or Host(count)
         self._count = count  # of those that are started
         self.now: list[Worker] = []
-        self._all: list[Worker] = []
+        self.ever: list[Worker] = []
         self._bugs: list[dict[str, Any]] = []
 
     async def __aenter__(self) -> Self:
@@ -229,7 +234,7 @@ class Workers:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for worker in self._all:
+        for worker in self.ever:
             if worker.rpc.alive:
                 worker.kill()
         await asyncio.sleep(0)
@@ -243,12 +248,12 @@ class Workers:
 
     def beside(self, index: int) -> Worker:
         """One more life of a worker, whatever others there are; not begun."""
-        self._all.append(Worker(self.host, index))
-        return self._all[-1]
+        self.ever.append(Worker(self.host, index))
+        return self.ever[-1]
 
     async def _make(self, index: int) -> Worker:
         worker = Worker(self.host, index)
-        self._all.append(worker)
+        self.ever.append(worker)
         async with asyncio.timeout(SECONDS):
             return await worker.begin()
 

@@ -40,7 +40,7 @@ class Talkers(Workers):
     async def _make(self, index: int) -> Worker:
         worker = Worker(self.host, index)
         worker.rpc._seconds = SECONDS  # the host's own calls are of no interest here
-        self._all.append(worker)
+        self.ever.append(worker)
         self.lives[index] += 1
         answerer = self._answerer(index, self.lives[index])
         if worker.group._member is not None:

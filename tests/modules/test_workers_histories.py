@@ -11,6 +11,7 @@ import pytest
 
 from enclave_os.errors import (
     HostRefused,
+    SealBroken,
     StoreBusy,
     VersionConflict,
 )
@@ -68,6 +69,9 @@ class TestHistories:
                 workers.host.tamper = None
                 for name in list(history.keys):
                     assert await latest(workers, name, history)
+                for worker in workers.ever:  # the host lied about records, never about rows: nobody may say that it did
+                    assert not [error for error in worker.broken if isinstance(error, SealBroken)]
+                    assert not worker.store.counters().get("kv_tampering_total", 0)
             assert len(history) > 32 * CALLS // 2
             assert history.broken() == []
 
