@@ -43,6 +43,7 @@ from enclave_os.wire.kv import (
 )
 from enclave_os.wire.rpc import Status
 
+from .deadlines import ended, left
 from .rocksdb_errors import StoreError
 from .rocksdb_errors import rocksdb as _rocksdb
 from .rocksdb_options import open_rocksdb, rocksdb_options
@@ -57,6 +58,7 @@ GROUP_BYTES_MAX: Final = 4 << 20
 STALL_SECONDS_MAX: Final = 4.0  # that a write waits for compaction: less than the enclave's own deadline
 STALL_STEP: Final = 0.005
 OPEN_AGAIN_SECONDS: Final = 5.0
+HAND_OVER_SECONDS: Final = 0.001  # to another thread; it takes some 50 us
 CLOSE_SECONDS_MAX: Final = 10.0  # for a disk to come back with what was under way
 _PUT, _DELETE, _DELETE_RANGE = OperationKind  # a member of an enumeration is found slowly
 
@@ -115,6 +117,7 @@ class KVStore:
         self._appended: list[_Write] = []  # in the log, and to be made durable
         self._appended_changed = threading.Condition()
         self._all_appended = False
+        self._syncing = False  # an fsync is under way, or about to be
         self._syncer: threading.Thread | None = None
         self.writes = 0
         self.syncs = 0
@@ -251,7 +254,7 @@ class KVStore:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if not (self._all_written(until) and _ended(self._syncer, until) and self._lock.acquire(timeout=_left(until))):
+        if not (self._all_written(until) and ended(self._syncer, until) and self._lock.acquire(timeout=left(until))):
             self._report(
                 f"the disk did not finish in {CLOSE_SECONDS_MAX:.0f} s what the store gave it, so the store is left "
                 "open until this process ends; nothing is lost by it that was acknowledged; look at the disk"
@@ -271,8 +274,8 @@ class KVStore:
     def _all_written(self, until: float) -> bool:
         """Whether all that was handed in is in the log, or refused, when this returns."""
         with self._changed:
-            idle = self._changed.wait_for(lambda: not self._appending, _left(until))
-        if not (idle and _ended(self._thread, until)):
+            idle = self._changed.wait_for(lambda: not self._appending, left(until))
+        if not (idle and ended(self._thread, until)):
             return False
         with self._appended_changed:
             self._all_appended = True
@@ -315,14 +318,18 @@ class KVStore:
                 self._appended_changed.wait()
             self._appended += durable
             self._appended_changed.notify()
+            if not self._syncing:
+                # It begins before we go on: else the next write keeps the GIL from it, and both have the later fsync.
+                self._appended_changed.wait(HAND_OVER_SECONDS)
         return True
 
     def _run_syncs(self) -> None:
         while True:
             with self._appended_changed:
+                self._syncing = False
                 while not self._appended and not self._all_appended:
                     self._appended_changed.wait()
-                durable, self._appended = self._appended, []
+                durable, self._appended, self._syncing = self._appended, [], True
                 self._appended_changed.notify()
             if not durable:
                 return
@@ -486,13 +493,3 @@ class KVStore:
                 family = made, db.get_column_family_handle(name)
             self._families[namespace] = family
         return family
-
-
-def _ended(thread: threading.Thread | None, until: float) -> bool:
-    if thread is not None:
-        thread.join(_left(until))
-    return thread is None or not thread.is_alive()
-
-
-def _left(until: float) -> float:
-    return max(0.0, until - time.monotonic())

@@ -195,6 +195,29 @@ def test_a_write_that_must_wait_for_rocksdb_goes_to_the_thread_before_those_that
     rig.store.close()
 
 
+def test_the_fsync_of_a_write_begins_before_the_next_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else both have the later one, and the first is answered late."""
+    monkeypatch.setattr(kv_store, "HAND_OVER_SECONDS", 20.0)
+    rig = Rig(tmp_path / "store", "group")
+    assert rig.write(put(b"first", b"")) == Status.OK
+    gate, told, make_durable = threading.Event(), queue.SimpleQueue[Status](), rig.store._make_durable
+
+    def held() -> Status:
+        gate.wait(20)
+        return make_durable()
+
+    monkeypatch.setattr(rig.store, "_make_durable", held)
+    for _ in range(2):
+        rig.store.write([put(b"a", b"1")], told.put)
+    assert len(rig.store._appended) == 1, "the first is under way"
+    gate.set()
+    assert [told.get(timeout=20) for _ in range(2)] == [Status.OK] * 2
+    assert rig.store.syncs == 3
+    rig.store.close()
+
+
 def test_a_store_that_is_closed_refuses_and_has_made_durable_what_it_took(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "store", "group")
     told: queue.SimpleQueue[Status] = queue.SimpleQueue()

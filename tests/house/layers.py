@@ -102,6 +102,7 @@ HOST_RANKS: dict[str, int] = {
     "enclave_os_host.shared_memory": 2,
     "enclave_os_host.service_manager": 2,
     "enclave_os_host._proxy": 3,
+    "enclave_os_host.deadlines": 1,
     "enclave_os_host.rocksdb_errors": 1,
     "enclave_os_host.rocksdb_options": 1,
     "enclave_os_host.kv_store": 2,
