@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import random
 import threading
@@ -209,6 +210,8 @@ def test_the_fsync_of_a_write_begins_before_the_next_is_in_the_log(
         return make_durable()
 
     monkeypatch.setattr(rig.store, "_make_durable", held)
+    while rig.store._syncing:
+        os.sched_yield()  # until its thread waits again
     for _ in range(2):
         rig.store.write([put(b"a", b"1")], told.put)
     assert len(rig.store._appended) == 1, "the first is under way"
