@@ -273,6 +273,7 @@ class RPCDispatcher:
             self._reply(worker, req_id, *answer)
             return
         if answer.outcome is not None:
+            self._take_done()  # what was answered before goes before: records of a channel keep their order
             self._reply(worker, req_id, *worker.registry.check(method, *answer.outcome))
             return
         size = RPC_HEADER_SIZE + len(payload)

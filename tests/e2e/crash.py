@@ -97,7 +97,11 @@ class Crash:
         for self._number in range(count):
             if self._server is None and self._dice.random() < 0.2:
                 self._kill_a_start()
-            asyncio.run(self._round())
+            try:
+                asyncio.run(self._round())
+            except BaseException:
+                self._keep_log()
+                raise
             if self._number % PROGRESS_ROUNDS == PROGRESS_ROUNDS - 1:
                 print(f"{self._number + 1} rounds, killed {self.kills}: {self.acknowledged} writes", file=sys.stderr)
         asyncio.run(self._look())
@@ -239,6 +243,11 @@ class Crash:
     def _check_log(self, server: Server) -> None:
         bad = [line for line in server.log.splitlines() if any(alarm in line for alarm in ALARMS)]
         assert not bad, f"round {self._number}: " + "\n".join(bad)
+
+    def _keep_log(self) -> None:
+        """What the server said, for who looks into a failure."""
+        if self._server is not None:
+            (self._folder / "server.log").write_text(self._server.log)
 
     def _note(self) -> None:
         known = {name: [_shown(one) for one in key.possible] for name, key in self._keys.items()}

@@ -6,6 +6,7 @@ import os
 import queue
 import select
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,11 @@ import pytest
 from enclave_os.wire import EMPTY, FULL, Consumer, Producer, decode_rpc_reply, encode_rpc_request
 from enclave_os.wire.errors import Lie, PeerProtocolError, UsageError
 from enclave_os.wire.layout import plan_region
-from enclave_os.wire.rpc import Method, Status
+from enclave_os.wire.rpc import Method, PeerCarryFlag, Status
 from enclave_os_host import rpc_dispatcher
 from enclave_os_host.doorbell import Doorbell, EventfdDoorbell, ring
 from enclave_os_host.handlers import Handler, Later, Refused
+from enclave_os_host.handlers.peers import Carrier
 from enclave_os_host.rpc_dispatcher import Registry, RPCDispatcher
 from enclave_os_host.shared_memory import Region, region_folder
 
@@ -204,6 +206,27 @@ def test_a_handler_may_answer_before_anyone_asks_for_the_outcome(desk: Desk) -> 
     caller = desk.add({Method.TIME: at_once})
     sent = caller.send(*(encode_rpc_request(req_id, Method.TIME) for req_id in range(1000)))
     assert sorted(caller.collect(sent)) == [(req_id, Status.OK, b"12345678") for req_id in range(sent)]
+
+
+def test_records_between_workers_keep_their_order_whichever_call_brings_them(desk: Desk) -> None:
+    """One is the answer to a call that has waited, the next to a call that finds it there, in the same turn."""
+    carrier = Carrier(2)
+    sender, receiver = (desk.add({Method.PEER_CARRY: carrier.handler(index)}) for index in range(2))
+
+    def listen(req_id: int) -> bytes:
+        return encode_rpc_request(req_id, Method.PEER_CARRY, bytes(4))
+
+    def carry(req_id: int, record: bytes) -> bytes:
+        return encode_rpc_request(req_id, Method.PEER_CARRY, bytes((PeerCarryFlag.RECORD, 0, 1, 0)) + record)
+
+    receiver.send(listen(0))
+    due = time.monotonic() + 10
+    while desk.dispatcher.calls < 1:
+        assert time.monotonic() < due
+    with desk.dispatcher._lock:  # so that one turn finds all of it
+        sender.send(carry(0, b"first"), carry(1, b"second"), carry(2, b"third"))
+        receiver.send(listen(1), listen(2))
+    assert [reply[2:] for _, _, reply in receiver.collect(3)] == [b"first", b"second", b"third"]
 
 
 @pytest.mark.parametrize(("name", "most"), [("REPLIES_OWED_MAX", 10), ("OWED_BYTES_MAX", 10 * 18)])

@@ -238,6 +238,14 @@ class PlayedRPC:
                 answer = answer[:PEER_INDEX_SIZE] + self.host.tamper_letter(answer[PEER_INDEX_SIZE:])
             self._settle(method, reply, Status.OK, answer, 0)
 
+    async def slowly(self, what: str) -> None:
+        """Wait until the host is quick again. Raises: HostRefused: not in time."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self.quick.wait()
+        except TimeoutError as error:
+            raise HostRefused(f"the host did not answer {what} in time") from error
+
     async def nothing(self) -> None:
         """Wait for what does not come, as a process does that is dead."""
         self._asked.append(self._loop.create_future())
@@ -312,7 +320,8 @@ class Rows(InPlace):
                 await self._rpc.nothing()
             found = await getattr(self._rpc.view or self._host.rows, name)(*arguments)
             await asyncio.sleep(0)
-            await self._rpc.quick.wait()
+            if not self._rpc.quick.is_set():
+                await self._rpc.slowly(name)
             return found
 
         return call
