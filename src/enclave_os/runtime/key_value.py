@@ -5,7 +5,7 @@
     others     admitted -> their ranges read and claimed -> modules ... modules end -> last checkpoints
 
 Of one range worker 0 is the owner, and the others have none. A store that is not what is sealed refuses the start, or,
-where `kv.restore` says so, is held for a manager: then worker 0 reads all ranges, and nobody else any.
+where `kv.restore` says so, is held for a manager; there is only worker 0 then (`wire.settings`), which has all ranges.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class KeyValue:
         checkpoint_seconds: from a write to its checkpoint, at most.
         memory: bytes for what is known of each row, in this worker.
         changed: told after each batch that was written, in worker 0 of any range.
-        hold: whether a store that is not what is sealed is kept for a manager to judge, instead of refused.
+        hold: whether a store that is not what is sealed is kept for a manager to judge, instead of refused; with one
+            worker only.
         commits: the anchor knows of a write before it is acknowledged.
         worker, workers: which this is, of how many.
         claim: makes this worker's claim to a range; None: it is worker 0.
@@ -233,15 +234,13 @@ class KeyValue:
         states: list[State] = []
         for index, passed in enumerate(points):
             key = range_key(master_key, index)
-            if index not in own and not self._hold:
+            if index not in own:  # nor its rows: they may be written at this moment
                 states.append(await follow_journal(self._rows, StoreKeys.derive(key), passed))
                 continue
-            store = self._range(index, len(own))
+            store = ranges[index] = self._range(index, len(own))
             kv = await store.read(key, OwnRange(book, _at(book.anchored, index)))
+            store.take(kv)
             states.append(kv.state)
-            if index in own:  # else it was read to be judged, since nobody else could say that it is held
-                store.take(kv)
-                ranges[index] = store
         self._ranges = ranges
         book.begin(states, {index: _live(store, states[index]) for index, store in ranges.items()})
         await book.claim()
