@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import logging
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -34,6 +35,7 @@ CLIENTS = 32
 LIES_MAX = 40  # of one siege, or until so many calls were served by lives of each worker, in so many lives
 SERVED_MIN = 100
 STARTED_MIN = 10
+PROGRESS_SEEDS = 20  # between two lines of a long run
 TURNS = 200  # of the loop between two lies, at most
 KEYS = (b"a", b"b")  # of each range
 LIES = ("start", "start", "kill", "cut", "mend", "mend", "fork", "show", "ended", "late", "quick")
@@ -236,6 +238,8 @@ def main() -> None:
         assert not broken, f"seed {seed}: {broken} had two truths"
         served += sum(siege.served.values())
         lives += siege.started
+        if seed % PROGRESS_SEEDS == 0:
+            print(f"seed {seed}: {lives} processes, {served} calls served so far", file=sys.stderr)
     print(f"{arguments.seeds} sieges, {lives} processes, {served} calls served: one truth")
 
 
