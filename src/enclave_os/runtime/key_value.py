@@ -21,7 +21,7 @@ from enclave_os.errors import HostRefused, InternalError, SealBroken
 from enclave_os.evidence.store_state import State, StoreState, combined
 from enclave_os.kv.journal import follow_journal
 from enclave_os.kv.keys import StoreKeys
-from enclave_os.kv.ranges import Placement, owner_of, range_key
+from enclave_os.kv.ranges import owner_of, range_key
 from enclave_os.kv.sealed import SealedKV
 from enclave_os.kv.store import Anchor, AnchorOfRanges
 from enclave_os.modules.api import NoStorage, Storage
@@ -129,7 +129,6 @@ class KeyValue:
         self._ranges: dict[int, RangeStore] = {}
         self._claimed: dict[int, ClaimedRangeStore] = {}
         self._book: RangeBook | None = None
-        self._placement: Placement | None = None
         self._held: tuple[Held, list[SealedKV]] | None = None
         self._confirming: asyncio.TimerHandle | None = None
         self._closing = False
@@ -168,8 +167,8 @@ class KeyValue:
         """
         if self._claim is None:
             raise InternalError("worker 0 claims nothing")
-        states = self._begin_placement()
-        indexes = [index for index in range(len(states)) if owner_of(index, self._workers) == self._worker]
+        count = len(self._keeper.config.kv_states)
+        indexes = [index for index in range(count) if owner_of(index, self._workers) == self._worker]
         for index in indexes:
             store = ClaimedRangeStore(
                 self._claim(index),
@@ -196,12 +195,6 @@ class KeyValue:
         if self._book is not None and self._held is None:
             await self._book.all_claimed()
 
-    def _begin_placement(self) -> tuple[State, ...]:
-        config = self._keeper.config
-        states = config.kv_states
-        self._placement = Placement(config.master_key, len(states))
-        return states
-
     def _rows_max(self, ranges: int) -> int:
         return self._memory // ROW_MEMORY // max(1, ranges)
 
@@ -221,7 +214,7 @@ class KeyValue:
 
     async def _read_all(self, anchor: WholeAnchor | None) -> None:
         master_key = self._keeper.config.master_key
-        sealed = self._begin_placement()
+        sealed = self._keeper.config.kv_states
         if len(sealed) == 1:
             store = self._range(0, 1)
             store.take(await store.read(master_key, anchor))
@@ -322,21 +315,9 @@ class KeyValue:
         return store.of(module)
 
     @property
-    def placement(self) -> Placement:
-        """Where tables lie. Raises: InternalError: the store is not open."""
-        if self._placement is None:
-            raise InternalError("the store is not open")
-        return self._placement
-
-    @property
     def ranges(self) -> Mapping[int, RangeStore]:
         """Those that this worker owns, by their index."""
         return self._ranges
-
-    @property
-    def claimed(self) -> Mapping[int, ClaimedRangeStore]:
-        """Those of them that it has claimed of worker 0."""
-        return self._claimed
 
     @property
     def rows(self) -> int:

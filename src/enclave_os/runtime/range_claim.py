@@ -61,11 +61,6 @@ class Claim:
         self._made: asyncio.Future[None] = loop.create_future()
         self._look = Look(self._confirm)
 
-    @property
-    def counts(self) -> bool:
-        """Whether this worker has claimed the range, as far as it knows."""
-        return self._made.done()
-
     def drop(self) -> None:
         """Worker 0 admitted this worker anew: what was claimed before counts no more."""
         if self._made.done():

@@ -98,11 +98,6 @@ class RangeStore:
         self._kv = kv
 
     @property
-    def claimed(self) -> bool:
-        """Whether what is read here is shown only when worker 0 has confirmed the claim."""
-        return False
-
-    @property
     def kv(self) -> SealedKV | None:
         """The store; None: it is not open."""
         return self._kv
@@ -301,10 +296,6 @@ class ClaimedRangeStore(RangeStore):
         )
         self._anew = asyncio.Event()
         self._taken = asyncio.Event()
-
-    @property
-    def claimed(self) -> bool:
-        return True
 
     @property
     def life(self) -> ClaimedAnchor:
