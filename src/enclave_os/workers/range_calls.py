@@ -16,14 +16,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from enclave_os.evidence.exchange import ROOT_SIZE
 from enclave_os.evidence.store_state import State, StoreState
 from enclave_os.wire import FrameReader, FrameWriter
 from enclave_os.wire.errors import PeerProtocolError
 from enclave_os.wire.kv import RANGES_MAX
 from enclave_os.workers.group_calls import GroupOperation
 from enclave_os.workers.link import MESSAGE_SIZE_MAX
-from enclave_os.workers.store_calls import decode_state, encode_state, ok_reply, open_reply
+from enclave_os.workers.store_calls import (
+    decode_state,
+    encode_state,
+    ok_reply,
+    open_reply,
+    read_range_state,
+    write_range_state,
+)
 
 OF_RANGES: Final = frozenset(
     (
@@ -61,7 +67,7 @@ class RangeCall:
         writer.write_u64(self.claim)
         for state in (self.state, self.known):
             if state is not None:
-                _write_state(writer, state)
+                write_range_state(writer, state)
         return writer.finish()
 
     @staticmethod
@@ -72,8 +78,8 @@ class RangeCall:
         if number not in OF_RANGES:
             raise PeerProtocolError(f"{number} asks for nothing about a range")
         operation, index, claim = GroupOperation(number), _index(reader), reader.read_u64()
-        state = _read_state(reader) if operation in _WITH_STATE else None
-        known = _read_state(reader) if operation is GroupOperation.RANGE_CLAIM else None
+        state = read_range_state(reader) if operation in _WITH_STATE else None
+        known = read_range_state(reader) if operation is GroupOperation.RANGE_CLAIM else None
         reader.end()
         return RangeCall(operation, index, claim, state, known)
 
@@ -81,15 +87,15 @@ class RangeCall:
 def encode_known(sealed: State, booked: State) -> bytes:
     """The reply to RANGE_KNOWN: the sealed checkpoint, and what was acknowledged last."""
     writer = ok_reply()
-    _write_state(writer, sealed)
-    _write_state(writer, booked)
+    write_range_state(writer, sealed)
+    write_range_state(writer, booked)
     return writer.finish()
 
 
 def decode_known(payload: bytes) -> tuple[State, State]:
     """Raises: what worker 0 raised."""
     reader = open_reply(payload)
-    sealed, booked = _read_state(reader), _read_state(reader)
+    sealed, booked = read_range_state(reader), read_range_state(reader)
     reader.end()
     return sealed, booked
 
@@ -114,14 +120,14 @@ def encode_quiet_states(states: Mapping[int, State]) -> bytes:
     writer.write_u16(len(states))
     for index, state in states.items():
         writer.write_u16(index)
-        _write_state(writer, state)
+        write_range_state(writer, state)
     return writer.finish()
 
 
 def decode_quiet_states(payload: bytes) -> dict[int, State]:
     """Raises: what the other worker raised."""
     reader = open_reply(payload)
-    states = {_index(reader): _read_state(reader) for _ in range(reader.read_u16())}
+    states = {_index(reader): read_range_state(reader) for _ in range(reader.read_u16())}
     reader.end()
     return states
 
@@ -131,13 +137,3 @@ def _index(reader: FrameReader) -> int:
     if index >= RANGES_MAX:
         raise PeerProtocolError(f"there is no range {index}")
     return index
-
-
-def _write_state(writer: FrameWriter, state: State) -> None:
-    version, root = state
-    writer.write_u64(version)
-    writer.write_bytes(root)
-
-
-def _read_state(reader: FrameReader) -> State:
-    return reader.read_u64(), reader.read_bytes(ROOT_SIZE)

@@ -21,7 +21,7 @@ from enclave_os.errors import (
     VersionConflict,
 )
 from enclave_os.evidence.exchange import BOOT_NONCE_SIZE, ROOT_SIZE
-from enclave_os.evidence.store_state import StoreState
+from enclave_os.evidence.store_state import State, StoreState
 from enclave_os.wire import FrameReader, FrameWriter
 from enclave_os.wire.errors import PeerProtocolError, UsageError
 from enclave_os.workers.link import MESSAGE_SIZE_MAX
@@ -309,6 +309,17 @@ def decode_state(reader: FrameReader) -> StoreState:
     return state
 
 
+def write_range_state(writer: FrameWriter, state: State) -> None:
+    """Version and root of one range."""
+    version, root = state
+    writer.write_u64(version)
+    writer.write_bytes(root)
+
+
+def read_range_state(reader: FrameReader) -> State:
+    return reader.read_u64(), reader.read_bytes(ROOT_SIZE)
+
+
 def _write_table(writer: FrameWriter, table: TableName) -> None:
     writer.write_sized(table.app.encode())
     writer.write_sized(table.name.encode())
@@ -343,15 +354,14 @@ def _write_state(writer: FrameWriter, state: StoreState) -> None:
     writer.write_u8(state.root is not None)
     writer.write_bytes(state.root or bytes(ROOT_SIZE))
     writer.write_u8(len(state.ranges))
-    for version, root in state.ranges:
-        writer.write_u64(version)
-        writer.write_bytes(root)
+    for one in state.ranges:
+        write_range_state(writer, one)
 
 
 def _read_state(reader: FrameReader) -> StoreState:
     boot, nonce, version = reader.read_u64(), reader.read_bytes(BOOT_NONCE_SIZE), reader.read_u64()
     has_root, root = reader.read_u8(), reader.read_bytes(ROOT_SIZE)
-    ranges = tuple((reader.read_u64(), reader.read_bytes(ROOT_SIZE)) for _ in range(reader.read_u8()))
+    ranges = tuple(read_range_state(reader) for _ in range(reader.read_u8()))
     return StoreState(boot, nonce, version, root if has_root else None, ranges)
 
 
